@@ -1,0 +1,129 @@
+"""BERT-type encoders with a classification head: post-norm layers of query, key, value, output, and a two-matrix FFN."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from autocompress.structure import Layer, Structure
+
+
+class Bias(nn.Module):
+    """What is left of an output projection without inputs: its bias, to be broadcast by the residual sum."""
+
+    def __init__(self, bias: Tensor) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(bias.detach().clone())
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, anything) -> (width,)."""
+        return self.bias
+
+
+class Slice(nn.Module):
+    """Stands in for the query, key and value projection of a layer without heads; its output is never used."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, length, hidden) -> (batch, length, width)."""
+        return hidden[..., : self.width]
+
+
+@dataclass(frozen=True)
+class EncoderFamily:
+    """A ``Family``, stated by names.
+
+    Args:
+        layers: path of the layer list in the classification model.
+        depth_key: the config key that holds the number of layers.
+        parts: role -> path inside a layer; roles as in ``interfaces.Family.part``.
+    """
+
+    name: str
+    layers: str
+    depth_key: str
+    parts: Mapping[str, str]
+
+    def structure(self, model: nn.Module) -> Structure:
+        size = self.head_size(model)
+        indices = range(len(self._layers(model)))
+        heads = [_width(self.part(model, i, "attention_output"), 1) // size for i in indices]
+        return Structure.full(heads, [_width(self.part(model, i, "ffn_output"), 1) for i in indices])
+
+    def head_size(self, model: nn.Module) -> int:
+        config: Any = model.config
+        return int(config.hidden_size // config.num_attention_heads)
+
+    def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
+        return self._layers(model)[layer].get_submodule(self.parts[role])
+
+    def cut(self, model: nn.Module, structure: Structure) -> nn.Module:
+        smaller = copy.deepcopy(model)
+        layers = self._layers(smaller)
+        self._replace(smaller, [layers[layer.source] for layer in structure.layers])
+        for i, layer in enumerate(structure.layers):
+            self._cut_layer(smaller, i, layer)
+        setattr(smaller.config, self.depth_key, len(structure.layers))
+        return smaller
+
+    def blank(self, config: Any, sizes: Mapping[str, Any]) -> nn.Module:
+        config = copy.deepcopy(config)
+        setattr(config, self.depth_key, len(sizes["layers"]))
+        model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        for i, (heads, ffn) in enumerate(zip(sizes["heads"], sizes["ffn"], strict=True)):
+            self._cut_layer(model, i, Layer(i, tuple(range(heads)), tuple(range(ffn))))
+        return model
+
+    def _layers(self, model: nn.Module) -> nn.ModuleList:
+        found = model.get_submodule(self.layers)
+        assert isinstance(found, nn.ModuleList)
+        return found
+
+    def _replace(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
+        parent, _, name = self.layers.rpartition(".")
+        setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
+
+    def _cut_layer(self, model: nn.Module, index: int, layer: Layer) -> None:
+        def put(role: str, module: nn.Module) -> None:
+            self._layers(model)[index].set_submodule(self.parts[role], module)
+
+        size = self.head_size(model)
+        dims = [head * size + i for head in layer.heads for i in range(size)]
+        for role in ("query", "key", "value"):
+            put(role, _keep_outputs(self.part(model, index, role), dims) if dims else Slice(size))
+        put("attention_output", _keep_inputs(self.part(model, index, "attention_output"), dims))
+        put("ffn_input", _keep_outputs(self.part(model, index, "ffn_input"), layer.ffn) if layer.ffn else nn.Identity())
+        put("ffn_output", _keep_inputs(self.part(model, index, "ffn_output"), layer.ffn))
+
+
+def _width(module: nn.Module, axis: int) -> int:
+    return module.weight.shape[axis] if isinstance(module, nn.Linear) else 0
+
+
+def _keep_outputs(linear: nn.Module, rows: Sequence[int]) -> nn.Module:
+    assert isinstance(linear, nn.Linear)
+    return _linear(linear.weight[list(rows)], linear.bias[list(rows)]) if len(rows) < linear.out_features else linear
+
+
+def _keep_inputs(linear: nn.Module, columns: Sequence[int]) -> nn.Module:
+    assert isinstance(linear, nn.Linear)
+    if not columns:
+        return Bias(linear.bias)
+    return _linear(linear.weight[:, list(columns)], linear.bias) if len(columns) < linear.in_features else linear
+
+
+def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:
+    linear = nn.Linear(weight.shape[1], weight.shape[0])
+    with torch.no_grad():
+        linear.weight.copy_(weight)
+        linear.bias.copy_(bias)
+    return linear

@@ -1,0 +1,7 @@
+"""RoBERTa: BERT's layers under another name."""
+
+from dataclasses import replace
+
+from autocompress.families import bert
+
+FAMILY = replace(bert.FAMILY, name="roberta", layers="roberta.encoder.layer")

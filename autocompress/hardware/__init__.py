@@ -1,0 +1,1 @@
+"""Hardware profiles and how latency is measured under them."""

@@ -1,0 +1,162 @@
+"""The plug points, as protocols, on one page. Shapes and units are part of the contract."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.candidate import Candidate, Setting, Value
+from autocompress.importance import Importance
+from autocompress.pareto import Latency
+from autocompress.structure import Structure
+
+if TYPE_CHECKING:
+    import torch
+
+Row = NDArray[np.int64]
+"""One tokenized example, shape (inputs, length): token ids, then token types where the model has them."""
+
+
+class Technique(Protocol):
+    """A structural technique: decides what to keep, never touches weights.
+
+    At its settings' defaults it returns the structure it was given.
+    """
+
+    name: str
+    settings: tuple[Setting, ...]
+
+    def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+        """The structure that is left.
+
+        Args:
+            structure: what earlier techniques left.
+            importance: of the uncut model, by criterion; index it through ``Layer.source`` and the kept indices.
+        Raises:
+            CandidateFailed: the settings do not fit this model.
+        """
+        ...
+
+
+class Family(Protocol):
+    """Where a model type keeps its layers, and how to cut them."""
+
+    name: str
+
+    def structure(self, model: torch.nn.Module) -> Structure:
+        """The full structure of the model."""
+        ...
+
+    def cut(self, model: torch.nn.Module, structure: Structure) -> torch.nn.Module:
+        """A smaller copy; the model itself is left as it is. Removed heads, neurons and layers leave the tensors."""
+        ...
+
+    def blank(self, config: Any, sizes: Mapping[str, Any]) -> torch.nn.Module:
+        """An untrained model with these sizes, for weights to be loaded into."""
+        ...
+
+    def head_size(self, model: torch.nn.Module) -> int:
+        """Dimensions per head."""
+        ...
+
+    def part(self, model: torch.nn.Module, layer: int, role: str) -> torch.nn.Module:
+        """The submodule of a layer in a role: ``query``, ``key``, ``value``, ``attention_output``, ``ffn_input``,
+        ``ffn_output``, ``block`` (the whole layer)."""
+        ...
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Model inputs as int64 arrays of shape (batch, length), attention mask included, by the names of the ONNX inputs."""
+
+    inputs: dict[str, NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Features:
+    """What a distillation objective sees of one model on one batch.
+
+    Args:
+        logits: (batch, labels).
+        mask: (batch, length), 1 on real tokens.
+        tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1, 0 the
+            embeddings'; ``query``, ``key``, ``value`` are of the last layer, all heads side by side.
+    """
+
+    logits: torch.Tensor
+    mask: torch.Tensor
+    tokens: Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class Matching:
+    """How a student's parts correspond to its teacher's.
+
+    Args:
+        layers: (student layer, teacher layer) pairs, counted from 1.
+        heads: the teacher's heads of the last layer that the student's last layer kept.
+        head_size: dimensions per head.
+    """
+
+    layers: tuple[tuple[int, int], ...]
+    heads: tuple[int, ...]
+    head_size: int
+
+
+class Objective(Protocol):
+    """A distillation loss."""
+
+    name: str
+
+    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
+        """Names of the (student, teacher) features that the loss reads from ``Features.tokens``."""
+        ...
+
+    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
+        """Scalar, differentiable in the student."""
+        ...
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model timed in turn with the baseline."""
+
+    latency_ms: Latency
+    speedup: float
+    speedup_ci95: tuple[float, float]
+
+
+class Timer(Protocol):
+    """Measures latencies; the one thing of a search that is not deterministic, so tests inject their own."""
+
+    def __call__(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Latency, list[Timing]]:
+        """Time ONNX files in turn with the baseline.
+
+        Args:
+            final: in a fresh process and for longer, for numbers that are reported.
+        Returns:
+            The baseline's latency in this session, and one timing per model.
+        """
+        ...
+
+
+class Sampler(Protocol):
+    """Proposes points; minimises every objective."""
+
+    def ask(self) -> tuple[int, dict[str, Value]]:
+        """A handle and the chosen settings, all within the space; inactive settings may be missing."""
+        ...
+
+    def tell(self, handle: int, losses: tuple[float, float] | None, violation: float = 0.0) -> None:
+        """The outcome.
+
+        Args:
+            losses: (latency relative to the baseline, 1 - quality); None for a failed trial.
+            violation: more than zero when a limit of the budget is missed.
+        """
+        ...

@@ -1,0 +1,291 @@
+"""Dominance, fronts, hypervolume, picking. The only page that knows which direction is better.
+
+Inside, every objective is minimised: latency in milliseconds, and loss = 1 - quality.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress.errors import RequestUnmet, UserError
+
+DROP_RANGE_POINTS = 5.0
+"""The drop in points of a hundred at which a model counts nothing in the hypervolume."""
+
+
+def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
+    """Indices of the points that no other point dominates, all coordinates minimised; of equal points the first stays.
+
+    Args:
+        points: finite coordinates, all of the same length.
+    """
+
+    def dominates(i: int, j: int) -> bool:
+        a, b = points[i], points[j]
+        return all(x <= y for x, y in zip(a, b, strict=True)) and (a != b or i < j)
+
+    return [j for j in range(len(points)) if not any(dominates(i, j) for i in range(len(points)) if i != j)]
+
+
+def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+    """Area that a front covers, in [0, 1].
+
+    Args:
+        points: (latency / baseline latency, drop in points of a hundred against the baseline) per model. A point covers
+            the rectangle up to x = 1 - relative latency and y = (5 - drop) / 5, both clipped to [0, 1].
+    """
+    corners = sorted(
+        ((_clip(1 - relative), _clip((DROP_RANGE_POINTS - drop) / DROP_RANGE_POINTS)) for relative, drop in points), reverse=True
+    )
+    area, height = 0.0, 0.0
+    for x, y in corners:
+        area += x * max(0.0, y - height)
+        height = max(height, y)
+    return area
+
+
+def _clip(value: float) -> float:
+    return min(1.0, max(0.0, value))
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one inference.
+
+    Args:
+        median: milliseconds.
+        p90: milliseconds.
+        ci95: 95 % confidence interval of the median, milliseconds.
+        n: timed runs.
+        basis: ``measured``; nothing else stands in a front.
+    """
+
+    median: float
+    p90: float
+    ci95: tuple[float, float]
+    n: int
+    basis: str = "measured"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Latency:
+        low, high = value["ci95"]
+        return cls(value["median"], value["p90"], (low, high), value["n"], value["basis"])
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores of one model; shares such as 0.875, drops against the baseline in points of a hundred.
+
+    Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
+    is verified.
+    """
+
+    validation: float
+    drop_validation: float
+    drop_validation_stderr: float
+    test: float | None = None
+    test_stderr: float | None = None
+    n_test: int | None = None
+    drop_test: float | None = None
+    drop_test_stderr: float | None = None
+
+    @property
+    def reported(self) -> float:
+        """The test score; the validation score of a front that is not verified yet."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def drop_reported(self) -> float:
+        return self.drop_validation if self.drop_test is None else self.drop_test
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model of a front; see README, "Reading the front"."""
+
+    id: str
+    candidate: dict[str, Any]
+    quality: Quality
+    latency_ms: Latency
+    speedup: float
+    speedup_ci95: tuple[float, float]
+    weight_bytes: int
+    path: str
+    sizes: dict[str, Any]
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Member:
+        low, high = value["speedup_ci95"]
+        return cls(**value | {
+            "quality": Quality(**value["quality"]),
+            "latency_ms": Latency.from_json(value["latency_ms"]),
+            "speedup_ci95": (low, high),
+        })
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a model must meet; None is no limit.
+
+    Args:
+        max_latency_ms: median latency at most, milliseconds.
+        min_speedup: against the unquantized fp32 model in the same runtime.
+        max_drop: points of a hundred lost against the baseline at most.
+        min_quality: share at least.
+
+    Raises:
+        UserError: a limit that no model or every model meets.
+    """
+
+    max_latency_ms: float | None = None
+    min_speedup: float | None = None
+    max_drop: float | None = None
+    min_quality: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("max_latency_ms", "min_speedup"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{name} is {value:g}: it must be more than zero")
+        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
+            raise UserError(f"max_drop is {self.max_drop:g}: it is in points of a hundred, from 0 to 100")
+        if self.min_quality is not None and not 0 < self.min_quality <= 1:
+            raise UserError(f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 and at most 1")
+
+    def as_dict(self) -> dict[str, float]:
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def admits_speed(self, latency_ms: float, speedup: float) -> bool:
+        """Whether the latency limits hold."""
+        return (self.max_latency_ms is None or latency_ms <= self.max_latency_ms) and (
+            self.min_speedup is None or speedup >= self.min_speedup
+        )
+
+    def violations(self, latency_ms: float, speedup: float, quality: float, drop: float) -> dict[str, float]:
+        """By how much each limit set is missed, as a share of the limit or in points; zero or less when it holds."""
+        found: dict[str, float] = {}
+        if self.max_latency_ms is not None:
+            found["latency"] = latency_ms / self.max_latency_ms - 1
+        if self.min_speedup is not None:
+            found["speedup"] = self.min_speedup / speedup - 1
+        if self.max_drop is not None:
+            found["drop"] = (drop - self.max_drop) / 100
+        if self.min_quality is not None:
+            found["quality"] = self.min_quality - quality
+        return found
+
+    def of(self, member: Member) -> dict[str, float]:
+        """``violations`` of a member, on the numbers that are reported."""
+        return self.violations(member.latency_ms.median, member.speedup, member.quality.reported, member.quality.drop_reported)
+
+
+@dataclass(frozen=True)
+class Front:
+    """The Pareto-optimal models of one search, sorted by latency; ``front.json`` as an object."""
+
+    metric: str
+    baseline: Member
+    hardware: dict[str, Any]
+    budget: dict[str, float]
+    hypervolume: float
+    members: tuple[Member, ...]
+    verified: bool
+
+    def pick(
+        self,
+        *,
+        max_latency_ms: float | None = None,
+        min_speedup: float | None = None,
+        max_drop: float | None = None,
+        min_quality: float | None = None,
+    ) -> Member:
+        """The most accurate member within a latency limit; with quality limits only, the fastest that meets them.
+
+        Quality limits are checked on the test score, the number that is reported. Arguments as in ``Budget``.
+
+        Raises:
+            UserError: no limit given, or one that makes no sense.
+            RequestUnmet: no member meets the request.
+        """
+        budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality)
+        if not budget.as_dict():
+            raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
+        fitting = [m for m in self.members if all(miss <= 0 for miss in budget.of(m).values())]
+        by_speed: Callable[[Member], tuple[float, float]] = lambda m: (m.latency_ms.median, -m.quality.reported)
+        by_quality: Callable[[Member], tuple[float, float]] = lambda m: (-m.quality.reported, m.latency_ms.median)
+        if fitting:
+            return min(fitting, key=by_speed if max_latency_ms is None and min_speedup is None else by_quality)
+        nearest = min(self.members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
+        limits = " and ".join(name for name, miss in budget.of(nearest).items() if miss > 0)
+        raise RequestUnmet(
+            f"no model of the front meets the request; the nearest is {nearest.id}, limited by its {limits}: "
+            f"{nearest.latency_ms.median:.3g} ms ({nearest.speedup:.2f}x), {self.metric} {nearest.quality.reported:.4f} "
+            f"(drop {nearest.quality.drop_reported:.2f} points)"
+        )
+
+    def member(self, id: str) -> Member:
+        """The member of that id, the baseline included.
+
+        Raises:
+            UserError: the front has no such member.
+        """
+        found = {m.id: m for m in (self.baseline, *self.members)}
+        if id not in found:
+            raise UserError(f"trial {id!r} is not in the front; its models are {', '.join(found)}")
+        return found[id]
+
+    def as_dict(self) -> dict[str, Any]:
+        return {"schema": 1, **asdict(self)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Front:
+        value = {key: item for key, item in value.items() if key != "schema"}
+        return cls(**value | {
+            "baseline": Member.from_json(value["baseline"]),
+            "members": tuple(Member.from_json(member) for member in value["members"]),
+        })
+
+
+def load_front(run: str | Path) -> Front:
+    """The front of a run folder.
+
+    Raises:
+        UserError: no readable ``front.json`` of a known schema there.
+    """
+    path = Path(run) / "front.json"
+    if not path.is_file():
+        raise UserError(f"{run} holds no front.json: give the folder of a search that has scored at least one model")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        if value["schema"] != 1:
+            raise UserError(f"{path}: schema is {value['schema']!r}, this version reads 1")
+        return Front.from_json(value)
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}") from error
+
+
+def without_ties(members: Sequence[Member], stderr_points: Callable[[Member, Member], float]) -> list[Member]:
+    """Of members whose latency intervals overlap and whose validation quality differs by less than one standard error, the
+    smaller file stays.
+
+    Args:
+        members: non-dominated, in any order.
+        stderr_points: paired standard error of the difference in validation quality of two members, points of a hundred.
+
+    Returns:
+        The members that stay, sorted by latency.
+    """
+    kept: list[Member] = []
+    for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.median)):
+        if not any(_tied(member, other, stderr_points(member, other)) for other in kept):
+            kept.append(member)
+    return sorted(kept, key=lambda m: m.latency_ms.median)
+
+
+def _tied(a: Member, b: Member, stderr_points: float) -> bool:
+    overlap = a.latency_ms.ci95[0] <= b.latency_ms.ci95[1] and b.latency_ms.ci95[0] <= a.latency_ms.ci95[1]
+    return overlap and 100 * abs(a.quality.validation - b.quality.validation) < stderr_points

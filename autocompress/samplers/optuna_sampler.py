@@ -1,0 +1,72 @@
+"""The one door to Optuna: multi-objective TPE with constraints, and random search."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from typing import Any
+
+import optuna
+
+from autocompress.candidate import Value, freeze, thaw
+from autocompress.search_space import Choices, Parameter, SearchSpace
+from autocompress.techniques import SETTINGS
+
+_START_UP_TRIALS = 8
+
+
+class OptunaSampler:
+    """A ``Sampler`` over a space: its corners first, in order, then the algorithm's proposals.
+
+    Conditions hold inside a point: a setting that means nothing beside the earlier ones is not asked for.
+
+    Args:
+        algorithm: ``tpe`` or ``random``.
+        seed: same seed and same outcomes told, same points.
+    """
+
+    def __init__(self, space: SearchSpace, algorithm: str, seed: int) -> None:
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.space = space
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler: optuna.samplers.BaseSampler = (
+                optuna.samplers.RandomSampler(seed=seed)
+                if algorithm == "random"
+                else optuna.samplers.TPESampler(seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True)
+            )
+        self.study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        self.trials: dict[int, optuna.Trial] = {}
+        for corner in space.corners:
+            self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in space.parameters})
+
+    def ask(self) -> tuple[int, dict[str, Value]]:
+        trial = self.study.ask()
+        chosen: dict[str, Value] = {}
+        for parameter in self.space.parameters:
+            if parameter.setting.when(SETTINGS.complete(chosen)):
+                chosen[parameter.name] = _suggest(trial, parameter)
+        self.trials[trial.number] = trial
+        return trial.number, chosen
+
+    def tell(self, handle: int, losses: tuple[float, float] | None, violation: float = 0.0) -> None:
+        trial = self.trials.pop(handle)
+        if losses is None:
+            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+            return
+        trial.set_constraint("budget", violation)
+        self.study.tell(trial, list(losses))
+
+
+def _encode(parameter: Parameter, value: Value) -> Any:
+    return json.dumps(thaw(value)) if isinstance(parameter.values, Choices) else value
+
+
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
+    values = parameter.values
+    if isinstance(values, Choices):
+        encoded = trial.suggest_categorical(parameter.name, [json.dumps(thaw(value)) for value in values.values])
+        return freeze(json.loads(encoded))
+    if values.integer:
+        return trial.suggest_int(parameter.name, int(values.low), int(values.high), step=int(values.step or 1), log=values.log)
+    return trial.suggest_float(parameter.name, values.low, values.high, step=values.step, log=values.log)

@@ -1,0 +1,329 @@
+"""The search: prepare, ask, try, journal, tell, verify."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from autocompress import environment
+from autocompress.candidate import Candidate
+from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
+from autocompress.families import family_of
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.timing import OnnxRuntimeTimer
+from autocompress.interfaces import Timer
+from autocompress.journal import Run, Trial
+from autocompress.pareto import Budget, Front
+from autocompress.report import write_report
+from autocompress.samplers import SAMPLERS
+from autocompress.samplers.optuna_sampler import OptunaSampler
+from autocompress.search_space import SearchSpace
+from autocompress.structure import Structure
+from autocompress.tasks import TASKS
+from autocompress.tasks.data import Columns
+from autocompress.tasks.text_classification import TextClassification
+from autocompress.tasks.text_classification import load as load_task
+from autocompress.teacher import finetuned, fingerprint, load_classifier, load_config, load_tokenizer, weights_digest
+from autocompress.techniques import TECHNIQUES, resolve
+from autocompress.verification import covered, losses, provisional, standing, verified, violation, write_front
+from autocompress.workbench import Workbench, unpack
+
+DEFAULT_TRIALS = 50
+_MOST_REPEATS = 300
+"""Proposals in a row that were tried before, after which the space counts as exhausted."""
+_STRUCTURAL = tuple({setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings})
+
+
+@dataclass(frozen=True)
+class Request:
+    """All that a search is asked; see ``search`` for the meaning of each."""
+
+    model: str
+    task: str
+    data: str
+    hardware: HardwareProfile
+    space: SearchSpace
+    out: Path
+    columns: Columns = Columns()
+    validation: str | None = None
+    test: str | None = None
+    unlabeled: str | None = None
+    finetune: bool = False
+    budget: Budget = Budget()
+    trials: int | None = None
+    time_limit_s: float | None = None
+    sampler: str = "tpe"
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
+        if self.sampler not in SAMPLERS:
+            raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
+        if self.trials is not None and self.trials < 1:
+            raise UserError(f"trials is {self.trials}: it must be at least 1")
+        if self.time_limit_s is not None and self.time_limit_s <= 0:
+            raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
+
+    @property
+    def most_trials(self) -> int | None:
+        """Trials beside the baseline; without any limit given, 50."""
+        return DEFAULT_TRIALS if self.trials is None and self.time_limit_s is None else self.trials
+
+
+class Listener(Protocol):
+    """Hears of a search's progress."""
+
+    def stage(self, name: str, done: int = 0, of: int = 0) -> None:
+        """A stage has begun, or has got so far."""
+        ...
+
+    def trial(self, trial: Trial, remaining_s: float | None) -> None:
+        """A trial has ended; seconds to the end of the whole search, None when nothing is known yet."""
+        ...
+
+
+class Silent:
+    """Hears nothing."""
+
+    def stage(self, name: str, done: int = 0, of: int = 0) -> None: ...
+
+    def trial(self, trial: Trial, remaining_s: float | None) -> None: ...
+
+
+@dataclass(frozen=True)
+class SearchResult:
+    """What a search leaves.
+
+    Args:
+        front: the verified front.
+        run: the run folder.
+        trials: all of them, the baseline first.
+    """
+
+    front: Front
+    run: Path
+    trials: tuple[Trial, ...]
+
+
+def run_search(request: Request, listener: Listener | None = None, timer: Timer | None = None) -> SearchResult:
+    """Search, verify, and write the run folder.
+
+    Args:
+        timer: measures latencies; by default onnxruntime under the request's profile.
+
+    Raises:
+        UserError: a mistake in the request; nothing is written then.
+        RequestUnmet: no model meets the budget; the run folder shows what was tried.
+        SearchFailed: every trial failed.
+        KeyboardInterrupt: stopped; the front so far is written, and the run can be resumed.
+    """
+    listener = listener or Silent()
+    clock = _Clock(request)
+    if not request.resume:
+        Run.check_free(request.out)
+    listener.stage("reading model and data")
+    task, tokenizer = _load_data(request)
+    if request.finetune:
+        model = finetuned(request.model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
+    else:
+        model = load_classifier(request.model, None)
+    inputs = _inputs(request, weights_digest(model))
+    run = Run.resume(request.out, inputs) if request.resume else Run.start(request.out, _description(request, inputs, task))
+    with run.locked():
+        tokenizer_files = run.folder / "tokenizer"
+        tokenizer.save_pretrained(tokenizer_files)
+        listener.stage("preparing the teacher")
+        config: Any = model.config
+        bench = Workbench.prepare(
+            run, task, model, family_of(config.model_type), tokenizer_files, timer or OnnxRuntimeTimer(request.hardware),
+            request.hardware.batch_size, request.budget, request.seed,
+        )
+        return _Loop(request, bench, listener, clock).run()
+
+
+class _Clock:
+    """Time left under the request's limit; time spent before a resume counts."""
+
+    def __init__(self, request: Request) -> None:
+        self.started = time.monotonic()
+        self.limit = request.time_limit_s
+        self.before = 0.0
+
+    @property
+    def spent(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def left(self, reserve: float) -> float:
+        return float("inf") if self.limit is None else self.limit - self.spent - reserve
+
+
+class _Loop:
+    def __init__(self, request: Request, bench: Workbench, listener: Listener, clock: _Clock) -> None:
+        self.request, self.bench, self.listener, self.clock = request, bench, listener, clock
+        self.trials: list[Trial] = []
+        self.sampler = OptunaSampler(request.space, request.sampler, request.seed)
+
+    def run(self) -> SearchResult:
+        run, request = self.bench.run, self.request
+        recorded = run.trials()
+        self.clock.before = sum(trial.seconds for trial in recorded)
+        try:
+            self._search(recorded)
+            self.listener.stage("verifying the front")
+            return self._finish()
+        except (KeyboardInterrupt, UserError):
+            if self.trials:
+                write_front(run, provisional(self.trials, request.budget, request.hardware))
+                write_report(run.folder)
+            raise
+
+    def _search(self, recorded: Sequence[Trial]) -> None:
+        self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
+        baseline = self.trials[0]
+        baseline_answers = unpack(baseline.correct or "", len(self.bench.task.validation.rows))
+        seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
+        repeats = 0
+        while repeats < _MOST_REPEATS and (self.request.most_trials is None or len(self.trials) <= self.request.most_trials):
+            handle, chosen = self.sampler.ask()
+            candidate, structure, problem = self._resolve(self.request.space.candidate(chosen))
+            identity = _identity(structure, candidate) if structure else candidate
+            if identity in seen:
+                self._tell(handle, seen[identity])
+                repeats += 1
+                continue
+            repeats = 0
+            number = len(self.trials)
+            if number < len(recorded):
+                trial = recorded[number]
+                if trial.candidate != candidate.as_dict():
+                    raise UserError(f"--resume: trial {trial.id} cannot be replayed; was the run made with other library versions?")
+            elif structure is None:
+                trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
+            else:
+                if self._seconds_for(candidate) > self.clock.left(self._verification_s()):
+                    break
+                trial = self.bench.evaluate(number, candidate, structure, baseline_answers, self._promote)
+            self._record(trial, number < len(recorded))
+            seen[identity] = trial
+            self._tell(handle, trial)
+
+    def _resolve(self, candidate: Candidate) -> tuple[Candidate, Structure | None, str | None]:
+        """The candidate's structure; recovery repairs a cut, so an uncut candidate loses its recovery settings."""
+        try:
+            structure = resolve(self.bench.full, candidate, self.bench.importance)
+        except CandidateFailed as error:
+            return candidate, None, str(error)
+        return (candidate.without("recovery") if structure == self.bench.full else candidate), structure, None
+
+    def _record(self, trial: Trial, replayed: bool) -> None:
+        self.trials.append(trial)
+        if replayed:
+            return
+        self.bench.run.append(trial)
+        self.listener.trial(trial, self._remaining_s())
+        if trial.state == "complete":
+            write_front(self.bench.run, provisional(self.trials, self.request.budget, self.request.hardware))
+
+    def _tell(self, handle: int, trial: Trial) -> None:
+        if trial.state == "failed":
+            self.sampler.tell(handle, None)
+        else:
+            self.sampler.tell(handle, losses(trial), violation(trial, self.request.budget))
+
+    def _promote(self, rung: int, quality: float, speedup: float) -> str | None:
+        """Stop a candidate when a faster one was better by more than one standard error after as many steps."""
+        count = len(self.bench.task.validation.rows)
+        margin = (quality * (1 - quality) / count) ** 0.5
+        for other in self.trials:
+            at_rung = dict(other.rungs).get(rung)
+            if at_rung is not None and (other.speedup or 0) >= speedup and at_rung - quality > margin:
+                return f"{quality:.4f} after {rung} steps, where {other.id} had {at_rung:.4f} and is no slower"
+        return None
+
+    def _seconds_for(self, candidate: Candidate) -> float:
+        """What a trial may take, from the slowest trial so far per recovery step."""
+        steps = candidate.number("recovery.steps", 0)
+        rates = [t.seconds / (t.rungs[-1][0] + 32) for t in self.trials[1:] if t.rungs]
+        return (steps + 32) * (max(rates) if rates else 0.1)
+
+    def _verification_s(self) -> float:
+        models = len(standing(self.trials, self.request.budget)) + 1
+        return 10 + models * (self.request.hardware.final_seconds + 2)
+
+    def _remaining_s(self) -> float | None:
+        by_time = self.clock.left(0)
+        if self.request.most_trials is None:
+            return by_time
+        tried = self.trials[1:]
+        if not tried:
+            return None
+        mean = sum(trial.seconds for trial in tried) / len(tried)
+        return min(by_time, mean * (self.request.most_trials - len(tried)) + self._verification_s())
+
+    def _finish(self) -> SearchResult:
+        request, run = self.request, self.bench.run
+        tried = self.trials[1:]
+        if tried and all(trial.state == "failed" for trial in tried):
+            reasons = "; ".join(dict.fromkeys(f"{trial.id}: {trial.reason}" for trial in tried[:3]))
+            raise SearchFailed(f"all {len(tried)} trials failed: {reasons}")
+        front = verified(self.trials, self.bench, request.hardware)
+        write_front(run, front)
+        write_report(run.folder)
+        if not front.members:
+            raise RequestUnmet(f"none of {len(tried)} candidates meets the budget; {self._nearest()}")
+        return SearchResult(front, run.folder, tuple(self.trials))
+
+    def _nearest(self) -> str:
+        timed = [trial for trial in self.trials if trial.speedup is not None and trial.latency_ms is not None]
+        nearest = min(timed, key=lambda trial: (violation(trial, self.request.budget), losses(trial)))
+        assert nearest.latency_ms is not None and nearest.speedup is not None
+        quality = f", {nearest.quality.validation:.4f} on the validation split" if nearest.quality else ", not trained"
+        return f"the nearest is {nearest.id}: {nearest.latency_ms.median:.3g} ms ({nearest.speedup:.2f}x){quality}"
+
+
+def _identity(structure: Structure, candidate: Candidate) -> object:
+    """Equal for candidates that give the same model by the same training, whatever their settings say."""
+    return structure, candidate.without(*_STRUCTURAL)
+
+
+def _load_data(request: Request) -> tuple[TextClassification, Any]:
+    config = load_config(request.model)
+    tokenizer = load_tokenizer(request.model)
+    positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    task = load_task(
+        tokenizer, request.data, request.columns, min(tokenizer.model_max_length, positions),
+        None if request.finetune else dict(config.label2id), request.validation, request.test, request.unlabeled,
+    )
+    return task, tokenizer
+
+
+def _inputs(request: Request, weights: str) -> dict[str, Any]:
+    """What a resumed run must share with its beginning; the limits on trials and time may change."""
+    files = {name: getattr(request, name) for name in ("data", "validation", "test", "unlabeled")}
+    return {
+        "model": request.model, "weights": weights, "task": request.task,
+        **{name: path and fingerprint(path) for name, path in files.items()},
+        "columns": [request.columns.text, request.columns.text_pair, request.columns.label],
+        "finetune": request.finetune, "hardware": request.hardware.as_dict(), "space": request.space.as_dict(),
+        "budget": request.budget.as_dict(), "sampler": request.sampler, "seed": request.seed,
+    }
+
+
+def _description(request: Request, inputs: dict[str, Any], task: TextClassification) -> dict[str, Any]:
+    splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
+    return {
+        "schema": 1, "inputs": inputs, "trials": request.most_trials, "time_limit_s": request.time_limit_s,
+        "data": {"source": request.data, "labels": task.labels, **splits, "unlabeled": len(task.unlabeled), "dropped": task.dropped},
+        "versions": environment.versions(), "device": environment.device(), "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

@@ -1,0 +1,181 @@
+"""A search space: which settings vary, over what, and the points tried first."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from autocompress import resources
+from autocompress.candidate import Candidate, Setting, Value, thaw
+from autocompress.errors import UserError
+from autocompress.techniques import SETTINGS
+
+
+@dataclass(frozen=True)
+class Choices:
+    """One of these values."""
+
+    values: tuple[Value, ...]
+
+    def __str__(self) -> str:
+        return " | ".join(json.dumps(thaw(value)) for value in self.values)
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number from low to high.
+
+    Args:
+        step: only low, low + step, ...; None is continuous (or every whole number).
+        log: vary the order of magnitude.
+        integer: whole numbers only.
+    """
+
+    low: float
+    high: float
+    step: float | None
+    log: bool
+    integer: bool
+
+    def __str__(self) -> str:
+        notes = [f"step {self.step:g}"] if self.step else []
+        return " ".join([f"{self.low:g} to {self.high:g}", *notes, *(["log"] if self.log else [])])
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A setting and what the space lets it be."""
+
+    setting: Setting
+    values: Choices | Range
+
+    @property
+    def name(self) -> str:
+        return self.setting.name
+
+    def contains(self, value: Value) -> bool:
+        if isinstance(self.values, Choices):
+            return any(value == choice and type(value) is type(choice) for choice in self.values.values)
+        return isinstance(value, int | float) and self.values.low <= value <= self.values.high
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Parameters in order of application, and corners: candidates that a search tries first.
+
+    Settings that the space does not name stay at their defaults.
+    """
+
+    name: str
+    description: str
+    parameters: tuple[Parameter, ...]
+    corners: tuple[Mapping[str, Value], ...] = ()
+
+    @classmethod
+    def load(cls, name_or_path: str) -> SearchSpace:
+        """A shipped space by name, or a TOML file by path.
+
+        Raises:
+            UserError: not found, unknown section or key, wrong type, range reversed, value not allowed.
+        """
+        path = resources.locate("search_spaces", name_or_path)
+        return cls.from_mapping(path.stem, resources.read_toml(path), path)
+
+    @classmethod
+    def from_mapping(cls, name: str, values: Mapping[str, Any], path: Path | str = "space") -> SearchSpace:
+        """From parsed TOML; raises as ``load``."""
+        values = dict(values)
+        description, corners = values.pop("description", ""), values.pop("corners", [])
+        if not isinstance(description, str):
+            raise UserError(f"{path}: description is {description!r}, it must be text")
+        flat = _flatten(values, str(path))
+        for key in flat:
+            if key not in SETTINGS.by_name:
+                raise UserError(f"{path}: unknown setting {key!r}; known are {', '.join(SETTINGS.by_name)}")
+        if not flat:
+            raise UserError(f"{path}: the space names no setting")
+        parameters = tuple(
+            Parameter(setting, _values(setting, flat[setting.name], str(path))) for setting in SETTINGS if setting.name in flat
+        )
+        space = cls(name, description, parameters)
+        if not isinstance(corners, list) or not all(isinstance(corner, dict) for corner in corners):
+            raise UserError(f"{path}: corners must be tables, [[corners]]")
+        return cls(name, description, parameters, tuple(space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1)))
+
+    def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
+        where = f"{path}: corner {number}"
+        point = {name: SETTINGS.by_name[name].check(value, where) if name in SETTINGS.by_name else value for name, value in _flatten(corner, where).items()}
+        SETTINGS.candidate(point, where)
+        by_name = {parameter.name: parameter for parameter in self.parameters}
+        complete = SETTINGS.complete(point)
+        for name, value in point.items():
+            if name not in by_name:
+                raise UserError(f"{where}: {name} is not a parameter of the space")
+            if not by_name[name].contains(value):
+                raise UserError(f"{where}: {name} is {thaw(value)!r}, outside the space: {by_name[name].values}")
+        for parameter in self.parameters:
+            if parameter.name not in point and parameter.setting.when(complete) and not parameter.contains(parameter.setting.default):
+                raise UserError(f"{where}: give {parameter.name}, whose default lies outside the space: {parameter.values}")
+        return complete
+
+    def candidate(self, chosen: Mapping[str, Value]) -> Candidate:
+        """The candidate of a point of this space."""
+        return SETTINGS.candidate(chosen, self.name)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON, for the record of a run."""
+        return {
+            "name": self.name,
+            "parameters": {parameter.name: str(parameter.values) for parameter in self.parameters},
+            "corners": [{name: thaw(value) for name, value in corner.items()} for corner in self.corners],
+        }
+
+
+def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for section, keys in values.items():
+        if "." in section:
+            flat[section] = keys
+        elif isinstance(keys, dict):
+            flat |= {f"{section}.{key}": value for key, value in keys.items()}
+        else:
+            raise UserError(f"{where}: unknown key {section!r}; settings stand in sections such as [layers]")
+    return flat
+
+
+def _values(setting: Setting, given: Any, path: str) -> Choices | Range:
+    name = setting.name
+    if isinstance(given, dict):
+        return _range(setting, given, path)
+    choices = given if isinstance(given, list) else [given]
+    if not choices:
+        raise UserError(f"{path}: {name} is an empty list, give at least one value")
+    checked = tuple(setting.check(value, path) for value in choices)
+    if len(set(map(repr, checked))) < len(checked):
+        raise UserError(f"{path}: {name} lists a value twice")
+    return Choices(checked)
+
+
+def _range(setting: Setting, given: Mapping[str, Any], path: str) -> Range:
+    name = setting.name
+    unknown = given.keys() - {"low", "high", "step", "log"}
+    if unknown:
+        raise UserError(f"{path}: {name} has the unknown key {min(unknown)!r}; a range has low, high, step, log")
+    for key in ("low", "high"):
+        if key not in given:
+            raise UserError(f"{path}: {name} is a range without {key!r}")
+        setting.check(given[key], f"{path}: {key} of the range")
+        if isinstance(given[key], bool | str | list):
+            raise UserError(f"{path}: {name} is {given[key]!r} at {key}, a range needs numbers")
+    low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
+    if low >= high:
+        raise UserError(f"{path}: {name} has its range reversed or empty: low {low:g}, high {high:g}")
+    if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
+        raise UserError(f"{path}: {name}: log is true or false; a log range has low above 0 and no step")
+    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step <= high - low):
+        raise UserError(f"{path}: {name} has step {step!r}, allowed is more than 0 and at most {high - low:g}")
+    integer = isinstance(setting.default, int) and not isinstance(setting.default, bool)
+    return Range(low, high, step, log, integer)

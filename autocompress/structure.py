@@ -1,0 +1,56 @@
+"""What is left of a model: which layers, and in each which heads and which FFN neurons.
+
+Structural techniques are functions from structure to structure; the model itself is cut once, at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One kept layer: its place in the original model, and the indices of the heads and neurons kept (ascending)."""
+
+    source: int
+    heads: tuple[int, ...]
+    ffn: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Structure:
+    """The kept layers, from input to output."""
+
+    layers: tuple[Layer, ...]
+
+    @classmethod
+    def full(cls, heads: Sequence[int], ffn: Sequence[int]) -> Structure:
+        """The uncut structure of a model whose layer ``i`` has ``heads[i]`` heads and ``ffn[i]`` neurons."""
+        pairs = zip(heads, ffn, strict=True)
+        return cls(tuple(Layer(i, tuple(range(h)), tuple(range(f))) for i, (h, f) in enumerate(pairs)))
+
+    @property
+    def head_counts(self) -> tuple[int, ...]:
+        return tuple(len(layer.heads) for layer in self.layers)
+
+    @property
+    def ffn_widths(self) -> tuple[int, ...]:
+        return tuple(len(layer.ffn) for layer in self.layers)
+
+    def sizes(self) -> dict[str, Any]:
+        """As JSON: ``{"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}``, enough to rebuild the shapes."""
+        return {
+            "layers": [layer.source for layer in self.layers],
+            "heads": list(self.head_counts),
+            "ffn": list(self.ffn_widths),
+        }
+
+    def __str__(self) -> str:
+        return f"{len(self.layers)} layers, heads {_brief(self.head_counts)}, FFN {_brief(self.ffn_widths)}"
+
+
+def _brief(counts: tuple[int, ...]) -> str:
+    low, high = min(counts), max(counts)
+    return str(low) if low == high else f"{low}-{high}"

@@ -1,0 +1,197 @@
+"""Examples from files or hub ids, and splits that never mix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autocompress.errors import UserError
+
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 1500
+"""Validation and test are cut from the data where they are not given: this share each, at most this many examples."""
+
+Example = tuple[str, str | None, Any]
+"""Text, second text of a pair or None, label as found."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Column names; None lets the loader find a usual one."""
+
+    text: str | None = None
+    text_pair: str | None = None
+    label: str | None = None
+
+
+_USUAL = {"text": ("text", "sentence", "content", "review", "sentence1"), "label": ("label", "labels", "target", "class")}
+
+
+@dataclass
+class Examples:
+    """The three splits, and what was dropped to keep them apart."""
+
+    train: list[Example]
+    validation: list[Example]
+    test: list[Example]
+    label_names: list[str] | None = None
+    dropped: dict[str, int] = field(default_factory=dict)
+
+
+def load_examples(source: str, columns: Columns, validation: str | None = None, test: str | None = None) -> Examples:
+    """Read and split.
+
+    Args:
+        source: a csv, tsv, json(l) or parquet file, or a dataset id on the hub.
+        validation: another file, or the name of a split of the hub dataset; by default its ``validation`` split where it
+            has labels, else cut from the training data.
+        test: likewise.
+
+    Raises:
+        UserError: not readable, a column is missing, a text is empty, or too little data.
+    """
+    if Path(source).suffix in FORMATS or Path(source).exists():
+        tables = {"train": _read_file(source)}
+    else:
+        tables = _read_hub(source)
+    train_table = tables.get("train")
+    if train_table is None:
+        raise UserError(f"--data {source} has no split 'train'; it has {', '.join(tables)}")
+    label_names = _label_names(train_table, columns)
+    train = _examples(train_table, columns, source)
+    given: dict[str, list[Example] | None] = {}
+    for name, choice in (("validation", validation), ("test", test)):
+        if choice is not None and choice not in tables:
+            given[name] = _examples(_read_file(choice), columns, choice)
+        elif choice is not None or name in tables:
+            found = _examples(tables[choice or name], columns, f"{source} ({choice or name})")
+            labelled = any(label not in (-1, "-1") for _, _, label in found)
+            if choice is not None and not labelled:
+                raise UserError(f"--{name} {choice}: the split has no labels")
+            given[name] = found if labelled else None
+        else:
+            given[name] = None
+    return _split(train, given["validation"], given["test"], label_names)
+
+
+def _split(
+    train: list[Example], validation: list[Example] | None, test: list[Example] | None, label_names: list[str] | None
+) -> Examples:
+    dropped: dict[str, int] = {}
+    train = _without_repeats(train, "train", dropped)
+    order = np.random.default_rng(0).permutation(len(train))
+    train = [train[i] for i in order]
+    held_out = min(HELD_OUT_MOST, int(HELD_OUT_SHARE * len(train)))
+    if test is None:
+        train, test = train[:-held_out or None], train[len(train) - held_out :]
+    if validation is None:
+        train, validation = train[:-held_out or None], train[len(train) - held_out :]
+    validation = _without_repeats(validation, "validation", dropped)
+    test = _without_repeats(test, "test", dropped)
+    validation = _without_texts_of(test, validation, "validation also in test", dropped)
+    train = _without_texts_of([*validation, *test], train, "train also in validation or test", dropped)
+    for name, split in (("train", train), ("validation", validation), ("test", test)):
+        if len(split) < 10:
+            raise UserError(f"the {name} split has {len(split)} examples after dropping repeats, at least 10 are needed")
+    return Examples(train, validation, test, label_names, dropped)
+
+
+def _without_repeats(examples: list[Example], name: str, dropped: dict[str, int]) -> list[Example]:
+    unique = list(dict.fromkeys(examples))
+    dropped[f"{name} repeated"] = len(examples) - len(unique)
+    return unique
+
+
+def _without_texts_of(others: list[Example], examples: list[Example], name: str, dropped: dict[str, int]) -> list[Example]:
+    texts = {(text, pair) for text, pair, _ in others}
+    kept = [example for example in examples if example[:2] not in texts]
+    dropped[name] = len(examples) - len(kept)
+    return kept
+
+
+def read_lines(path: str) -> list[str]:
+    """The distinct non-empty lines of a text file, in order.
+
+    Raises:
+        UserError: no such file, not UTF-8, or nothing in it.
+    """
+    try:
+        lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"--unlabeled {path} cannot be read: {error}") from error
+    found = list(dict.fromkeys(line for line in lines if line))
+    if not found:
+        raise UserError(f"--unlabeled {path} has no text")
+    return found
+
+
+def _read_file(source: str) -> Any:
+    path = Path(source)
+    if not path.is_file():
+        raise UserError(f"data file {source} does not exist")
+    if path.suffix not in FORMATS or path.suffix == ".txt":
+        raise UserError(f"data file {source}: give .csv, .tsv, .json, .jsonl or .parquet")
+    import pandas
+
+    try:
+        match FORMATS[path.suffix]:
+            case "csv":
+                frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False, encoding="utf-8")
+            case "json":
+                frame = pandas.read_json(path, lines=path.suffix == ".jsonl", dtype=False)
+            case _:
+                frame = pandas.read_parquet(path)
+    except (ValueError, OSError) as error:
+        raise UserError(f"data file {source} cannot be read: {str(error).splitlines()[0]}") from error
+    return frame
+
+
+def _read_hub(source: str) -> dict[str, Any]:
+    import datasets
+
+    try:
+        found = datasets.load_dataset(source)
+    except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
+        raise UserError(f"--data {source} is neither a file nor a dataset that can be loaded: {str(error).splitlines()[0]}") from error
+    return dict(found)
+
+
+def _label_names(table: Any, columns: Columns) -> list[str] | None:
+    features = getattr(table, "features", {})
+    feature = features.get(columns.label or "label") if features else None
+    return list(feature.names) if hasattr(feature, "names") else None
+
+
+def _column(table: Any, role: str, wanted: str | None, source: str) -> str:
+    present = [str(name) for name in (table.column_names if hasattr(table, "column_names") else table.columns)]
+    if wanted is not None:
+        if wanted not in present:
+            raise UserError(f"{source} has no column {wanted!r}; its columns are {', '.join(present)}")
+        return wanted
+    for name in _USUAL[role]:
+        if name in present:
+            return name
+    raise UserError(f"{source}: give --{role}-column, one of {', '.join(present)}")
+
+
+def _values(table: Any, name: str) -> list[Any]:
+    values: Sequence[Any] = table[name]
+    return values.tolist() if hasattr(values, "tolist") else list(values)
+
+
+def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
+    text_column = _column(table, "text", columns.text, source)
+    texts = _values(table, text_column)
+    labels = _values(table, _column(table, "label", columns.label, source))
+    pairs = _values(table, _column(table, "text", columns.text_pair, source)) if columns.text_pair else [None] * len(texts)
+    for number, (text, pair, label) in enumerate(zip(texts, pairs, labels, strict=True), start=1):
+        if not isinstance(text, str) or not text.strip() or (pair is not None and (not isinstance(pair, str) or not pair.strip())):
+            raise UserError(f"{source}: row {number} has no text in column {text_column!r}")
+        if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
+            raise UserError(f"{source}: row {number} has no label")
+    return list(zip(texts, pairs, labels, strict=True))

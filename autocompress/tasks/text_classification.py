@@ -1,0 +1,145 @@
+"""Text classification: one sentence or a pair of sentences, one label, scored by accuracy."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import UserError
+from autocompress.interfaces import Batch, Row
+from autocompress.tasks.data import Columns, Example, load_examples, read_lines
+
+METRIC = "accuracy"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Tokenized examples and their labels, int64 of shape (examples,)."""
+
+    rows: list[Row]
+    labels: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class TextClassification:
+    """Three splits that share no text, and unlabelled rows.
+
+    Args:
+        labels: names, by id.
+        input_names: of the parts of a ``Row``.
+        dropped: examples dropped to keep the splits apart, by reason.
+    """
+
+    labels: tuple[str, ...]
+    input_names: tuple[str, ...]
+    pad_id: int
+    train: Split
+    validation: Split
+    test: Split
+    unlabeled: list[Row]
+    dropped: dict[str, int]
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Rows padded to the longest of them."""
+        length = max(row.shape[1] for row in rows)
+        inputs = {name: np.zeros((len(rows), length), np.int64) for name in (*self.input_names, "attention_mask")}
+        inputs["input_ids"][:] = self.pad_id
+        for i, row in enumerate(rows):
+            for name, values in zip(self.input_names, row, strict=True):
+                inputs[name][i, : row.shape[1]] = values
+            inputs["attention_mask"][i, : row.shape[1]] = 1
+        return Batch(inputs)
+
+    def batches(self, rows: Sequence[Row], size: int) -> list[Batch]:
+        """All rows in order, ``size`` at a time."""
+        return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+
+
+def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which examples are answered correctly.
+
+    Args:
+        logits: (examples, labels).
+        labels: (examples,).
+    """
+    answers: NDArray[np.bool_] = logits.argmax(1) == labels
+    return answers
+
+
+def load(
+    tokenizer: Any,
+    source: str,
+    columns: Columns,
+    max_length: int,
+    label_ids: dict[str, int] | None,
+    validation: str | None = None,
+    test: str | None = None,
+    unlabeled: str | None = None,
+) -> TextClassification:
+    """Read, split and tokenize.
+
+    Args:
+        tokenizer: of transformers.
+        max_length: tokens; longer texts are cut.
+        label_ids: the model's label names to ids; None takes the labels from the data.
+
+    Raises:
+        UserError: see ``load_examples``; one class only; a label that the model does not have.
+    """
+    examples = load_examples(source, columns, validation, test)
+    names = examples.label_names
+    if label_ids is None:
+        found = {str(label) for _, _, label in examples.train}
+        if names is None:
+            names = sorted(found, key=lambda label: (int(label) if label.lstrip("-").isdigit() else 0, label))
+        label_ids = {name: i for i, name in enumerate(names)}
+    to_id = _label_reader(label_ids, names)
+    splits = {}
+    input_names = tuple(name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names)
+
+    def encode(texts: Sequence[str], pairs: Sequence[str | None]) -> list[Row]:
+        encoded = tokenizer(
+            list(texts), list(pairs) if pairs and pairs[0] is not None else None, truncation=True, max_length=max_length
+        )
+        return [np.stack([np.asarray(encoded[name][i], np.int64) for name in input_names]) for i in range(len(texts))]
+
+    def split(part: list[Example], name: str) -> Split:
+        ids = np.array([to_id(label, f"{source} ({name})") for _, _, label in part], np.int64)
+        return Split(encode([text for text, _, _ in part], [pair for _, pair, _ in part]), ids)
+
+    for name, part in (("train", examples.train), ("validation", examples.validation), ("test", examples.test)):
+        splits[name] = split(part, name)
+        if len(set(splits[name].labels.tolist())) < 2:
+            raise UserError(f"{source}: the {name} split has one class only, at least two are needed")
+    dropped = dict(examples.dropped)
+    lines = read_lines(unlabeled) if unlabeled else []
+    known = {text for part in (examples.train, examples.validation, examples.test) for text, _, _ in part}
+    fresh = [line for line in lines if line not in known]
+    if lines:
+        dropped["unlabeled also in a split"] = len(lines) - len(fresh)
+    ordered = tuple(sorted(label_ids, key=lambda name: label_ids[name]))
+    return TextClassification(
+        ordered, input_names, int(tokenizer.pad_token_id or 0), splits["train"], splits["validation"], splits["test"],
+        encode(fresh, []) if fresh else [], dropped,
+    )
+
+
+def _label_reader(label_ids: dict[str, int], names: list[str] | None) -> Any:
+    ids = set(label_ids.values())
+
+    def to_id(label: Any, where: str) -> int:
+        if isinstance(label, float) and label.is_integer():
+            label = int(label)
+        if isinstance(label, int) and names is not None and 0 <= label < len(names) and names[label] in label_ids:
+            return label_ids[names[label]]
+        if str(label) in label_ids:
+            return label_ids[str(label)]
+        if isinstance(label, int) and label in ids:
+            return label
+        raise UserError(f"{where}: label {label!r} is not among the model's labels {', '.join(label_ids)}")
+
+    return to_id

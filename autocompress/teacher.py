@@ -1,0 +1,168 @@
+"""Loads the model that is to be compressed, and fine-tunes it where that is asked for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers.utils import logging as transformers_logging
+
+from autocompress.environment import versions
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.families import family_of
+from autocompress.files import folder_aside, sha256
+from autocompress.tasks.text_classification import TextClassification
+from autocompress.training import BATCH_SIZE, Optimizer, autocast, schedule, tensors
+
+EPOCHS = 2
+LEARNING_RATE = 1e-4
+
+
+def load_config(source: str) -> Any:
+    """The transformers config of a folder or hub id.
+
+    Raises:
+        UserError: no such model, or a model type that cannot be cut.
+    """
+    folder = Path(source)
+    looks_local = folder.exists() or source.startswith((".", "/", "~"))
+    if looks_local and not (folder / "config.json").is_file():
+        reason = "holds no config.json" if folder.is_dir() else "does not exist"
+        raise UserError(f"model folder {source} {reason}")
+    try:
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if looks_local else {}
+        if isinstance(values, dict) and values.get("model_type") == "autocompress":
+            raise UserError(f"{source} is already compressed by autocompress; give the model it was made from")
+        if isinstance(values, dict) and "model_type" in values:
+            family_of(values["model_type"])
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    family_of(config.model_type)
+    return config
+
+
+def load_tokenizer(source: str) -> Any:
+    """The tokenizer beside the model.
+
+    Raises:
+        UserError: none there.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+
+
+def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
+    """The model in fp32.
+
+    Args:
+        labels: label names for a new head; None wants the head that the model has.
+
+    Raises:
+        UserError: no safetensors weights, weights that are not finite, or no classification head where one is wanted.
+    """
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    new_head: dict[str, Any] = {}
+    if labels is not None:
+        new_head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        new_head |= {"num_labels": len(labels), "ignore_mismatched_sizes": True}
+        torch.manual_seed(0)
+    try:
+        model, info = AutoModelForSequenceClassification.from_pretrained(
+            source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **new_head
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        raise UserError(f"--model {source}: weights cannot be loaded (safetensors only): {str(error).splitlines()[0]}") from error
+    fresh = ("classifier", "pre_classifier", "bert.pooler") if labels is not None else ()
+    missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
+    if missing:
+        hint = "; give --finetune to train a classification head" if missing[0].startswith(("classifier", "pre_classifier")) else ""
+        raise UserError(f"--model {source} has no weights for {missing[0]}{hint}")
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"--model {source}: the weights of {name} are not all finite (NaN or infinity)")
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def weights_digest(model: nn.Module) -> str:
+    """Hex digest of all weights."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def finetune(
+    model: nn.Module, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+) -> None:
+    """Train all weights on the training split: 2 epochs, batches of 32, AdamW at 1e-4.
+
+    Args:
+        progress: told steps done and steps in all.
+
+    Raises:
+        CandidateFailed: the loss is not finite.
+    """
+    torch.manual_seed(seed)
+    steps = EPOCHS * (len(task.train.rows) // BATCH_SIZE)
+    lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
+    batches = schedule([lengths], [BATCH_SIZE], [seed])
+    optimizer = Optimizer(model, LEARNING_RATE, steps)
+    model.train()
+    for step in range(steps):
+        indices = next(batches)
+        inputs = tensors(task.batch([task.train.rows[i] for i in indices]))
+        with autocast():
+            logits = model(**inputs).logits
+        optimizer.step(nn.functional.cross_entropy(logits.float(), torch.from_numpy(task.train.labels[indices])))
+        progress(step + 1, steps)
+    model.eval()
+
+
+def finetuned(
+    source: str, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+) -> nn.Module:
+    """``load_classifier`` with a new head, then ``finetune``; kept on disk under what it was made from.
+
+    The folder is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else ``~/.cache/autocompress``.
+    """
+    model = load_classifier(source, task.labels)
+    made_from = hashlib.sha256(weights_digest(model).encode())
+    made_from.update(json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode())
+    for row, label in zip(task.train.rows, task.train.labels, strict=True):
+        made_from.update(row.tobytes() + bytes([int(label) % 256]))
+    folder = cache_folder() / "teachers" / made_from.hexdigest()[:16]
+    if (folder / "config.json").is_file():
+        return load_classifier(str(folder), None)
+    try:
+        finetune(model, task, seed, progress)
+    except CandidateFailed as error:
+        raise UserError(f"fine-tuning {source} failed: {error}") from error
+    with folder_aside(folder) as aside:
+        model.save_pretrained(aside)  # type: ignore[operator]
+    return model
+
+
+def cache_folder() -> Path:
+    """Where fine-tuned teachers are kept."""
+    if os.environ.get("AUTOCOMPRESS_CACHE"):
+        return Path(os.environ["AUTOCOMPRESS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
+
+
+def fingerprint(path: str) -> str:
+    """Digest of a file, or the text itself when it is no file (a hub id)."""
+    return sha256(Path(path)) if Path(path).is_file() else path

@@ -1,0 +1,64 @@
+"""Layer truncation: keep some layers, drop the rest.
+
+Rules after Li et al. 2021 (section on initialisation by truncation) and Sajjad et al. 2020, "Poor Man's BERT".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from autocompress.candidate import Candidate, OneOf, Setting, Value
+from autocompress.errors import CandidateFailed
+from autocompress.importance import Importance
+from autocompress.structure import Structure
+
+RULES: dict[str, Callable[[int, int], list[int]]] = {
+    "uniform": lambda n, k: [i * n // k for i in range(k)],
+    "pseudo-uniform": lambda n, k: [0] if k == 1 else [(2 * i * (n - 1) + k - 1) // (2 * (k - 1)) for i in range(k)],
+    "bottom": lambda n, k: list(range(k)),
+    "top": lambda n, k: list(range(n - k, n)),
+    "sandwich": lambda n, k: [*range((k + 1) // 2), *range(n - k // 2, n)],
+}
+"""Rule -> (layers there are, layers to keep) -> the layers kept, ascending."""
+
+
+class _LayersKept:
+    """A share in (0, 1], or the list of layers itself."""
+
+    def allows(self, value: Value) -> bool:
+        if isinstance(value, tuple):
+            whole = [item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
+            return len(whole) == len(value) > 0 and whole == sorted(set(whole))
+        return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+    def __str__(self) -> str:
+        return "a share more than 0 and at most 1, or an ascending list of layers counted from 0"
+
+
+@dataclass(frozen=True)
+class LayerTruncation:
+    """Keeps ``layers.keep`` of the layers (at least one), chosen by ``layers.rule``, or exactly the listed ones."""
+
+    name: str = "layer-truncation"
+    settings: tuple[Setting, ...] = (
+        Setting("layers.keep", _LayersKept(), 1.0, "share of the layers kept, or the list of them"),
+        Setting(
+            "layers.rule", OneOf(tuple(RULES)), "uniform", "which layers are kept",
+            when=lambda s: not isinstance(s["layers.keep"], tuple) and s["layers.keep"] != 1,
+        ),
+    )
+
+    def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+        keep = candidate.get("layers.keep", 1.0)
+        count = len(structure.layers)
+        if isinstance(keep, tuple):
+            listed = [item for item in keep if isinstance(item, int)]
+            if listed[-1] >= count:
+                raise CandidateFailed(f"layers.keep names layer {listed[-1]}, the model has {count} (0 to {count - 1})")
+        elif keep == 1:
+            return structure
+        else:
+            rule = RULES[candidate.text("layers.rule", "uniform")]
+            listed = rule(count, max(1, round(candidate.number("layers.keep") * count)))
+        return Structure(tuple(structure.layers[i] for i in listed))

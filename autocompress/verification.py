@@ -1,0 +1,124 @@
+"""From trials to the front: provisional while a search runs, verified at its end."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from autocompress.export import annotate
+from autocompress.files import write_json
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.journal import Run, Trial
+from autocompress.pareto import Budget, Front, Member, Quality, hypervolume, non_dominated, without_ties
+from autocompress.tasks.text_classification import METRIC
+from autocompress.workbench import Bits, Workbench, drop, unpack
+
+
+def standing(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
+    """The completed trials within the budget that no other one dominates, by measured speedup and validation quality."""
+    fit = [trial for trial in trials if trial.state == "complete" and is_within(trial, budget)]
+    return [fit[i] for i in non_dominated([losses(trial) for trial in fit])]
+
+
+def is_within(trial: Trial, budget: Budget) -> bool:
+    """Whether a completed trial meets every limit, quality on the validation split."""
+    return violation(trial, budget) <= 0
+
+
+def violation(trial: Trial, budget: Budget) -> float:
+    """Sum of what is missed; more than zero when the budget is not met. Speed alone for a trial that was not scored."""
+    assert trial.latency_ms is not None and trial.speedup is not None
+    share, lost = (trial.quality.validation, trial.quality.drop_validation) if trial.quality else (1.0, 0.0)
+    return sum(max(0.0, miss) for miss in budget.violations(trial.latency_ms.median, trial.speedup, share, lost).values())
+
+
+def losses(trial: Trial) -> tuple[float, float]:
+    """(latency relative to the baseline, 1 - validation quality), both to be minimised.
+
+    A stopped trial counts with the quality it had; one that was never scored with none.
+    """
+    assert trial.speedup is not None
+    if trial.quality is not None:
+        return 1 / trial.speedup, 1 - trial.quality.validation
+    return 1 / trial.speedup, 1 - trial.rungs[-1][1] if trial.rungs else 1.0
+
+
+def covered(trials: Sequence[Trial]) -> float:
+    """Hypervolume of the completed trials, on validation quality."""
+    done = [trial for trial in trials if trial.state == "complete" and trial.quality and trial.speedup]
+    return hypervolume([(1 / (t.speedup or 1), t.quality.drop_validation if t.quality else 0) for t in done])
+
+
+def _member(trial: Trial) -> Member:
+    assert trial.quality and trial.latency_ms and trial.speedup and trial.speedup_ci95 and trial.sizes
+    return Member(
+        trial.id, trial.candidate, trial.quality, trial.latency_ms, trial.speedup, trial.speedup_ci95,
+        trial.weight_bytes or 0, trial.path or "", trial.sizes,
+    )
+
+
+def write_front(run: Run, front: Front) -> None:
+    """Replace ``front.json``."""
+    write_json(run.folder / "front.json", front.as_dict())
+
+
+def provisional(trials: Sequence[Trial], budget: Budget, profile: HardwareProfile) -> Front:
+    """The front so far, on the validation split and the timings made during the search."""
+    members = sorted((_member(trial) for trial in standing(trials, budget)), key=lambda m: m.latency_ms.median)
+    return Front(METRIC, _member(trials[0]), profile.as_dict(), budget.as_dict(), covered(trials), tuple(members), verified=False)
+
+
+def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile) -> Front:
+    """The final front: candidates for it timed once more in a fresh process in turn with the baseline, and scored on the
+    test split from their ONNX files; what is dominated, tied or over budget by those timings goes.
+
+    Model folders outside the front are deleted, the baseline's kept.
+    """
+    chosen = standing(trials, bench.budget)
+    baseline_trial, run = trials[0], bench.run
+    files = {trial.id: bench.models / trial.id / "model.onnx" for trial in chosen}
+    baseline_latency, timings = bench.timer(bench.baseline_file, list(files.values()), final=True)
+    baseline_answers = bench.answers(bench.baseline_file, bench.task.test)
+    assert baseline_trial.quality is not None
+    baseline = replace(
+        _member(baseline_trial), latency_ms=baseline_latency, quality=_tested(baseline_trial.quality, baseline_answers, baseline_answers)
+    )
+    members = []
+    for trial, timing in zip(chosen, timings, strict=True):
+        member = replace(
+            _member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95
+        )
+        answers = bench.answers(files[trial.id], bench.task.test)
+        members.append(baseline if trial.number == 0 else replace(member, quality=_tested(member.quality, baseline_answers, answers)))
+    fit = [member for member in members if all(miss <= 0 for miss in bench.budget.of(member).values())]
+    fit = [fit[i] for i in non_dominated([(m.latency_ms.median, 1 - m.quality.validation) for m in fit])]
+    answered = {trial.id: unpack(trial.correct or "", len(bench.task.validation.rows)) for trial in chosen}
+    stay = without_ties(fit, lambda a, b: drop(answered[a.id], answered[b.id])[1])
+    points = [(1 / member.speedup, member.quality.drop_validation) for member in stay]
+    front = Front(METRIC, baseline, profile.as_dict(), bench.budget.as_dict(), hypervolume(points), tuple(stay), verified=True)
+    for member in {m.id: m for m in (baseline, *stay)}.values():
+        annotate(run.folder / member.path, {"scores": member_scores(member)})
+    kept = {baseline.id, *(member.id for member in stay)}
+    for folder in bench.models.iterdir():
+        if folder.name not in kept:
+            shutil.rmtree(folder)
+    return front
+
+
+def member_scores(member: Member) -> dict[str, object]:
+    """What ``autocompress.json`` says of a member's scores."""
+    from dataclasses import asdict
+
+    described = asdict(member)
+    return {key: described[key] for key in ("quality", "latency_ms", "speedup", "speedup_ci95", "weight_bytes")}
+
+
+def _tested(quality: Quality, baseline: Bits, answers: Bits) -> Quality:
+    lost, lost_stderr = drop(baseline, answers)
+    return replace(
+        quality, test=float(answers.mean()), test_stderr=float(np.std(answers, ddof=1)) / len(answers) ** 0.5,
+        n_test=len(answers), drop_test=lost, drop_test_stderr=lost_stderr,
+    )
