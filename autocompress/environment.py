@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 PACKAGES = ("autocompress", "torch", "transformers", "onnx", "onnxruntime", "optuna", "numpy")
@@ -38,7 +39,7 @@ def device() -> dict[str, Any]:
 
 def _cpuinfo() -> dict[str, str]:
     try:
-        with open("/proc/cpuinfo", encoding="utf-8") as file:
+        with Path("/proc/cpuinfo").open(encoding="utf-8") as file:
             pairs = [line.split(":", 1) for line in file if ":" in line]
     except OSError:
         return {}

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from autocompress.candidate import Candidate
+from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
-from autocompress.environment import versions
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
 from autocompress.onnx_runtime import predict
@@ -58,8 +58,13 @@ def to_onnx(model: nn.Module, path: Path, example: Batch) -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             torch.onnx.export(
-                _Positional(model, names).eval(), tuple(tensors(example).values()), str(path), dynamo=False,
-                input_names=names, output_names=["logits"], dynamic_axes={name: {0: "batch", 1: "length"} for name in names},
+                _Positional(model, names).eval(),
+                tuple(tensors(example).values()),
+                str(path),
+                dynamo=False,
+                input_names=names,
+                output_names=["logits"],
+                dynamic_axes={name: {0: "batch", 1: "length"} for name in names},
                 opset_version=17,
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:

@@ -49,3 +49,8 @@ def sha256(path: Path) -> str:
     """Hex digest of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def fingerprint(source: str) -> str:
+    """Digest of a file, or the text itself when it names no file (a hub id, a split)."""
+    return sha256(Path(source)) if Path(source).is_file() else source

@@ -28,8 +28,11 @@ class Technique(Protocol):
     At its settings' defaults it returns the structure it was given.
     """
 
-    name: str
-    settings: tuple[Setting, ...]
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def settings(self) -> tuple[Setting, ...]: ...
 
     def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
         """The structure that is left.
@@ -46,7 +49,8 @@ class Technique(Protocol):
 class Family(Protocol):
     """Where a model type keeps its layers, and how to cut them."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def structure(self, model: torch.nn.Module) -> Structure:
         """The full structure of the model."""
@@ -111,7 +115,8 @@ class Matching:
 class Objective(Protocol):
     """A distillation loss."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
         """Names of the (student, teacher) features that the loss reads from ``Features.tokens``."""

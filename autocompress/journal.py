@@ -66,12 +66,15 @@ class Trial:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
-        return cls(**value | {
-            "rungs": tuple((steps, quality) for steps, quality in value["rungs"]),
-            "quality": value["quality"] and Quality(**value["quality"]),
-            "latency_ms": value["latency_ms"] and Latency.from_json(value["latency_ms"]),
-            "speedup_ci95": value["speedup_ci95"] and (value["speedup_ci95"][0], value["speedup_ci95"][1]),
-        })
+        return cls(
+            **value
+            | {
+                "rungs": tuple((steps, quality) for steps, quality in value["rungs"]),
+                "quality": value["quality"] and Quality(**value["quality"]),
+                "latency_ms": value["latency_ms"] and Latency.from_json(value["latency_ms"]),
+                "speedup_ci95": value["speedup_ci95"] and (value["speedup_ci95"][0], value["speedup_ci95"][1]),
+            }
+        )
 
 
 class Run:
@@ -126,9 +129,8 @@ class Run:
         asked = json.loads(json.dumps(inputs))
         for key in recorded.keys() | asked.keys():
             if recorded.get(key) != asked.get(key):
-                raise UserError(
-                    f"--resume: {key} differs: the run in {folder} has {_short(recorded.get(key))}, asked is {_short(asked.get(key))}"
-                )
+                then, now = _short(recorded.get(key)), _short(asked.get(key))
+                raise UserError(f"--resume: {key} differs: the run in {folder} has {then}, asked is {now}")
         run = cls(folder)
         run._drop_partial_line()
         return run

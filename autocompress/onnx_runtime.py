@@ -92,8 +92,13 @@ def quantize_static_int8(source: Path, target: Path, calibration: Iterable[Input
     """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches (min-max), as QDQ."""
     with _quiet():
         quantize_static(
-            source, target, _Batches(calibration), quant_format=QuantFormat.QDQ, per_channel=True,
-            activation_type=QuantType.QUInt8, weight_type=QuantType.QInt8,
+            source,
+            target,
+            _Batches(calibration),
+            quant_format=QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=QuantType.QUInt8,
+            weight_type=QuantType.QInt8,
         )
 
 

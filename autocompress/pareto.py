@@ -120,11 +120,14 @@ class Member:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
         low, high = value["speedup_ci95"]
-        return cls(**value | {
-            "quality": Quality(**value["quality"]),
-            "latency_ms": Latency.from_json(value["latency_ms"]),
-            "speedup_ci95": (low, high),
-        })
+        return cls(
+            **value
+            | {
+                "quality": Quality(**value["quality"]),
+                "latency_ms": Latency.from_json(value["latency_ms"]),
+                "speedup_ci95": (low, high),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -215,10 +218,10 @@ class Front:
         if not budget.as_dict():
             raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
         fitting = [m for m in self.members if all(miss <= 0 for miss in budget.of(m).values())]
-        by_speed: Callable[[Member], tuple[float, float]] = lambda m: (m.latency_ms.median, -m.quality.reported)
-        by_quality: Callable[[Member], tuple[float, float]] = lambda m: (-m.quality.reported, m.latency_ms.median)
+        if fitting and max_latency_ms is None and min_speedup is None:
+            return min(fitting, key=lambda m: (m.latency_ms.median, -m.quality.reported))
         if fitting:
-            return min(fitting, key=by_speed if max_latency_ms is None and min_speedup is None else by_quality)
+            return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.median))
         nearest = min(self.members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
         limits = " and ".join(name for name, miss in budget.of(nearest).items() if miss > 0)
         raise RequestUnmet(
@@ -244,10 +247,13 @@ class Front:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Front:
         value = {key: item for key, item in value.items() if key != "schema"}
-        return cls(**value | {
-            "baseline": Member.from_json(value["baseline"]),
-            "members": tuple(Member.from_json(member) for member in value["members"]),
-        })
+        return cls(
+            **value
+            | {
+                "baseline": Member.from_json(value["baseline"]),
+                "members": tuple(Member.from_json(member) for member in value["members"]),
+            }
+        )
 
 
 def load_front(run: str | Path) -> Front:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from autocompress.distillation.layer_maps import LAYER_MAPS
 from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Batch, Family, Features, Matching, Row
 from autocompress.structure import Structure
-from autocompress.training import BATCH_SIZE, Optimizer, autocast, forward_all, schedule, tensors, watch
+from autocompress.training import BATCH_SIZE, Optimizer, fast_math, forward_all, schedule, tensors, watch
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Teacher:
         self.structure = family.structure(model)
         self.starts = np.cumsum([0, *(row.shape[1] for row in transfer.rows)])
         self._logits = torch.empty(0)
-        self._features: dict[str, NDArray[np.float16]] = {}
+        self._features: dict[tuple[str, int], NDArray[np.float16]] = {}
         self._scratch = tempfile.TemporaryDirectory(prefix="autocompress-teacher-")
 
     def logits(self, indices: Sequence[int]) -> Tensor:
@@ -64,29 +64,35 @@ class Teacher:
             self._logits = torch.cat([self._logits, found]) if len(self._logits) else found
         return self._logits[list(indices)]
 
+    def remember(self, names: Collection[str], unlabelled: bool) -> None:
+        """Compute and keep these features, of the unlabelled rows too where they are wanted."""
+        labelled = len(self.transfer.labels)
+        for part, rows in ((0, self.transfer.rows[:labelled]), (1, self.transfer.rows[labelled:])):
+            missing = [name for name in names if (name, part) not in self._features]
+            if missing and rows and part <= unlabelled:
+                self._remember(missing, part, rows)
+
     def feature(self, name: str, indices: Sequence[int], length: int) -> Tensor:
-        """(rows, length, width) in fp32, zero on padding."""
-        if name not in self._features:
-            self._remember(name)
-        stored = self._features[name]
-        out = np.zeros((len(indices), length, stored.shape[1]), np.float32)
+        """(rows, length, width) in fp32, zero on padding; ``remember`` it first."""
+        labelled = len(self.transfer.labels)
+        width = self._features[name, 0].shape[1]
+        out = np.zeros((len(indices), length, width), np.float32)
         for i, index in enumerate(indices):
-            start, end = self.starts[index], self.starts[index + 1]
-            out[i, : end - start] = stored[start:end]
+            part = int(index >= labelled)
+            start, end = self.starts[index : index + 2] - part * self.starts[labelled]
+            out[i, : end - start] = self._features[name, part][start:end]
         return torch.from_numpy(out)
 
-    def _remember(self, name: str) -> None:
-        path = Path(self._scratch.name) / f"{name}.f16"
-        stored: NDArray[np.float16] | None = None
-        for where, _, seen in forward_all(self.model, self.family, self.transfer.rows, self.transfer.batch, [name]):
-            values = seen[name].to(torch.float16).numpy()
-            if stored is None:
-                stored = np.memmap(path, np.float16, "w+", shape=(int(self.starts[-1]), values.shape[2]))
-            for i, index in enumerate(where):
-                start, end = self.starts[index], self.starts[index + 1]
-                stored[start:end] = values[i, : end - start]
-        assert stored is not None
-        self._features[name] = stored
+    def _remember(self, names: Sequence[str], part: int, rows: Sequence[Row]) -> None:
+        starts = np.cumsum([0, *(row.shape[1] for row in rows)])
+        for where, _, seen in forward_all(self.model, self.family, rows, self.transfer.batch, names):
+            for name in names:
+                values = seen[name].to(torch.float16).numpy()
+                if (name, part) not in self._features:
+                    path = Path(self._scratch.name) / f"{name}.{part}.f16"
+                    self._features[name, part] = np.memmap(path, np.float16, "w+", shape=(int(starts[-1]), values.shape[2]))
+                for i, index in enumerate(where):
+                    self._features[name, part][starts[index] : starts[index + 1]] = values[i, : rows[index].shape[1]]
 
 
 class Recovery:
@@ -122,6 +128,9 @@ class Recovery:
         if share > 0 and len(lengths) == labelled:
             raise CandidateFailed("recovery.unlabeled_share is more than 0, but there is no unlabelled text: give --unlabeled")
         unlabelled = round(share * BATCH_SIZE)
+        pairs = [pair for objective in self.objectives for pair in objective.features(self.matching)]
+        self.watched, self.taught = [mine for mine, _ in pairs], sorted({theirs for _, theirs in pairs})
+        teacher.remember(self.taught, unlabelled > 0)
         self.batches = schedule([lengths[:labelled], lengths[labelled:]], [BATCH_SIZE - unlabelled, unlabelled], seed)
 
     def advance(self, until: int) -> None:
@@ -131,8 +140,7 @@ class Recovery:
             CandidateFailed: the loss is not finite.
         """
         depth = len(self.structure.layers)
-        wanted = [mine for objective in self.objectives for mine, _ in objective.features(self.matching)]
-        with watch(self.student, self.teacher.family, depth, wanted) as seen:
+        with watch(self.student, self.teacher.family, depth, self.watched) as seen:
             while self.done < min(until, self.steps):
                 self.optimizer.step(self._loss(next(self.batches), seen))
                 self.done += 1
@@ -141,11 +149,10 @@ class Recovery:
         transfer = self.teacher.transfer
         inputs = tensors(transfer.batch([transfer.rows[i] for i in indices]))
         mask = inputs["attention_mask"]
-        with autocast():
+        with fast_math():
             logits = self.student(**inputs).logits
         student = Features(logits.float(), mask, {name: value.float() for name, value in seen.items()})
-        theirs = {name for objective in self.objectives for _, name in objective.features(self.matching)}
-        tokens = {name: self.teacher.feature(name, indices, mask.shape[1]) for name in theirs}
+        tokens = {name: self.teacher.feature(name, indices, mask.shape[1]) for name in self.taught}
         teacher = Features(self.teacher.logits(indices), mask, tokens)
         soft = sum(objective.loss(student, teacher, self.candidate, self.matching) for objective in self.objectives)
         weight = self.candidate.number("recovery.hard_label_weight")

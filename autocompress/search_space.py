@@ -107,7 +107,10 @@ class SearchSpace:
 
     def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
         where = f"{path}: corner {number}"
-        point = {name: SETTINGS.by_name[name].check(value, where) if name in SETTINGS.by_name else value for name, value in _flatten(corner, where).items()}
+        point = {
+            name: SETTINGS.by_name[name].check(value, where) if name in SETTINGS.by_name else value
+            for name, value in _flatten(corner, where).items()
+        }
         SETTINGS.candidate(point, where)
         by_name = {parameter.name: parameter for parameter in self.parameters}
         complete = SETTINGS.complete(point)
@@ -117,7 +120,11 @@ class SearchSpace:
             if not by_name[name].contains(value):
                 raise UserError(f"{where}: {name} is {thaw(value)!r}, outside the space: {by_name[name].values}")
         for parameter in self.parameters:
-            if parameter.name not in point and parameter.setting.when(complete) and not parameter.contains(parameter.setting.default):
+            if (
+                parameter.name not in point
+                and parameter.setting.when(complete)
+                and not parameter.contains(parameter.setting.default)
+            ):
                 raise UserError(f"{where}: give {parameter.name}, whose default lies outside the space: {parameter.values}")
         return complete
 

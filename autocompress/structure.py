@@ -5,7 +5,7 @@ Structural techniques are functions from structure to structure; the model itsel
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,9 +48,16 @@ class Structure:
         }
 
     def __str__(self) -> str:
-        return f"{len(self.layers)} layers, heads {_brief(self.head_counts)}, FFN {_brief(self.ffn_widths)}"
+        return describe_sizes(self.sizes())
 
 
-def _brief(counts: tuple[int, ...]) -> str:
+def describe_sizes(sizes: Mapping[str, Any] | None) -> str:
+    """``sizes`` in words, such as ``4 layers, heads 2-5, FFN 384``; a dash for None."""
+    if sizes is None:
+        return "-"
+    return f"{len(sizes['layers'])} layers, heads {_brief(sizes['heads'])}, FFN {_brief(sizes['ffn'])}"
+
+
+def _brief(counts: Sequence[int]) -> str:
     low, high = min(counts), max(counts)
     return str(low) if low == high else f"{low}-{high}"

@@ -18,9 +18,9 @@ from transformers.utils import logging as transformers_logging
 from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
-from autocompress.files import folder_aside, sha256
+from autocompress.files import folder_aside
 from autocompress.tasks.text_classification import TextClassification
-from autocompress.training import BATCH_SIZE, Optimizer, autocast, schedule, tensors
+from autocompress.training import BATCH_SIZE, Optimizer, fast_math, schedule, tensors
 
 EPOCHS = 2
 LEARNING_RATE = 1e-4
@@ -125,7 +125,7 @@ def finetune(
     for step in range(steps):
         indices = next(batches)
         inputs = tensors(task.batch([task.train.rows[i] for i in indices]))
-        with autocast():
+        with fast_math():
             logits = model(**inputs).logits
         optimizer.step(nn.functional.cross_entropy(logits.float(), torch.from_numpy(task.train.labels[indices])))
         progress(step + 1, steps)
@@ -161,8 +161,3 @@ def cache_folder() -> Path:
     if os.environ.get("AUTOCOMPRESS_CACHE"):
         return Path(os.environ["AUTOCOMPRESS_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
-
-
-def fingerprint(path: str) -> str:
-    """Digest of a file, or the text itself when it is no file (a hub id)."""
-    return sha256(Path(path)) if Path(path).is_file() else path

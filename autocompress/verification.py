@@ -55,8 +55,15 @@ def covered(trials: Sequence[Trial]) -> float:
 def _member(trial: Trial) -> Member:
     assert trial.quality and trial.latency_ms and trial.speedup and trial.speedup_ci95 and trial.sizes
     return Member(
-        trial.id, trial.candidate, trial.quality, trial.latency_ms, trial.speedup, trial.speedup_ci95,
-        trial.weight_bytes or 0, trial.path or "", trial.sizes,
+        trial.id,
+        trial.candidate,
+        trial.quality,
+        trial.latency_ms,
+        trial.speedup,
+        trial.speedup_ci95,
+        trial.weight_bytes or 0,
+        trial.path or "",
+        trial.sizes,
     )
 
 
@@ -84,15 +91,17 @@ def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile
     baseline_answers = bench.answers(bench.baseline_file, bench.task.test)
     assert baseline_trial.quality is not None
     baseline = replace(
-        _member(baseline_trial), latency_ms=baseline_latency, quality=_tested(baseline_trial.quality, baseline_answers, baseline_answers)
+        _member(baseline_trial),
+        latency_ms=baseline_latency,
+        quality=_tested(baseline_trial.quality, baseline_answers, baseline_answers),
     )
     members = []
     for trial, timing in zip(chosen, timings, strict=True):
-        member = replace(
-            _member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95
-        )
+        member = replace(_member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95)
         answers = bench.answers(files[trial.id], bench.task.test)
-        members.append(baseline if trial.number == 0 else replace(member, quality=_tested(member.quality, baseline_answers, answers)))
+        members.append(
+            baseline if trial.number == 0 else replace(member, quality=_tested(member.quality, baseline_answers, answers))
+        )
     fit = [member for member in members if all(miss <= 0 for miss in bench.budget.of(member).values())]
     fit = [fit[i] for i in non_dominated([(m.latency_ms.median, 1 - m.quality.validation) for m in fit])]
     answered = {trial.id: unpack(trial.correct or "", len(bench.task.validation.rows)) for trial in chosen}
@@ -119,6 +128,10 @@ def member_scores(member: Member) -> dict[str, object]:
 def _tested(quality: Quality, baseline: Bits, answers: Bits) -> Quality:
     lost, lost_stderr = drop(baseline, answers)
     return replace(
-        quality, test=float(answers.mean()), test_stderr=float(np.std(answers, ddof=1)) / len(answers) ** 0.5,
-        n_test=len(answers), drop_test=lost, drop_test_stderr=lost_stderr,
+        quality,
+        test=float(answers.mean()),
+        test_stderr=float(np.std(answers, ddof=1)) / len(answers) ** 0.5,
+        n_test=len(answers),
+        drop_test=lost,
+        drop_test_stderr=lost_stderr,
     )

@@ -83,8 +83,16 @@ class Workbench:
 
     @classmethod
     def prepare(
-        cls, run: Run, task: TextClassification, model: nn.Module, family: Family, tokenizer_files: Path, timer: Timer,
-        batch_size: int, budget: Budget, seed: int,
+        cls,
+        run: Run,
+        task: TextClassification,
+        model: nn.Module,
+        family: Family,
+        tokenizer_files: Path,
+        timer: Timer,
+        batch_size: int,
+        budget: Budget,
+        seed: int,
     ) -> Workbench:
         """Score the importance of every head and neuron, from the first training examples.
 
@@ -97,8 +105,18 @@ class Workbench:
         importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
         transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
         return cls(
-            run, task, model, family, family.structure(model), importance, Teacher(model, family, transfer), tokenizer_files,
-            timer, batch_size, budget, seed,
+            run,
+            task,
+            model,
+            family,
+            family.structure(model),
+            importance,
+            Teacher(model, family, transfer),
+            tokenizer_files,
+            timer,
+            batch_size,
+            budget,
+            seed,
         )
 
     @property
@@ -118,8 +136,21 @@ class Workbench:
         answers = self.answers(self.baseline_file, self.task.validation)
         quality = Quality(float(answers.mean()), 0.0, 0.0)
         return Trial(
-            0, candidate.as_dict(), "complete", self.full.sizes(), None, ((0, quality.validation),), quality, pack(answers),
-            latency, 1.0, (1.0, 1.0), self.baseline_file.stat().st_size, parity, time.monotonic() - started, "models/t000",
+            0,
+            candidate.as_dict(),
+            "complete",
+            self.full.sizes(),
+            None,
+            ((0, quality.validation),),
+            quality,
+            pack(answers),
+            latency,
+            1.0,
+            (1.0, 1.0),
+            self.baseline_file.stat().st_size,
+            parity,
+            time.monotonic() - started,
+            "models/t000",
         )
 
     def evaluate(self, number: int, candidate: Candidate, structure: Structure, baseline: Bits, promote: Promote) -> Trial:
@@ -164,21 +195,26 @@ class Workbench:
             parity = self._export(student, structure, candidate, number)
             [timing] = self.timer(self.baseline_file, [file], final=False)[1]
             return replace(
-                found, parity=parity, latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95,
+                found,
+                parity=parity,
+                latency_ms=timing.latency_ms,
+                speedup=timing.speedup,
+                speedup_ci95=timing.speedup_ci95,
                 weight_bytes=file.stat().st_size,
             )
 
         found = export_and_time()
-        assert found.latency_ms is not None and found.speedup is not None
-        if not self.budget.admits_speed(found.latency_ms.median, found.speedup):
-            return replace(found, state="over-budget", reason=f"{found.latency_ms.median:.3g} ms, {found.speedup:.2f}x")
+        latency, speedup = found.latency_ms, found.speedup
+        assert latency is not None and speedup is not None
+        if not self.budget.admits_speed(latency.median, speedup):
+            return replace(found, state="over-budget", reason=f"{latency.median:.3g} ms, {speedup:.2f}x")
         if steps:
             recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, number))
             for rung in rungs(steps):
                 recovery.advance(rung)
                 quality = float(self._torch_answers(student).mean())
                 found = replace(found, rungs=(*found.rungs, (rung, quality)))
-                reason = promote(rung, quality, found.speedup)
+                reason = promote(rung, quality, speedup)
                 if reason is not None:
                     return replace(found, state="stopped", reason=reason)
             recovery.advance(steps)
@@ -186,7 +222,11 @@ class Workbench:
         answers = self.answers(file, self.task.validation)
         quality_found = Quality(float(answers.mean()), *drop(baseline, answers))
         return replace(
-            found, state="complete", quality=quality_found, correct=pack(answers), path=f"models/{found.id}",
+            found,
+            state="complete",
+            quality=quality_found,
+            correct=pack(answers),
+            path=f"models/{found.id}",
             rungs=(*found.rungs, (steps, quality_found.validation)),
         )
 
@@ -212,5 +252,3 @@ class Workbench:
 
     def _full(self) -> UserError:
         return UserError(f"no room left on the disk of {self.run.folder}: free some and go on with --resume")
-
-

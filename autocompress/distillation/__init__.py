@@ -19,4 +19,5 @@ def objectives() -> dict[str, Objective]:
     from autocompress.distillation.logits import Logits
     from autocompress.distillation.value_relations import ValueRelations
 
-    return {item.name: item for item in (Logits(), HiddenStates(), AttentionMaps(), ValueRelations())}
+    members: tuple[Objective, ...] = (Logits(), HiddenStates(), AttentionMaps(), ValueRelations())
+    return {member.name: member for member in members}

@@ -14,7 +14,6 @@ def _trains(settings: Mapping[str, Value]) -> bool:
     return settings["recovery.steps"] != 0
 
 
-
 def _with_objective(name: str, settings: Mapping[str, Value]) -> bool:
     objectives = settings["recovery.objectives"]
     return _trains(settings) and isinstance(objectives, tuple) and name in objectives
@@ -25,11 +24,17 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
     Setting("recovery.learning_rate", Real(1e-7, 1e-1), 2e-4, "peak of AdamW's learning rate", when=_trains),
     Setting("recovery.objectives", SubsetOf(OBJECTIVES), ("logits",), "what the student matches in its teacher", when=_trains),
     Setting(
-        "recovery.temperature", Real(0.1, 100), 2.0, "softening of the logits that are matched",
+        "recovery.temperature",
+        Real(0.1, 100),
+        2.0,
+        "softening of the logits that are matched",
         when=lambda s: _with_objective("logits", s),
     ),
     Setting(
-        "recovery.layer_map", OneOf(LAYER_MAPS), "uniform", "which teacher layer each student layer matches",
+        "recovery.layer_map",
+        OneOf(LAYER_MAPS),
+        "uniform",
+        "which teacher layer each student layer matches",
         when=lambda s: _with_objective("hidden-states", s),
     ),
     Setting("recovery.hard_label_weight", Real(0, 1), 0.5, "weight of the labels; the objectives have the rest", when=_trains),

@@ -78,7 +78,7 @@ class EncoderFamily:
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> nn.Module:
         config = copy.deepcopy(config)
         setattr(config, self.depth_key, len(sizes["layers"]))
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+        model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
         for i, (heads, ffn) in enumerate(zip(sizes["heads"], sizes["ffn"], strict=True)):
             self._cut_layer(model, i, Layer(i, tuple(range(heads)), tuple(range(ffn))))
         return model

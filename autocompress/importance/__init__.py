@@ -49,7 +49,8 @@ def allocate(scores: Sequence[NDArray[np.float64]], share: float, allocation: st
     kept = set(_top(flat, round(share * len(flat))))
     ends = np.cumsum([len(layer) for layer in scores])
     return [
-        tuple(i for i in range(len(layer)) if end - len(layer) + i in kept) for layer, end in zip(scores, ends.tolist(), strict=True)
+        tuple(i for i in range(len(layer)) if end - len(layer) + i in kept)
+        for layer, end in zip(scores, ends.tolist(), strict=True)
     ]
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from autocompress.importance import Importance
 from autocompress.interfaces import Batch, Family
+from autocompress.training import fast_math
 
 
 def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]) -> Importance:
@@ -40,7 +41,9 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
         ]
         try:
             inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
-            loss = nn.functional.cross_entropy(model(**inputs).logits, torch.from_numpy(labels), reduction="sum")
+            with fast_math():
+                logits = model(**inputs).logits.float()
+            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
             gradients = torch.autograd.grad(loss, list(gates.values()))
         finally:
             for handle in handles:

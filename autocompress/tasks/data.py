@@ -88,9 +88,9 @@ def _split(
     train = [train[i] for i in order]
     held_out = min(HELD_OUT_MOST, int(HELD_OUT_SHARE * len(train)))
     if test is None:
-        train, test = train[:-held_out or None], train[len(train) - held_out :]
+        train, test = train[: -held_out or None], train[len(train) - held_out :]
     if validation is None:
-        train, validation = train[:-held_out or None], train[len(train) - held_out :]
+        train, validation = train[: -held_out or None], train[len(train) - held_out :]
     validation = _without_repeats(validation, "validation", dropped)
     test = _without_repeats(test, "test", dropped)
     validation = _without_texts_of(test, validation, "validation also in test", dropped)
@@ -157,14 +157,16 @@ def _read_hub(source: str) -> dict[str, Any]:
     try:
         found = datasets.load_dataset(source)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
-        raise UserError(f"--data {source} is neither a file nor a dataset that can be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"--data {source} is neither a file nor a dataset that can be loaded: {str(error).splitlines()[0]}"
+        ) from error
     return dict(found)
 
 
 def _label_names(table: Any, columns: Columns) -> list[str] | None:
-    features = getattr(table, "features", {})
-    feature = features.get(columns.label or "label") if features else None
-    return list(feature.names) if hasattr(feature, "names") else None
+    features = getattr(table, "features", None) or {}
+    names = getattr(features.get(columns.label or "label"), "names", None)
+    return list(names) if names else None
 
 
 def _column(table: Any, role: str, wanted: str | None, source: str) -> str:

@@ -123,8 +123,14 @@ def load(
         dropped["unlabeled also in a split"] = len(lines) - len(fresh)
     ordered = tuple(sorted(label_ids, key=lambda name: label_ids[name]))
     return TextClassification(
-        ordered, input_names, int(tokenizer.pad_token_id or 0), splits["train"], splits["validation"], splits["test"],
-        encode(fresh, []) if fresh else [], dropped,
+        ordered,
+        input_names,
+        int(tokenizer.pad_token_id or 0),
+        splits["train"],
+        splits["validation"],
+        splits["test"],
+        encode(fresh, []) if fresh else [],
+        dropped,
     )
 
 

@@ -44,7 +44,10 @@ class LayerTruncation:
     settings: tuple[Setting, ...] = (
         Setting("layers.keep", _LayersKept(), 1.0, "share of the layers kept, or the list of them"),
         Setting(
-            "layers.rule", OneOf(tuple(RULES)), "uniform", "which layers are kept",
+            "layers.rule",
+            OneOf(tuple(RULES)),
+            "uniform",
+            "which layers are kept",
             when=lambda s: not isinstance(s["layers.keep"], tuple) and s["layers.keep"] != 1,
         ),
     )

@@ -23,7 +23,10 @@ SCHEMES: tuple[str, ...] = ("fp32", "int8-dynamic", "int8-static", "int8-weights
 QUANTIZATION_SETTINGS: tuple[Setting, ...] = (
     Setting("quantization.scheme", OneOf(SCHEMES), "fp32", "number format of the exported model"),
     Setting(
-        "quantization.block_size", OneOf((32, 128)), 32, "weights that share a scale",
+        "quantization.block_size",
+        OneOf((32, 128)),
+        32,
+        "weights that share a scale",
         when=lambda s: s["quantization.scheme"] in ("int8-weights", "int4-weights"),
     ),
 )

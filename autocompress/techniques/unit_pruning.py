@@ -34,12 +34,18 @@ class UnitPruning:
         return (
             Setting(keep, Real(0, 1), 1.0, f"share of the {self.noun} kept"),
             Setting(
-                f"{self.section}.importance", OneOf(CRITERIA), "fisher", f"how {self.noun} are ranked",
+                f"{self.section}.importance",
+                OneOf(CRITERIA),
+                "fisher",
+                f"how {self.noun} are ranked",
                 when=lambda s: s[keep] not in (0, 1),
             ),
             Setting(
-                f"{self.section}.allocation", OneOf(("global", "uniform")), "global",
-                f"{self.noun} ranked over all layers, or the same share in each", when=lambda s: s[keep] not in (0, 1),
+                f"{self.section}.allocation",
+                OneOf(("global", "uniform")),
+                "global",
+                f"{self.noun} ranked over all layers, or the same share in each",
+                when=lambda s: s[keep] not in (0, 1),
             ),
         )
 
@@ -52,4 +58,5 @@ class UnitPruning:
         left = [scores[layer.source][list(kept)] for layer, kept in zip(structure.layers, units, strict=True)]
         chosen = allocate(left, share, candidate.text(f"{self.section}.allocation", "global"))
         kept = [tuple(layer[i] for i in positions) for layer, positions in zip(units, chosen, strict=True)]
-        return Structure(tuple(replace(layer, **{self.section: k}) for layer, k in zip(structure.layers, kept, strict=True)))
+        pairs = zip(structure.layers, kept, strict=True)
+        return Structure(tuple(replace(layer, **{str(self.section): positions}) for layer, positions in pairs))  # type: ignore[arg-type]

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,61 +21,20 @@ from autocompress.interfaces import Timer
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Budget, Front
 from autocompress.report import write_report
-from autocompress.samplers import SAMPLERS
+from autocompress.request import Request
 from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
-from autocompress.tasks import TASKS
-from autocompress.tasks.data import Columns
 from autocompress.tasks.text_classification import TextClassification
 from autocompress.tasks.text_classification import load as load_task
-from autocompress.teacher import finetuned, fingerprint, load_classifier, load_config, load_tokenizer, weights_digest
+from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
 from autocompress.techniques import TECHNIQUES, resolve
-from autocompress.verification import covered, losses, provisional, standing, verified, violation, write_front
+from autocompress.verification import losses, provisional, standing, verified, violation, write_front
 from autocompress.workbench import Workbench, unpack
 
-DEFAULT_TRIALS = 50
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
 _STRUCTURAL = tuple({setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings})
-
-
-@dataclass(frozen=True)
-class Request:
-    """All that a search is asked; see ``search`` for the meaning of each."""
-
-    model: str
-    task: str
-    data: str
-    hardware: HardwareProfile
-    space: SearchSpace
-    out: Path
-    columns: Columns = Columns()
-    validation: str | None = None
-    test: str | None = None
-    unlabeled: str | None = None
-    finetune: bool = False
-    budget: Budget = Budget()
-    trials: int | None = None
-    time_limit_s: float | None = None
-    sampler: str = "tpe"
-    seed: int = 0
-    resume: bool = False
-
-    def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
-        if self.sampler not in SAMPLERS:
-            raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
-        if self.trials is not None and self.trials < 1:
-            raise UserError(f"trials is {self.trials}: it must be at least 1")
-        if self.time_limit_s is not None and self.time_limit_s <= 0:
-            raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
-
-    @property
-    def most_trials(self) -> int | None:
-        """Trials beside the baseline; without any limit given, 50."""
-        return DEFAULT_TRIALS if self.trials is None and self.time_limit_s is None else self.trials
 
 
 class Listener(Protocol):
@@ -115,10 +72,11 @@ class SearchResult:
     trials: tuple[Trial, ...]
 
 
-def run_search(request: Request, listener: Listener | None = None, timer: Timer | None = None) -> SearchResult:
+def search_for(request: Request, listener: Listener | None = None, timer: Timer | None = None) -> SearchResult:
     """Search, verify, and write the run folder.
 
     Args:
+        listener: hears of the progress.
         timer: measures latencies; by default onnxruntime under the request's profile.
 
     Raises:
@@ -137,7 +95,7 @@ def run_search(request: Request, listener: Listener | None = None, timer: Timer 
         model = finetuned(request.model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
     else:
         model = load_classifier(request.model, None)
-    inputs = _inputs(request, weights_digest(model))
+    inputs = request.inputs(weights_digest(model))
     run = Run.resume(request.out, inputs) if request.resume else Run.start(request.out, _description(request, inputs, task))
     with run.locked():
         tokenizer_files = run.folder / "tokenizer"
@@ -145,10 +103,56 @@ def run_search(request: Request, listener: Listener | None = None, timer: Timer 
         listener.stage("preparing the teacher")
         config: Any = model.config
         bench = Workbench.prepare(
-            run, task, model, family_of(config.model_type), tokenizer_files, timer or OnnxRuntimeTimer(request.hardware),
-            request.hardware.batch_size, request.budget, request.seed,
+            run,
+            task,
+            model,
+            family_of(config.model_type),
+            tokenizer_files,
+            timer or OnnxRuntimeTimer(request.hardware),
+            request.hardware.batch_size,
+            request.budget,
+            request.seed,
         )
         return _Loop(request, bench, listener, clock).run()
+
+
+def search(
+    model: str | Path,
+    data: str | Path,
+    hardware: str | HardwareProfile,
+    space: str | SearchSpace,
+    out: str | Path,
+    *,
+    task: str = "text-classification",
+    budget: Budget | None = None,
+    listener: Listener | None = None,
+    timer: Timer | None = None,
+    **options: Any,
+) -> SearchResult:
+    """Search for the compressed models worth having; the command ``autocompress search`` in Python.
+
+    Args:
+        hardware: a profile, the name of a shipped one, or a TOML path.
+        space: likewise.
+        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``, ``seed``, ``resume``.
+
+    Returns:
+        The verified front, whose ``pick`` chooses by budget, and the run folder.
+
+    Raises:
+        See ``search_for``.
+    """
+    request = Request(
+        str(model),
+        task,
+        str(data),
+        hardware if isinstance(hardware, HardwareProfile) else HardwareProfile.load(hardware),
+        space if isinstance(space, SearchSpace) else SearchSpace.load(space),
+        Path(out),
+        budget=budget or Budget(),
+        **options,
+    )
+    return search_for(request, listener, timer)
 
 
 class _Clock:
@@ -301,29 +305,34 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
     tokenizer = load_tokenizer(request.model)
     positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
     task = load_task(
-        tokenizer, request.data, request.columns, min(tokenizer.model_max_length, positions),
-        None if request.finetune else dict(config.label2id), request.validation, request.test, request.unlabeled,
+        tokenizer,
+        request.data,
+        request.columns,
+        min(tokenizer.model_max_length, positions),
+        None if request.finetune else dict(config.label2id),
+        request.validation,
+        request.test,
+        request.unlabeled,
     )
     return task, tokenizer
-
-
-def _inputs(request: Request, weights: str) -> dict[str, Any]:
-    """What a resumed run must share with its beginning; the limits on trials and time may change."""
-    files = {name: getattr(request, name) for name in ("data", "validation", "test", "unlabeled")}
-    return {
-        "model": request.model, "weights": weights, "task": request.task,
-        **{name: path and fingerprint(path) for name, path in files.items()},
-        "columns": [request.columns.text, request.columns.text_pair, request.columns.label],
-        "finetune": request.finetune, "hardware": request.hardware.as_dict(), "space": request.space.as_dict(),
-        "budget": request.budget.as_dict(), "sampler": request.sampler, "seed": request.seed,
-    }
 
 
 def _description(request: Request, inputs: dict[str, Any], task: TextClassification) -> dict[str, Any]:
     splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
-        "schema": 1, "inputs": inputs, "trials": request.most_trials, "time_limit_s": request.time_limit_s,
-        "data": {"source": request.data, "labels": task.labels, **splits, "unlabeled": len(task.unlabeled), "dropped": task.dropped},
-        "versions": environment.versions(), "device": environment.device(), "threads": torch.get_num_threads(),
+        "schema": 1,
+        "inputs": inputs,
+        "trials": request.most_trials,
+        "time_limit_s": request.time_limit_s,
+        "data": {
+            "source": request.data,
+            "labels": task.labels,
+            **splits,
+            "unlabeled": len(task.unlabeled),
+            "dropped": task.dropped,
+        },
+        "versions": environment.versions(),
+        "device": environment.device(),
+        "threads": torch.get_num_threads(),
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
     }

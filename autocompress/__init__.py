@@ -1,0 +1,59 @@
+"""Hardware-aware search for compressed transformer language models.
+
+    from autocompress import search
+    result = search("my-model", "my-data.csv", hardware="cpu-1-thread", space="encoder", out="run", time_limit_s=1200)
+    best = result.front.pick(max_latency_ms=3.0)
+
+Names are imported when first used; only those of the search itself bring in torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autocompress.candidate import Candidate as Candidate
+    from autocompress.engine import SearchResult as SearchResult
+    from autocompress.engine import search as search
+    from autocompress.errors import AutocompressError as AutocompressError
+    from autocompress.errors import RequestUnmet as RequestUnmet
+    from autocompress.errors import SearchFailed as SearchFailed
+    from autocompress.errors import UserError as UserError
+    from autocompress.export import load_model as load_model
+    from autocompress.hardware.profile import HardwareProfile as HardwareProfile
+    from autocompress.pareto import Budget as Budget
+    from autocompress.pareto import Front as Front
+    from autocompress.pareto import Member as Member
+    from autocompress.pareto import load_front as load_front
+    from autocompress.report import write_report as write_report
+    from autocompress.search_space import SearchSpace as SearchSpace
+    from autocompress.tasks.data import Columns as Columns
+
+_HOMES = {
+    "AutocompressError": "errors",
+    "Budget": "pareto",
+    "Candidate": "candidate",
+    "Columns": "tasks.data",
+    "Front": "pareto",
+    "HardwareProfile": "hardware.profile",
+    "Member": "pareto",
+    "RequestUnmet": "errors",
+    "SearchFailed": "errors",
+    "SearchResult": "engine",
+    "SearchSpace": "search_space",
+    "UserError": "errors",
+    "load_front": "pareto",
+    "load_model": "export",
+    "search": "engine",
+    "write_report": "report",
+}
+
+__all__ = sorted(_HOMES)
+__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'autocompress' has no attribute {name!r}")
+    return getattr(import_module(f"autocompress.{_HOMES[name]}"), name)

@@ -1,0 +1,7 @@
+"""``python -m autocompress``."""
+
+import sys
+
+from autocompress.cli import main
+
+sys.exit(main())
