@@ -306,10 +306,10 @@ def _report(options: argparse.Namespace) -> None:
 
 
 def _measure(options: argparse.Namespace) -> None:
-    from autocompress.hardware.measure import measure
+    from autocompress.measure import measure_latency
 
     profile = HardwareProfile.load(options.hardware)
-    latency = measure(options.model, profile)
+    latency = measure_latency(options.model, profile)
     if options.json:
         _print(json.dumps({"model": str(options.model), "hardware": profile.as_dict(), "latency_ms": asdict(latency)}, indent=2))
     else:

@@ -11,9 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Setting, Value
-from autocompress.importance import Importance
 from autocompress.pareto import Latency
-from autocompress.structure import Structure
+from autocompress.structure import Importance, Structure
 
 if TYPE_CHECKING:
     import torch

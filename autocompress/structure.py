@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -49,6 +52,19 @@ class Structure:
 
     def __str__(self) -> str:
         return describe_sizes(self.sizes())
+
+
+@dataclass(frozen=True)
+class Importance:
+    """Scores of an uncut model under one criterion; larger matters more.
+
+    Args:
+        heads: per layer, float64 of shape (heads,).
+        ffn: per layer, float64 of shape (ffn,).
+    """
+
+    heads: tuple[NDArray[np.float64], ...]
+    ffn: tuple[NDArray[np.float64], ...]
 
 
 def describe_sizes(sizes: Mapping[str, Any] | None) -> str:

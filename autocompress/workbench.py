@@ -16,13 +16,13 @@ from torch import nn
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.export import export_model
-from autocompress.importance import Importance, fisher, magnitude
+from autocompress.importance import fisher, magnitude
 from autocompress.interfaces import Family, Timer
 from autocompress.journal import Run, Trial
 from autocompress.onnx_runtime import predict
 from autocompress.pareto import Budget, Quality
 from autocompress.recovery import Recovery, Teacher, TransferSet
-from autocompress.structure import Structure
+from autocompress.structure import Importance, Structure
 from autocompress.tasks.text_classification import Split, TextClassification, correct
 from autocompress.training import forward_all
 

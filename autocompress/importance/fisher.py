@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from autocompress.importance import Importance
 from autocompress.interfaces import Batch, Family
+from autocompress.structure import Importance
 from autocompress.training import fast_math
 
 

@@ -7,8 +7,8 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autocompress.importance import Importance
 from autocompress.interfaces import Family
+from autocompress.structure import Importance
 
 
 def measure(model: nn.Module, family: Family) -> Importance:

@@ -9,9 +9,8 @@ from collections.abc import Mapping
 
 from autocompress.candidate import Candidate, Settings
 from autocompress.distillation.settings import RECOVERY_SETTINGS
-from autocompress.importance import Importance
 from autocompress.interfaces import Technique
-from autocompress.structure import Structure
+from autocompress.structure import Importance, Structure
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.quantization import QUANTIZATION_SETTINGS
 from autocompress.techniques.unit_pruning import UnitPruning

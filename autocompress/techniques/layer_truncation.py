@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from autocompress.candidate import Candidate, OneOf, Setting, Value
 from autocompress.errors import CandidateFailed
-from autocompress.importance import Importance
-from autocompress.structure import Structure
+from autocompress.structure import Importance, Structure
 
 RULES: dict[str, Callable[[int, int], list[int]]] = {
     "uniform": lambda n, k: [i * n // k for i in range(k)],

@@ -5,13 +5,16 @@ Michel et al. 2019 for heads, Prasanna et al. 2020 for both; the Fisher criterio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.candidate import Candidate, OneOf, Real, Setting
-from autocompress.importance import CRITERIA, Importance, allocate
-from autocompress.structure import Structure
+from autocompress.importance import CRITERIA
+from autocompress.structure import Importance, Structure
 
 
 @dataclass(frozen=True)
@@ -60,3 +63,31 @@ class UnitPruning:
         kept = [tuple(layer[i] for i in positions) for layer, positions in zip(units, chosen, strict=True)]
         pairs = zip(structure.layers, kept, strict=True)
         return Structure(tuple(replace(layer, **{str(self.section): positions}) for layer, positions in pairs))  # type: ignore[arg-type]
+
+
+def allocate(scores: Sequence[NDArray[np.float64]], share: float, allocation: str) -> list[tuple[int, ...]]:
+    """Positions to keep in each layer.
+
+    Args:
+        scores: per layer, importance of what is still there.
+        share: of all positions, from 0 to 1.
+        allocation: ``uniform`` keeps the same share in every layer; ``global`` keeps the most important ones wherever
+            they lie, so a layer may end with none.
+
+    Returns:
+        Ascending positions per layer; ties go to the earlier layer and position.
+    """
+    if allocation == "uniform":
+        return [_top(layer, round(share * len(layer))) for layer in scores]
+    flat = np.concatenate(list(scores))
+    kept = set(_top(flat, round(share * len(flat))))
+    ends = np.cumsum([len(layer) for layer in scores])
+    return [
+        tuple(i for i in range(len(layer)) if end - len(layer) + i in kept)
+        for layer, end in zip(scores, ends.tolist(), strict=True)
+    ]
+
+
+def _top(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
+    best = np.argsort(-scores, kind="stable")[:count]
+    return tuple(sorted(best.tolist()))

@@ -13,7 +13,7 @@ from autocompress.hardware.timing import OnnxRuntimeTimer
 from autocompress.pareto import Latency
 
 
-def measure(model: Path, profile: HardwareProfile) -> Latency:
+def measure_latency(model: Path, profile: HardwareProfile) -> Latency:
     """Time a model in a fresh process.
 
     Raises:
