@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
@@ -13,6 +13,7 @@ import torch
 
 from autocompress import environment
 from autocompress.candidate import Candidate
+from autocompress.distillation.settings import UNLABELED_SHARE
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
 from autocompress.families import family_of
 from autocompress.hardware.profile import HardwareProfile
@@ -91,6 +92,9 @@ def search_for(request: Request, listener: Listener | None = None, timer: Timer 
         Run.check_free(request.out)
     listener.stage("reading model and data")
     task, tokenizer = _load_data(request)
+    if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in request.space.parameters):
+        listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
+        request = replace(request, space=request.space.without(UNLABELED_SHARE))
     if request.finetune:
         model = finetuned(request.model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
     else:
@@ -302,7 +306,7 @@ def _identity(structure: Structure, candidate: Candidate) -> object:
 
 def _load_data(request: Request) -> tuple[TextClassification, Any]:
     config = load_config(request.model)
-    tokenizer = load_tokenizer(request.model)
+    tokenizer = load_tokenizer(request.model, config.vocab_size)
     positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
     task = load_task(
         tokenizer,

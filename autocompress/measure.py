@@ -28,9 +28,11 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Latency:
     from autocompress.interfaces import Batch
     from autocompress.teacher import load_classifier, load_config, load_tokenizer
 
-    load_config(str(model))
+    config = load_config(str(model))
     names = [
-        name for name in load_tokenizer(str(model)).model_input_names if name in ("input_ids", "token_type_ids", "attention_mask")
+        name
+        for name in load_tokenizer(str(model), config.vocab_size).model_input_names
+        if name in ("input_ids", "token_type_ids", "attention_mask")
     ]
     inputs = {name: np.ones((2, profile.sequence_length), np.int64) for name in names}
     if "token_type_ids" in inputs:

@@ -230,6 +230,11 @@ class Front:
             f"(drop {nearest.quality.drop_reported:.2f} points)"
         )
 
+    @property
+    def knee(self) -> Member:
+        """The member that alone covers the most hypervolume: where giving up more accuracy begins to buy less speed."""
+        return max(self.members or (self.baseline,), key=lambda m: hypervolume([(1 / m.speedup, m.quality.drop_reported)]))
+
     def member(self, id: str) -> Member:
         """The member of that id, the baseline included.
 

@@ -45,7 +45,7 @@ def write_report(folder: str | Path) -> Path:
     inputs = description["inputs"]
     members = front.members or (front.baseline,)
     parts = {
-        "title": escape(f"{Path(inputs['model']).name or inputs['model']} on {front.hardware['name']}"),
+        "title": escape(f"{'/'.join(Path(inputs['model']).parts[-2:])} on {front.hardware['name']}"),
         "subtitle": escape(_summary(front, trials, description)),
         "front_note": escape(_front_note(front)),
         "front_plot": _html(_front_figure(front, trials), "front", first=True, draggable=True),
@@ -57,7 +57,7 @@ def write_report(folder: str | Path) -> Path:
         "facts": _facts(description),
         "models": _script([_for_script(member) for member in members]),
         "run": _script(str(folder)),
-        "budget": _script(front.budget.get("max_latency_ms", members[-1].latency_ms.median)),
+        "budget": _script(front.budget.get("max_latency_ms", front.knee.latency_ms.median)),
     }
     page = (Path(__file__).parent / "report_template.html").read_text(encoding="utf-8")
     head, *rest = page.split("{{")
@@ -83,8 +83,8 @@ def _front_note(front: Front) -> str:
     return (
         f"Blue: the front, scored on {front.baseline.quality.n_test} test examples and timed again in a fresh process in turn "
         "with the baseline; bars are one standard error of the difference (paired with the baseline) and the 95 % interval of "
-        "the median latency. Grey: dominated candidates, by validation split and timings during the search. Drag the line, "
-        "move the slider or type a budget."
+        "the median latency. Grey: dominated candidates, by validation split and timings during the search; those far below the "
+        "front lie outside the picture. Drag the line, move the slider or type a budget."
     )
 
 
@@ -148,16 +148,16 @@ def _front_figure(front: Front, trials: Sequence[Trial]) -> go.Figure:
         yaxis_title=f"{front.metric} against the baseline, points",
     )
     figure.update_xaxes(rangemode="tozero")
+    lowest = max(3.0, 1.5 * max(m.quality.drop_reported for m in members))
+    highest = max(1.0, 1.5 * max(-m.quality.drop_reported for m in members))
+    figure.update_yaxes(range=[-lowest, highest])
     return figure
 
 
 def _settings_figure(trials: Sequence[Trial]) -> go.Figure:
     scored = [trial for trial in trials[1:] if trial.quality and trial.speedup]
-    names = [
-        n
-        for n in dict.fromkeys(n for t in scored for n in t.candidate)
-        if len({json.dumps(t.candidate.get(n)) for t in scored}) > 1
-    ]
+    found = dict.fromkeys(name for trial in scored for name in trial.candidate)
+    names = [name for name in found if len({json.dumps(t.candidate[name]) for t in scored if name in t.candidate}) > 1]
     rows = max(1, len(names))
     figure = make_subplots(rows=rows, cols=2, horizontal_spacing=0.12, vertical_spacing=0.35 / rows)
     for row, name in enumerate(names, 1):
@@ -277,6 +277,6 @@ def _for_script(member: Member) -> dict[str, Any]:
         "latency": member.latency_ms.median,
         "speedup": member.speedup,
         "quality": quality.reported,
-        "qualityText": f"{quality.reported:.4f} ({-quality.drop_reported:+.2f} points)",
+        "qualityText": f"{quality.reported:.4f} ({0 - quality.drop_reported:+.2f} points)",
         "candidate": member.candidate,
     }

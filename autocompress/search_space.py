@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -127,6 +127,13 @@ class SearchSpace:
             ):
                 raise UserError(f"{where}: give {parameter.name}, whose default lies outside the space: {parameter.values}")
         return complete
+
+    def without(self, name: str) -> SearchSpace:
+        """The space with this setting left at its default."""
+        parameters = tuple(parameter for parameter in self.parameters if parameter.name != name)
+        return replace(
+            self, parameters=parameters, corners=tuple({**c, name: SETTINGS.by_name[name].default} for c in self.corners)
+        )
 
     def candidate(self, chosen: Mapping[str, Value]) -> Candidate:
         """The candidate of a point of this space."""

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -50,16 +51,25 @@ def load_config(source: str) -> Any:
     return config
 
 
-def load_tokenizer(source: str) -> Any:
+def load_tokenizer(source: str, vocabulary: int) -> Any:
     """The tokenizer beside the model.
 
+    Args:
+        vocabulary: tokens that the model has embeddings for.
+
     Raises:
-        UserError: none there.
+        UserError: none there, an empty one, or one with more tokens than the model.
     """
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+    words = len(tokenizer.get_vocab())
+    if words <= len(tokenizer.all_special_tokens):
+        raise UserError(f"--model {source} has no usable tokenizer: its vocabulary is empty")
+    if words > vocabulary:
+        raise UserError(f"--model {source}: the tokenizer has {words} tokens, the model only {vocabulary}")
+    return tokenizer
 
 
 def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
@@ -82,7 +92,7 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
         model, info = AutoModelForSequenceClassification.from_pretrained(
             source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **new_head
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {source}: weights cannot be loaded (safetensors only): {str(error).splitlines()[0]}") from error
     fresh = ("classifier", "pre_classifier", "bert.pooler") if labels is not None else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))

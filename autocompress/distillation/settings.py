@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from autocompress.candidate import Integer, OneOf, Real, Setting, SubsetOf, Value
 
 OBJECTIVES: tuple[str, ...] = ("logits", "hidden-states", "attention-maps", "value-relations")
+UNLABELED_SHARE = "recovery.unlabeled_share"
 LAYER_MAPS: tuple[str, ...] = ("uniform", "last")
 
 
@@ -38,5 +39,5 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
         when=lambda s: _with_objective("hidden-states", s),
     ),
     Setting("recovery.hard_label_weight", Real(0, 1), 0.5, "weight of the labels; the objectives have the rest", when=_trains),
-    Setting("recovery.unlabeled_share", Real(0, 1), 0.0, "share of each batch that is unlabelled text", when=_trains),
+    Setting(UNLABELED_SHARE, Real(0, 1), 0.0, "share of each batch that is unlabelled text", when=_trains),
 )
