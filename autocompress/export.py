@@ -23,7 +23,7 @@ from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import predict
+from autocompress.onnx_runtime import declare_inputs, predict
 from autocompress.structure import Structure
 from autocompress.techniques.quantization import quantize
 from autocompress.training import tensors
@@ -69,6 +69,7 @@ def to_onnx(model: nn.Module, path: Path, example: Batch) -> None:
             )
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise CandidateFailed(f"export to ONNX: {error}") from error
+    declare_inputs(path, names)
 
 
 def export_model(

@@ -113,6 +113,17 @@ def quantize_matmul_weights(source: Path, target: Path, bits: int, block_size: i
         onnx.save(quantizer.model.model, target)
 
 
+def declare_inputs(path: Path, names: Sequence[str]) -> None:
+    """Declare inputs that the exporter dropped because nothing reads them, so that all models are called alike."""
+    model = onnx.load(path)
+    present = {item.name for item in model.graph.input}
+    missing = [name for name in names if name not in present]
+    if missing:
+        for name in missing:
+            model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]))
+        onnx.save(model, path)
+
+
 def float_weight_bytes(path: Path) -> dict[str, int]:
     """Bytes of the fp32 matrices, by name: what a quantizer left; its own scales are not counted."""
     graph = onnx.load(path).graph

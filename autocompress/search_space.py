@@ -106,26 +106,19 @@ class SearchSpace:
         return cls(name, description, parameters, tuple(space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1)))
 
     def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
+        """All settings of a corner: what it leaves out has the space's only value, else the setting's default."""
         where = f"{path}: corner {number}"
-        point = {
-            name: SETTINGS.by_name[name].check(value, where) if name in SETTINGS.by_name else value
-            for name, value in _flatten(corner, where).items()
-        }
-        SETTINGS.candidate(point, where)
-        by_name = {parameter.name: parameter for parameter in self.parameters}
-        complete = SETTINGS.complete(point)
-        for name, value in point.items():
-            if name not in by_name:
-                raise UserError(f"{where}: {name} is not a parameter of the space")
-            if not by_name[name].contains(value):
-                raise UserError(f"{where}: {name} is {thaw(value)!r}, outside the space: {by_name[name].values}")
+        given = _flatten(corner, where)
+        SETTINGS.candidate(given, where)
+        point = {name: SETTINGS.by_name[name].check(value, where) for name, value in given.items()}
+        for name in point.keys() - {parameter.name for parameter in self.parameters}:
+            raise UserError(f"{where}: {name} is not a parameter of the space")
+        only = {p.name: p.values.values[0] for p in self.parameters if isinstance(p.values, Choices) and len(p.values.values) == 1}
+        complete = SETTINGS.complete(only | point)
         for parameter in self.parameters:
-            if (
-                parameter.name not in point
-                and parameter.setting.when(complete)
-                and not parameter.contains(parameter.setting.default)
-            ):
-                raise UserError(f"{where}: give {parameter.name}, whose default lies outside the space: {parameter.values}")
+            value = complete[parameter.name]
+            if (parameter.name in point or parameter.setting.when(complete)) and not parameter.contains(value):
+                raise UserError(f"{where}: {parameter.name} is {thaw(value)!r}, outside the space: {parameter.values}")
         return complete
 
     def without(self, name: str) -> SearchSpace:

@@ -24,6 +24,7 @@ from autocompress.pareto import Budget, Quality
 from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.structure import Importance, Structure
 from autocompress.tasks.text_classification import Split, TextClassification, correct
+from autocompress.techniques import SETTINGS
 from autocompress.training import forward_all
 
 FIRST_RUNG = 32
@@ -130,7 +131,7 @@ class Workbench:
     def baseline(self) -> Trial:
         """Trial 0: the teacher itself, exported in fp32."""
         started = time.monotonic()
-        candidate = Candidate((("quantization.scheme", "fp32"),))
+        candidate = SETTINGS.candidate({}).without("recovery")
         parity = self._export(self.model, self.full, candidate, 0)
         latency, _ = self.timer(self.baseline_file, [self.baseline_file], final=False)
         answers = self.answers(self.baseline_file, self.task.validation)

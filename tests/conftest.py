@@ -14,7 +14,7 @@ from autocompress import demo
 from autocompress.interfaces import Timing
 from autocompress.pareto import Latency
 
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 class SizeTimer:

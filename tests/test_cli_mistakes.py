@@ -28,7 +28,7 @@ def _file(option: str, name: str, text: str) -> Change:
     return change
 
 
-def _model(edit: Callable[[Path], None]) -> Change:
+def _model(edit: Callable[[Path], object]) -> Change:
     def change(folder: Path, options: dict[str, str]) -> None:
         shutil.copytree(options["--model"], folder / "model")
         edit(folder / "model")
@@ -54,6 +54,11 @@ def _nan_weights(model: Path) -> None:
 def _without_head(model: Path) -> None:
     weights = load_file(model / "model.safetensors")
     save_file({k: v for k, v in weights.items() if "classifier" not in k}, model / "model.safetensors", {"format": "pt"})
+
+
+def _without_tokenizer(model: Path) -> None:
+    for path in model.glob("tokenizer*"):
+        path.unlink()
 
 
 def _other_run(folder: Path, options: dict[str, str]) -> None:
@@ -84,7 +89,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "already compressed": (_model(_config(model_type="autocompress")), "already compressed"),
     "NaN weights": (_model(_nan_weights), "are not all finite"),
     "no classification head": (_model(_without_head), "give --finetune"),
-    "no tokenizer": (_model(lambda m: [p.unlink() for p in m.glob("tokenizer*")] and None), "tokenizer"),
+    "no tokenizer": (_model(_without_tokenizer), "no usable tokenizer"),
     "hub id out of reach": (_set("--model", "no-such-user/no-such-model"), "--model no-such-user/no-such-model cannot be loaded"),
     "unknown task": (_set("--task", "poetry"), "unknown task 'poetry'; known are text-classification"),
     "data missing": (_set("--data", "/no/such.csv"), "data file /no/such.csv does not exist"),
