@@ -1,0 +1,210 @@
+"""Conformance of the distillation objectives, and each by hand."""
+
+from __future__ import annotations
+
+from math import log, sqrt
+
+import pytest
+import torch
+from torch import Tensor
+
+from autocompress.candidate import Candidate
+from autocompress.distillation import objectives
+from autocompress.distillation.layer_maps import LAYER_MAPS
+from autocompress.distillation.settings import LAYER_MAPS as LAYER_MAP_NAMES
+from autocompress.distillation.settings import OBJECTIVES
+from autocompress.interfaces import Features, Matching
+from autocompress.techniques import SETTINGS
+
+HEADS, HEAD_SIZE, WIDTH = 4, 3, 12
+MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
+KEPT_HEADS = (1, 3)
+MATCHING = Matching(((1, 2), (2, 4)), KEPT_HEADS, HEAD_SIZE)
+KL = 0.75 * log(0.75 / 0.5) + 0.25 * log(0.25 / 0.5)
+"""Of (1/2, 1/2) from (3/4, 1/4)."""
+
+KNOWN = objectives()
+ATTENTION = ("attention-maps", "value-relations")
+each_objective = pytest.mark.parametrize("name", OBJECTIVES)
+each_attention_objective = pytest.mark.parametrize("name", ATTENTION)
+
+
+def candidate(*names: str, **more: float) -> Candidate:
+    chosen = {f"recovery.{name}": value for name, value in more.items()}
+    return SETTINGS.candidate({"recovery.steps": 1, "recovery.objectives": list(names), **chosen})
+
+
+def teacher_features() -> Features:
+    """Random; zero on padding, as the cache of the teacher gives them."""
+    random = torch.Generator().manual_seed(0)
+    names = ["hidden.2", "hidden.4", "query", "key", "value"]
+    tokens = {name: torch.randn(3, 5, WIDTH, generator=random) * MASK.unsqueeze(-1) for name in names}
+    return Features(torch.randn(3, 4, generator=random), MASK, tokens)
+
+
+def like(teacher: Features) -> Features:
+    """A student of two layers and two heads that computes what its teacher does, and anything on padding."""
+    dims = [head * HEAD_SIZE + i for head in KEPT_HEADS for i in range(HEAD_SIZE)]
+    tokens = {name: teacher.tokens[name][..., dims] for name in ("query", "key", "value")}
+    tokens |= {f"hidden.{mine}": teacher.tokens[f"hidden.{theirs}"] for mine, theirs in MATCHING.layers}
+    junk = {name: torch.where(MASK.unsqueeze(-1) == 1, value, 7.0) for name, value in tokens.items()}
+    return Features(teacher.logits, MASK, junk)
+
+
+def unlike(teacher: Features) -> Features:
+    student, random = like(teacher), torch.Generator().manual_seed(1)
+
+    def moved(tensor: Tensor) -> Tensor:
+        return (tensor + 0.5 * torch.randn(tensor.shape, generator=random)).requires_grad_()
+
+    return Features(moved(student.logits), MASK, {name: moved(value) for name, value in student.tokens.items()})
+
+
+def loss(name: str, student: Features, teacher: Features, matching: Matching = MATCHING) -> Tensor:
+    return KNOWN[name].loss(student, teacher, candidate(name), matching)
+
+
+def with_padding(features: Features, value: float) -> Features:
+    """Two more columns of padding."""
+    tokens = {name: torch.nn.functional.pad(t, (0, 0, 0, 2), value=value) for name, t in features.tokens.items()}
+    return Features(features.logits, torch.nn.functional.pad(features.mask, (0, 2)), tokens)
+
+
+def test_names_agree_with_the_settings() -> None:
+    assert tuple(KNOWN) == OBJECTIVES
+    assert tuple(LAYER_MAPS) == LAYER_MAP_NAMES
+
+
+@each_objective
+def test_nothing_is_lost_when_the_student_is_like_its_teacher(name: str) -> None:
+    teacher = teacher_features()
+    assert loss(name, like(teacher), teacher).item() == pytest.approx(0, abs=1e-5)
+
+
+@each_objective
+def test_an_unlike_student_is_pulled(name: str) -> None:
+    teacher = teacher_features()
+    student = unlike(teacher)
+    found = loss(name, student, teacher)
+    assert found.shape == () and found.item() > 0.01
+    read = [student.tokens[mine] for mine, _ in KNOWN[name].features(MATCHING)] or [student.logits]
+    for gradient in torch.autograd.grad(found, read):
+        assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-4
+
+
+@each_objective
+def test_a_step_down_the_gradient_lowers_the_loss(name: str) -> None:
+    teacher = teacher_features()
+    student = unlike(teacher)
+    before = loss(name, student, teacher)
+    read = [mine for mine, _ in KNOWN[name].features(MATCHING)]
+    gradients = torch.autograd.grad(before, [student.logits, *(student.tokens[n] for n in read)], allow_unused=True)
+    logits = student.logits if gradients[0] is None else student.logits - 0.1 * gradients[0]
+    moved = dict(student.tokens) | {n: student.tokens[n] - 0.1 * g for n, g in zip(read, gradients[1:], strict=True)}
+    assert loss(name, Features(logits, MASK, moved), teacher) < before
+
+
+@each_objective
+def test_padding_counts_for_nothing(name: str) -> None:
+    teacher = teacher_features()
+    student = unlike(teacher)
+    found = loss(name, with_padding(student, -3.0), with_padding(teacher, 0.0))
+    assert found.item() == pytest.approx(loss(name, student, teacher).item(), rel=1e-5)
+
+
+@each_objective
+def test_gradient_on_padding_is_zero(name: str) -> None:
+    teacher = teacher_features()
+    student = unlike(teacher)
+    read = [student.tokens[mine] for mine, _ in KNOWN[name].features(MATCHING)]
+    gradients = torch.autograd.grad(loss(name, student, teacher), read) if read else ()
+    assert all(gradient[MASK == 0].abs().max() == 0 for gradient in gradients)
+
+
+def test_features_that_are_read() -> None:
+    assert {name: KNOWN[name].features(MATCHING) for name in OBJECTIVES} == {
+        "logits": (),
+        "hidden-states": (("hidden.1", "hidden.2"), ("hidden.2", "hidden.4")),
+        "attention-maps": (("query", "query"), ("key", "key")),
+        "value-relations": (("value", "value"),),
+    }
+
+
+@each_attention_objective
+def test_a_last_layer_without_heads_has_nothing_to_match(name: str) -> None:
+    teacher, none = teacher_features(), Matching(MATCHING.layers, (), HEAD_SIZE)
+    assert KNOWN[name].features(none) == ()
+    assert loss(name, Features(teacher.logits, MASK, {}), teacher, none).item() == 0
+
+
+@each_attention_objective
+def test_a_head_matches_the_one_of_its_number(name: str) -> None:
+    teacher = teacher_features()
+    student, swapped = like(teacher), Matching(MATCHING.layers, KEPT_HEADS[::-1], HEAD_SIZE)
+    assert loss(name, student, teacher, swapped).item() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("temperature", "teacher_logit", "expected"), [(1.0, log(3), KL), (2.0, 2 * log(3), 4 * KL), (0.5, log(3) / 2, KL / 4)]
+)
+def test_logits_by_hand(temperature: float, teacher_logit: float, expected: float) -> None:
+    """Two examples of two classes, the second without a difference."""
+    teacher = Features(torch.tensor([[teacher_logit, 0.0], [1.0, 1.0]]), MASK[:2], {})
+    student = Features(torch.tensor([[5.0, 5.0], [-2.0, -2.0]]), MASK[:2], {})
+    found = KNOWN["logits"].loss(student, teacher, candidate("logits", temperature=temperature), MATCHING)
+    assert found.item() == pytest.approx(expected / 2, rel=1e-5)
+
+
+def test_hidden_states_by_hand() -> None:
+    """Differences of 2 on three real tokens in the first pair, of 4 on one of them in the second; 100 on padding."""
+    mask = torch.tensor([[1, 1], [1, 0]])
+    first = torch.tensor([[[2.0, -2.0], [2.0, 2.0]], [[-2.0, 2.0], [100.0, 100.0]]])
+    second = torch.tensor([[[4.0, 4.0], [0.0, 0.0]], [[0.0, 0.0], [100.0, 100.0]]])
+    student = Features(torch.zeros(2, 2), mask, {"hidden.1": first, "hidden.2": second})
+    teacher = Features(torch.zeros(2, 2), mask, {"hidden.2": torch.zeros(2, 2, 2), "hidden.4": torch.zeros(2, 2, 2)})
+    assert loss("hidden-states", student, teacher).item() == pytest.approx((4 + 16 / 3) / 2)
+
+
+def test_attention_maps_by_hand() -> None:
+    """One head of size 4: the teacher attends (3/4, 1/4) from both tokens, the student evenly; the third token is padding."""
+    mask, zeros = torch.tensor([[1, 1, 0]]), torch.zeros(1, 3, 4)
+    query, key = zeros.clone(), zeros.clone()
+    query[..., 0], key[0, 0, 0] = 1.0, 2 * log(3)
+    student = Features(torch.zeros(1, 2), mask, {"query": zeros, "key": zeros})
+    teacher = Features(torch.zeros(1, 2), mask, {"query": query, "key": key})
+    assert loss("attention-maps", student, teacher, Matching((), (0,), 4)).item() == pytest.approx(KL, rel=1e-5)
+
+
+def test_value_relations_by_hand() -> None:
+    """Of two tokens the first relates as (3/4, 1/4) in the teacher, all else evenly."""
+    mask, zeros = torch.tensor([[1, 1]]), torch.zeros(1, 2, 4)
+    value = zeros.clone()
+    value[0, 0, 2] = sqrt(2 * log(3))
+    student, teacher = (Features(torch.zeros(1, 2), mask, {"value": tokens}) for tokens in (zeros, value))
+    assert loss("value-relations", student, teacher, Matching((), (0,), 4)).item() == pytest.approx(KL / 2, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "student", "teacher", "pairs"),
+    [
+        ("uniform", 3, 6, [(1, 2), (2, 4), (3, 6)]),
+        ("uniform", 4, 4, [(1, 1), (2, 2), (3, 3), (4, 4)]),
+        ("uniform", 2, 6, [(1, 3), (2, 6)]),
+        ("uniform", 1, 12, [(1, 12)]),
+        ("uniform", 3, 4, [(1, 1), (2, 3), (3, 4)]),
+        ("last", 3, 6, [(1, 4), (2, 5), (3, 6)]),
+        ("last", 4, 4, [(1, 1), (2, 2), (3, 3), (4, 4)]),
+        ("last", 1, 12, [(1, 12)]),
+    ],
+)
+def test_layer_maps_by_hand(name: str, student: int, teacher: int, pairs: list[tuple[int, int]]) -> None:
+    assert LAYER_MAPS[name](student, teacher) == pairs
+
+
+@pytest.mark.parametrize("name", LAYER_MAPS)
+def test_layer_maps_rise_to_the_teacher_s_last_layer(name: str) -> None:
+    for teacher in range(1, 25):
+        for student in range(1, teacher + 1):
+            mine, theirs = zip(*LAYER_MAPS[name](student, teacher), strict=True)
+            assert mine == tuple(range(1, student + 1))
+            assert theirs == tuple(sorted(set(theirs))) and theirs[0] >= 1 and theirs[-1] == teacher

@@ -1,0 +1,45 @@
+"""The examples run, and say what the artifacts say."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from autocompress.engine import search
+from autocompress.pareto import load_front
+from tests.conftest import SizeTimer
+
+EXAMPLES = Path(__file__).parents[1] / "examples"
+
+
+def run(name: str, *arguments: str) -> str:
+    done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    printed = run("quickstart.py", str(tiny_model), str(data_file), str(tmp_path / "run")).splitlines()
+    front = load_front(tmp_path / "run")
+    best = front.pick(max_latency_ms=3.0)
+    assert [line.split(":")[0] for line in printed[:-1]] == [member.id for member in front.members]
+    assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
+
+
+@pytest.mark.parametrize("text", ["a fine film", "dull beyond words"])
+def test_run_exported(text: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, trials=1, timer=SizeTimer())
+    answer, logits = run("run_exported.py", str(out / "models/t000"), text).split(" ", 1)
+    from transformers import AutoTokenizer
+
+    from autocompress import load_model
+
+    inputs = AutoTokenizer.from_pretrained(out / "tokenizer")([text], return_tensors="pt")
+    expected = load_model(out / "models/t000")(**inputs).logits
+    assert int(answer) == int(expected.argmax())
+    assert json.loads(logits)[0] == pytest.approx(expected[0].tolist(), abs=1e-5)

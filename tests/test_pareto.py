@@ -1,0 +1,282 @@
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from autocompress.errors import RequestUnmet, UserError
+from autocompress.pareto import Budget, Front, Latency, Member, Quality, hypervolume, load_front, non_dominated, without_ties
+
+BASELINE_MS = 8.0
+DESIGN = [(1 / 2.25, 0.5), (1 / 3.3, 0.1), (1 / 4.75, 1.7), (1 / 7, 2.3), (1 / 10, 4.9), (1 / 12, 8.4)]
+"""The front of hand-picked structures, (relative latency, drop in points)."""
+
+
+def member(id: str, ms: float, test: float, *, validation: float | None = None, spread: float = 0.0, size: int = 1000) -> Member:
+    """A member of a front whose baseline takes 8 ms and has 0.875 on both splits."""
+    validation = test if validation is None else validation
+    quality = Quality(validation, 100 * (0.875 - validation), 0.5, test, 0.01, 1000, 100 * (0.875 - test), 0.5)
+    latency = Latency(ms, 1.25 * ms, (ms - spread, ms + spread), 40)
+    speedup, candidate = BASELINE_MS / ms, {"layers.keep": [0, 2], "quantization.scheme": "int8-dynamic"}
+    sizes = {"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}
+    return Member(id, candidate, quality, latency, speedup, (speedup, speedup), size, f"models/{id}", sizes)
+
+
+def front(*members: Member) -> Front:
+    return Front("accuracy", member("t000", BASELINE_MS, 0.875), {"threads": 1}, {"max_drop": 9.0}, 0.5, members, verified=True)
+
+
+FAST, MIDDLE, GOOD = member("t003", 1.0, 0.8125), member("t002", 2.0, 0.84375), member("t001", 4.0, 0.875)
+"""8x with 6.25 points lost, 4x with 3.125, 2x with none."""
+FRONT = front(FAST, MIDDLE, GOOD)
+
+
+@pytest.mark.parametrize(
+    ("points", "members"),
+    [
+        ([], []),
+        ([(3, 3)], [0]),
+        ([(1, 1), (1, 1), (1, 1)], [0]),
+        ([(1, 2), (2, 1)], [0, 1]),
+        ([(1, 2), (1, 1)], [1]),
+        ([(2, 1), (1, 1)], [1]),
+        ([(1, 5), (2, 4), (2, 4), (3, 3), (3, 4), (1, 6), (0.5, 9)], [0, 1, 3, 6]),
+        ([(1, 2, 3), (1, 2, 2), (2, 1, 3)], [1, 2]),
+    ],
+)
+def test_fronts_by_hand(points: list[tuple[float, ...]], members: list[int]) -> None:
+    assert non_dominated(points) == members
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 6)), max_size=20))
+def test_members_are_not_dominated_and_all_others_are(points: list[tuple[int, int]]) -> None:
+    def beaten(by: tuple[int, int], point: tuple[int, int]) -> bool:
+        return by != point and by[0] <= point[0] and by[1] <= point[1]
+
+    members = [points[i] for i in non_dominated(points)]
+    assert len(set(members)) == len(members)
+    assert not any(beaten(point, m) for m in members for point in points)
+    assert all(any(beaten(m, point) for m in members) for point in set(points) - set(members))
+
+
+@pytest.mark.parametrize(
+    ("points", "area"),
+    [
+        ([], 0.0),
+        (DESIGN[:1], 0.50),
+        (DESIGN, 0.9 * 0.02 + 6 / 7 * 0.52 + 0.78947 * 0.12 + 0.69697 * 0.32),
+        ([(0.5, 0.5)], 0.5 * 0.9),
+        ([(0.5, 0.5), (0.1, 2.5)], 0.5 * 0.9 + 0.4 * 0.5),
+        ([(0.1, 2.5), (0.5, 0.5), (0.5, 0.5)], 0.5 * 0.9 + 0.4 * 0.5),
+        ([(0.5, 0.5), (0.6, 1.0)], 0.5 * 0.9),
+        ([(0.5, 0.5), (0.5, 1.0), (0.6, 0.5)], 0.5 * 0.9),
+        ([(0.25, -1.0)], 0.75),
+        ([(0.25, 5.0)], 0.0),
+        ([(0.25, 9.0)], 0.0),
+        ([(1.0, 0.0)], 0.0),
+        ([(1.5, 0.0)], 0.0),
+        ([(0.0, 0.0)], 1.0),
+    ],
+)
+def test_hypervolume_by_hand(points: list[tuple[float, float]], area: float) -> None:
+    assert hypervolume(points) == pytest.approx(area, abs=5e-5)
+
+
+@settings(deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 2), st.floats(-1, 9)), min_size=1, max_size=8))
+def test_a_model_more_never_covers_less(points: list[tuple[float, float]]) -> None:
+    area, less = hypervolume(points), hypervolume(points[1:])
+    assert 0 <= less <= area + 1e-12 <= 1 + 2e-12
+    assert hypervolume(points[::-1]) == pytest.approx(area)
+    assert hypervolume([points[i] for i in non_dominated(points)]) == pytest.approx(area)
+
+
+@pytest.mark.parametrize(
+    ("limits", "picked"),
+    [
+        ({"max_latency_ms": 1.0}, FAST),
+        ({"max_latency_ms": 1.999}, FAST),
+        ({"max_latency_ms": 2.0}, MIDDLE),
+        ({"max_latency_ms": 99.0}, GOOD),
+        ({"min_speedup": 8.0}, FAST),
+        ({"min_speedup": 2.001}, MIDDLE),
+        ({"min_speedup": 2.0}, GOOD),
+        ({"max_drop": 6.25}, FAST),
+        ({"max_drop": 6.0}, MIDDLE),
+        ({"max_drop": 0.0}, GOOD),
+        ({"min_quality": 0.8125}, FAST),
+        ({"min_quality": 0.82}, MIDDLE),
+        ({"min_quality": 0.875}, GOOD),
+        ({"max_latency_ms": 3.0, "max_drop": 6.25}, MIDDLE),
+        ({"min_speedup": 4.0, "min_quality": 0.81}, MIDDLE),
+        ({"max_drop": 4.0, "min_quality": 0.85}, GOOD),
+    ],
+)
+def test_pick(limits: dict[str, float], picked: Member) -> None:
+    assert FRONT.pick(**limits) == picked
+
+
+def test_pick_goes_by_the_score_that_is_reported() -> None:
+    lucky, steady = member("t004", 1.0, 0.80, validation=0.90), member("t005", 2.0, 0.85, validation=0.85)
+    assert front(lucky, steady).pick(max_latency_ms=2) == steady
+    assert front(lucky, steady).pick(min_quality=0.85) == steady
+    untested = replace(lucky, quality=Quality(0.90, -2.5, 0.5))
+    assert front(untested, steady).pick(max_drop=0.0) == untested
+
+
+def test_a_limit_admits_a_drop_that_equals_it_but_for_rounding() -> None:
+    """7 of 1,000 sentences lost are 0.7000000000000001 points."""
+    exact = replace(MIDDLE, quality=replace(MIDDLE.quality, drop_test=100 * (7 / 1000)))
+    assert front(exact).pick(max_drop=0.7) == exact
+
+
+def test_pick_among_equals() -> None:
+    slower, faster = member("t004", 2.0, 0.85), member("t005", 1.5, 0.85)
+    assert front(slower, faster).pick(max_latency_ms=2) == faster
+    worse, better = member("t006", 1.0, 0.85), member("t007", 1.0, 0.86)
+    assert front(worse, better).pick(max_drop=5) == better
+
+
+@pytest.mark.parametrize(
+    ("limits", "nearest", "limiting"),
+    [
+        ({"max_latency_ms": 0.5}, "t003", "latency"),
+        ({"min_speedup": 10.0}, "t003", "speedup"),
+        ({"min_quality": 0.9}, "t001", "quality"),
+        ({"max_latency_ms": 1.5, "max_drop": 3.5}, "t003", "drop"),
+        ({"max_latency_ms": 0.9, "max_drop": 1.0}, "t003", "latency and drop"),
+        ({"max_latency_ms": 3.9, "max_drop": 0.0}, "t001", "latency"),
+    ],
+)
+def test_a_request_that_no_model_meets(limits: dict[str, float], nearest: str, limiting: str) -> None:
+    with pytest.raises(RequestUnmet, match=f"the nearest is {nearest}, limited by its {limiting}: "):
+        FRONT.pick(**limits)
+
+
+def test_the_nearest_is_described() -> None:
+    with pytest.raises(RequestUnmet, match=re.escape("1 ms (8.00x), accuracy 0.8125 (drop 6.25 points)")):
+        FRONT.pick(max_latency_ms=0.5)
+
+
+def test_an_empty_front_meets_no_request() -> None:
+    with pytest.raises(RequestUnmet):
+        front().pick(max_drop=1.0)
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        ({}, "give at least one limit"),
+        ({"max_latency_ms": 0.0}, "max_latency_ms is 0: it must be more than zero"),
+        ({"min_speedup": -1.0}, "min_speedup is -1: "),
+        ({"min_speedup": float("inf")}, "min_speedup is inf: "),
+        ({"max_latency_ms": float("nan")}, "max_latency_ms is nan: "),
+        ({"max_drop": -0.1}, "max_drop is -0.1: it is in points of a hundred"),
+        ({"max_drop": 101.0}, "max_drop is 101: "),
+        ({"min_quality": 0.0}, "min_quality is 0: it is a share"),
+        ({"min_quality": 86.0}, "min_quality is 86: it is a share"),
+    ],
+)
+def test_limits_that_make_no_sense(limits: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        FRONT.pick(**limits)
+
+
+def test_budget() -> None:
+    budget = Budget(max_latency_ms=2.0, min_speedup=3.0, max_drop=1.0, min_quality=0.86)
+    missed = budget.violations(latency_ms=3.0, speedup=2.0, quality=0.84, drop=3.0)
+    assert missed == pytest.approx({"latency": 0.5, "speedup": 0.5, "drop": 0.02, "quality": 0.02})
+    assert budget.violations(2.0, 3.0, 0.86, 1.0) == {"latency": 0.0, "speedup": 0.0, "drop": 0.0, "quality": 0.0}
+    assert Budget(max_drop=1.0).of(MIDDLE) == pytest.approx({"drop": 0.02125})
+    assert Budget(max_drop=1.0).as_dict() == {"max_drop": 1.0}
+    assert [budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))] == [True, False, False]
+    assert Budget().admits_speed(1e9, 1e-9)
+
+
+def test_knee() -> None:
+    """Alone, FAST covers nothing, MIDDLE 3/4 of 3/8, GOOD 1/2 of all."""
+    assert FRONT.knee == GOOD
+    assert front(FAST, MIDDLE).knee == MIDDLE
+    assert front().knee == FRONT.baseline
+
+
+def test_member() -> None:
+    assert FRONT.member("t002") == MIDDLE
+    assert FRONT.member("t000") == FRONT.baseline
+    with pytest.raises(UserError, match=re.escape("trial 't009' is not in the front; its models are t000, t003, t002, t001")):
+        FRONT.member("t009")
+
+
+@pytest.mark.parametrize(
+    ("spread", "better", "stderr_points", "stay"),
+    [
+        (0.25, 0.855, 1.0, ["small"]),
+        (0.5, 0.855, 1.0, ["small"]),
+        (0.125, 0.855, 1.0, ["large", "small"]),
+        (0.25, 0.855, 0.4, ["large", "small"]),
+        (0.25, 0.865, 1.0, ["large", "small"]),
+    ],
+    ids=["tie", "wide", "intervals-apart", "precise", "quality-apart"],
+)
+def test_of_tied_members_the_smaller_file_stays(spread: float, better: float, stderr_points: float, stay: list[str]) -> None:
+    """Latencies 1.0 and 1.5 touch at a spread of 0.25."""
+    large = member("large", 1.0, 0.0, validation=0.85, spread=spread, size=2000)
+    small = member("small", 1.5, 0.0, validation=better, spread=spread, size=1000)
+    for members in ([large, small], [small, large]):
+        assert [m.id for m in without_ties(members, lambda a, b: stderr_points)] == stay
+
+
+def test_the_standard_error_is_that_of_the_pair() -> None:
+    members = [member(name, 1.0, 0.85, validation=v, spread=0.5) for name, v in (("a", 0.85), ("b", 0.86), ("c", 0.90))]
+    pairs = {frozenset("ab"): 2.0, frozenset("ac"): 1.0, frozenset("bc"): 1.0}
+    assert [m.id for m in without_ties(members, lambda a, b: pairs[frozenset((a.id, b.id))])] == ["a", "c"]
+
+
+def test_who_ties_with_a_dropped_member_alone_stays() -> None:
+    """a ~ b and b ~ c, but not a ~ c: b goes, as a is the smallest, and c stays."""
+    described = [("c", 2.0, 1200), ("b", 1.5, 1100), ("a", 1.0, 1000)]
+    members = [member(name, ms, 0.85, spread=0.3, size=size) for name, ms, size in described]
+    assert [m.id for m in without_ties(members, lambda a, b: 1.0)] == ["a", "c"]
+
+
+def test_front_json_round_trip(tmp_path: Path) -> None:
+    untested = replace(GOOD, quality=Quality(0.86, 1.5, 0.7), candidate={"layers.keep": 1.0})
+    for original in (FRONT, front(), replace(front(FAST, untested), verified=False)):
+        (tmp_path / "front.json").write_text(json.dumps(original.as_dict(), allow_nan=False), encoding="utf-8")
+        assert load_front(tmp_path) == original
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"schema": 2}, "front.json: schema is 2, this version reads 1"),
+        ({"schema": "1"}, "front.json: schema is '1', this version reads 1"),
+        ({"members": [{"id": "t001"}]}, "front.json is damaged: "),
+        ({"members": 3}, "front.json is damaged: "),
+        ({"baseline": None}, "front.json is damaged: "),
+        ({"colour": "red"}, "front.json is damaged: "),
+    ],
+)
+def test_a_front_of_another_kind(tmp_path: Path, change: dict[str, Any], message: str) -> None:
+    (tmp_path / "front.json").write_text(json.dumps(FRONT.as_dict() | change), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape(message)):
+        load_front(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"schema": 1}', b'{"metric": "\xff"}'])
+def test_a_damaged_front(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "front.json").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'front.json'} is damaged: ")):
+        load_front(tmp_path)
+
+
+def test_no_front(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=re.escape(f"{tmp_path} holds no front.json")):
+        load_front(tmp_path)

@@ -1,0 +1,213 @@
+"""Conformance of the structural techniques, and their choices by hand."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+
+from autocompress.candidate import OneOf, Value
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.importance import CRITERIA
+from autocompress.interfaces import Technique
+from autocompress.structure import Importance, Layer, Structure
+from autocompress.techniques import SETTINGS, TECHNIQUES, resolve
+from autocompress.techniques.layer_truncation import RULES
+from autocompress.techniques.unit_pruning import allocate
+
+FULL = Structure.full([6, 6, 6, 6, 6], [20, 20, 20, 20, 20])
+UNEVEN = Structure((Layer(0, (1, 4), tuple(range(0, 20, 3))), Layer(2, (), (5,)), Layer(3, (0, 2, 5), ()), Layer(4, (3,), (0, 19))))
+STRENGTHS = (1.0, 0.9, 0.75, 0.5, 1 / 3, 0.25, 0.1, 0.01, 0.0)
+
+
+def random_importance(seed: int) -> Importance:
+    rng = np.random.default_rng(seed)
+    return Importance(
+        tuple(rng.exponential(i + 1, 6) for i in range(5)),
+        tuple(rng.exponential(5 - i, 20) for i in range(5)),
+    )
+
+
+IMPORTANCE = {criterion: random_importance(seed) for seed, criterion in enumerate(CRITERIA)}
+
+
+def keep_setting(technique: Technique) -> str:
+    [name] = [setting.name for setting in technique.settings if setting.name.endswith(".keep")]
+    return name
+
+
+def variants(technique: Technique) -> list[dict[str, Value]]:
+    """One setting of each choice that the technique has, and none."""
+    named = [(setting.name, setting.domain) for setting in technique.settings]
+    return [{}, *({name: value} for name, domain in named if isinstance(domain, OneOf) for value in domain.values)]
+
+
+def refined(technique: Technique, structure: Structure, **settings: Any) -> Structure:
+    candidate = SETTINGS.candidate({name.replace("__", "."): value for name, value in settings.items()})
+    return technique.refine(structure, candidate, IMPORTANCE)
+
+
+def units(structure: Structure) -> set[tuple[int, str, int]]:
+    """Everything kept, by its place in the original model."""
+    return {
+        (layer.source, kind, i)
+        for layer in structure.layers
+        for kind, kept in (("layer", (0,)), ("head", layer.heads), ("neuron", layer.ffn))
+        for i in kept
+    }
+
+
+each_technique = pytest.mark.parametrize("technique", TECHNIQUES, ids=[technique.name for technique in TECHNIQUES])
+each_structure = pytest.mark.parametrize("structure", [FULL, UNEVEN], ids=["full", "uneven"])
+
+
+def test_names_and_settings_are_unique() -> None:
+    names = [technique.name for technique in TECHNIQUES]
+    settings = [setting.name for technique in TECHNIQUES for setting in technique.settings]
+    assert len(set(names)) == len(names) and len(set(settings)) == len(settings)
+
+
+@each_technique
+@each_structure
+def test_defaults_change_nothing(technique: Technique, structure: Structure) -> None:
+    assert refined(technique, structure) == structure
+    for chosen in variants(technique):
+        assert refined(technique, structure, **chosen) == structure
+
+
+@each_technique
+@each_structure
+def test_stronger_never_keeps_more(technique: Technique, structure: Structure) -> None:
+    keep = keep_setting(technique)
+    domain = SETTINGS.by_name[keep].domain
+    strengths = [strength for strength in STRENGTHS if domain.allows(strength)]
+    for chosen in variants(technique):
+        found = [refined(technique, structure, **{keep: strength}, **chosen) for strength in strengths]
+        counts = [len(units(one)) for one in found]
+        assert counts == sorted(counts, reverse=True) and counts[-1] < counts[0] == len(units(structure))
+        assert all(units(one) <= units(structure) for one in found)
+
+
+@each_technique
+@each_structure
+def test_what_is_kept_stays_in_order(technique: Technique, structure: Structure) -> None:
+    keep = keep_setting(technique)
+    for chosen in variants(technique):
+        found = refined(technique, structure, **{keep: 0.5}, **chosen)
+        assert [layer.source for layer in found.layers] == sorted({layer.source for layer in found.layers})
+        for layer in found.layers:
+            assert list(layer.heads) == sorted(set(layer.heads)) and list(layer.ffn) == sorted(set(layer.ffn))
+
+
+@pytest.mark.parametrize("technique", TECHNIQUES[1:], ids=["heads", "ffn"])
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_weaker_pruning_contains_stronger(technique: Technique, allocation: str, criterion: str) -> None:
+    keep = keep_setting(technique)
+    section = keep.partition(".")[0]
+    chosen = {f"{section}.allocation": allocation, f"{section}.importance": criterion}
+    found = [units(refined(technique, FULL, **{keep: share}, **chosen)) for share in STRENGTHS]
+    assert all(stronger <= weaker for weaker, stronger in pairwise(found))
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_global_pruning_keeps_the_highest_scores(criterion: str) -> None:
+    found = refined(TECHNIQUES[1], FULL, heads__keep=0.3, heads__importance=criterion)
+    scores = IMPORTANCE[criterion].heads
+    kept = [scores[layer.source][i] for layer in found.layers for i in layer.heads]
+    assert sorted(kept, reverse=True) == sorted(np.concatenate(scores), reverse=True)[:9]
+
+
+def test_uniform_pruning_keeps_the_same_number_in_each_layer() -> None:
+    found = refined(TECHNIQUES[2], FULL, ffn__keep=0.35, ffn__allocation="uniform", ffn__importance="magnitude")
+    assert found.ffn_widths == (7,) * 5 and found.head_counts == FULL.head_counts
+    scores = IMPORTANCE["magnitude"].ffn
+    assert [sorted(layer.ffn) for layer in found.layers] == [sorted(np.argsort(-s)[:7].tolist()) for s in scores]
+
+
+def test_nothing_kept_of_either_unit() -> None:
+    found = resolve(FULL, SETTINGS.candidate({"heads.keep": 0, "ffn.keep": 0}), IMPORTANCE)
+    assert found.head_counts == found.ffn_widths == (0,) * 5
+
+
+@pytest.mark.parametrize(
+    ("share", "allocation", "expected"),
+    [
+        (1.0, "global", [(0, 1, 2), (0, 1, 2)]),
+        (0.5, "global", [(0,), (0, 1)]),
+        (0.5, "uniform", [(0, 2), (0, 1)]),
+        (1 / 3, "global", [(), (0, 1)]),
+        (1 / 3, "uniform", [(0,), (1,)]),
+        (1 / 6, "global", [(), (1,)]),
+        (0.0, "global", [(), ()]),
+        (0.0, "uniform", [(), ()]),
+    ],
+)
+def test_allocation_by_hand(share: float, allocation: str, expected: list[tuple[int, ...]]) -> None:
+    scores = [np.array([5.0, 1.0, 4.0]), np.array([7.0, 9.0, 2.0])]
+    assert allocate(scores, share, allocation) == expected
+
+
+@pytest.mark.parametrize(("allocation", "expected"), [("global", [(0, 1), ()]), ("uniform", [(0,), (0,)])])
+def test_ties_go_to_the_earlier_layer_and_position(allocation: str, expected: list[tuple[int, ...]]) -> None:
+    assert allocate([np.ones(2), np.ones(2)], 0.5, allocation) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "of_six", "of_twelve"),
+    [
+        ("uniform", [0, 2, 4], [0, 3, 6, 9]),
+        ("pseudo-uniform", [0, 3, 5], [0, 4, 7, 11]),
+        ("bottom", [0, 1, 2], [0, 1, 2, 3]),
+        ("top", [3, 4, 5], [8, 9, 10, 11]),
+        ("sandwich", [0, 1, 5], [0, 1, 10, 11]),
+    ],
+)
+def test_layer_rules_by_hand(rule: str, of_six: list[int], of_twelve: list[int]) -> None:
+    assert RULES[rule](6, 3) == of_six
+    assert RULES[rule](12, 4) == of_twelve
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_layer_rules_keep_so_many_in_order(rule: str) -> None:
+    for count in range(1, 25):
+        assert RULES[rule](count, count) == list(range(count))
+        for kept in range(1, count + 1):
+            found = RULES[rule](count, kept)
+            assert len(found) == kept and found == sorted(set(found)) and set(found) <= set(range(count))
+
+
+@pytest.mark.parametrize(
+    ("keep", "sources"),
+    [(0.6, [0, 1, 3]), (0.4, [0, 2]), (0.001, [0]), ([1, 4], [1, 4]), ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])],
+)
+def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> None:
+    found = refined(TECHNIQUES[0], FULL, layers__keep=keep)
+    assert found == Structure(tuple(FULL.layers[i] for i in sources))
+
+
+def test_a_layer_that_is_not_there_fails_the_candidate() -> None:
+    with pytest.raises(CandidateFailed, match=r"^layers\.keep names layer 5, the model has 5 \(0 to 4\)$"):
+        refined(TECHNIQUES[0], FULL, layers__keep=[0, 5])
+
+
+@pytest.mark.parametrize("keep", [0, 1.5, -0.5, [], [1, 0], [1, 1], [-1], [0.5], True, "half"])
+def test_layers_that_cannot_be_kept_are_refused(keep: Value) -> None:
+    with pytest.raises(UserError, match=r"layers\.keep is .*, allowed is a share more than 0 and at most 1, or an ascending list"):
+        SETTINGS.candidate({"layers.keep": keep})
+
+
+def test_layers_go_first_and_the_rest_is_ranked_by_what_is_left() -> None:
+    """Layer 4 has the most important heads of all; dropped first, it takes none of the share of the others."""
+    heads = (np.array([1.0, 2.0]), np.array([3.0, 0.5]), np.array([0.1, 0.2]), np.array([4.0, 0.0]), np.array([90.0, 91.0]))
+    ffn = tuple(np.array([float(i), 10.0 - i]) for i in range(5))
+    full = Structure.full([2] * 5, [2] * 5)
+    candidate = SETTINGS.candidate({"layers.keep": [1, 2, 3], "heads.keep": 0.5, "ffn.keep": 0.5, "ffn.allocation": "uniform"})
+    found = resolve(full, candidate, {"fisher": Importance(heads, ffn)})
+    assert found == Structure((Layer(1, (0, 1), (1,)), Layer(2, (), (1,)), Layer(3, (0,), (1,))))
+
+
+def test_uncut_candidate_resolves_to_the_full_structure() -> None:
+    assert resolve(FULL, SETTINGS.candidate({}), IMPORTANCE) == FULL

@@ -1,0 +1,178 @@
+"""Batches, optimizer and hooks that training a teacher and recovering a student share."""
+
+from __future__ import annotations
+
+import copy
+from itertools import islice, pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from autocompress.errors import CandidateFailed
+from autocompress.families import FAMILIES
+from autocompress.interfaces import Batch, Row
+from autocompress.teacher import load_classifier
+from autocompress.training import Optimizer, forward_all, schedule, tensors, watch
+
+FAMILY = FAMILIES["bert"]
+LABELLED, UNLABELLED = 130, 70
+LENGTHS = [np.random.default_rng(source).integers(2, 40, count) for source, count in enumerate((LABELLED, UNLABELLED))]
+POOL = 20
+
+
+def batches_of(per_batch: list[int], count: int, seed: tuple[int, ...] = (0, 1)) -> list[list[int]]:
+    return list(islice(schedule(LENGTHS[: len(per_batch)], per_batch, seed), count))
+
+
+def rows(lengths: list[int]) -> list[Row]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(5, 500, (1, length)) for length in lengths]
+
+
+def to_batch(some: list[Row]) -> Batch:
+    inputs = {name: np.zeros((len(some), max(row.shape[1] for row in some)), np.int64) for name in ("input_ids", "attention_mask")}
+    for i, row in enumerate(some):
+        inputs["input_ids"][i, : row.shape[1]], inputs["attention_mask"][i, : row.shape[1]] = row[0], 1
+    return Batch(inputs)
+
+
+@pytest.fixture
+def model(tiny_model: Path) -> nn.Module:
+    return load_classifier(str(tiny_model), None)
+
+
+@pytest.mark.parametrize("per_batch", [[32], [32, 0], [24, 8], [0, 32], [1, 3]])
+def test_batches_take_the_right_number_of_each_source(per_batch: list[int]) -> None:
+    batches = batches_of(per_batch, 3 * POOL)
+    assert {len(batch) for batch in batches} == {sum(per_batch)}
+    for start in range(0, len(batches), POOL):
+        drawn = [index for batch in batches[start : start + POOL] for index in batch]
+        assert sum(index < LABELLED for index in drawn) == POOL * per_batch[0]
+
+
+def test_every_example_comes_once_in_each_epoch() -> None:
+    batches = batches_of([24, 8], 10 * POOL)
+    for pools in range(1, 11):
+        drawn = np.bincount([i for batch in batches[: pools * POOL] for i in batch], minlength=LABELLED + UNLABELLED)
+        for counts, taken in ((drawn[:LABELLED], 24), (drawn[LABELLED:], 8)):
+            epochs = pools * POOL * taken / len(counts)
+            assert counts.min() >= int(epochs) and counts.max() <= int(epochs) + 1
+
+
+def test_batches_are_of_like_lengths() -> None:
+    lengths = np.concatenate(LENGTHS)
+    for start in range(3):
+        pool = batches_of([24, 8], (start + 1) * POOL)[start * POOL :]
+        spans = [(lengths[batch].min(), lengths[batch].max()) for batch in pool]
+        assert all(before[1] <= after[0] for before, after in pairwise(sorted(spans)))
+        assert spans != sorted(spans)
+
+
+def test_same_seed_same_batches() -> None:
+    first = batches_of([24, 8], 50, (3, 5))
+    assert batches_of([24, 8], 50, (3, 5)) == first
+    assert batches_of([24, 8], 50, (3, 6)) != first
+    assert batches_of([24, 8], 50, (4, 5)) != first
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(100, 10), (50, 5), (400, 20), (5, 1), (1, 1)])
+def test_learning_rate_rises_then_falls_to_zero(model: nn.Module, steps: int, warm_up: int) -> None:
+    optimizer = Optimizer(model, 0.5, steps)
+    found = []
+    for _ in range(steps):
+        found.append([part.param_groups[0]["lr"] for part in optimizer.parts])
+        for part, schedule_ in zip(optimizer.parts, optimizer.schedules, strict=True):
+            part.step()
+            schedule_.step()
+    expected = [0.5 * min((step + 1) / warm_up, 1 - step / steps) for step in range(steps)]
+    np.testing.assert_allclose(found, np.stack([expected, expected], axis=1), rtol=1e-12)
+    assert [part.param_groups[0]["lr"] for part in optimizer.parts] == [0, 0]
+
+
+def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.Module) -> None:
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    batch = to_batch(rows([5, 9, 9]))
+    optimizer = Optimizer(model, 1e-3, 10)
+    optimizer.step(cross_entropy(model(**tensors(batch)).logits, torch.tensor([0, 1, 1])))
+    moved = {name: parameter.detach() != before[name] for name, parameter in model.named_parameters()}
+    assert [name for name, changed in moved.items() if not changed.any()] == []
+    touched = moved["bert.embeddings.word_embeddings.weight"].any(dim=1).nonzero().flatten().tolist()
+    assert set(touched) == set(batch.inputs["input_ids"][batch.inputs["attention_mask"] == 1].tolist())
+
+
+def test_steps_lower_the_loss(model: nn.Module) -> None:
+    inputs, labels = tensors(to_batch(rows([4, 5, 6, 7] * 8))), torch.tensor([0, 1, 1, 0] * 8)
+    optimizer = Optimizer(model, 5e-3, 40)
+    losses = []
+    for _ in range(40):
+        loss = cross_entropy(model(**inputs).logits, labels)
+        losses.append(loss.item())
+        optimizer.step(loss)
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_loss_that_is_not_finite_fails_the_candidate_before_any_update(model: nn.Module, value: str) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer = Optimizer(model, 1e-3, 10)
+    with pytest.raises(CandidateFailed, match=rf"^the training loss became {value}$"):
+        optimizer.step(model(**tensors(to_batch(rows([5])))).logits.sum() + float(value))
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+
+
+def hooks(model: nn.Module) -> int:
+    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+
+
+def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
+    inputs = tensors(to_batch(rows([7, 3])))
+    names = ["hidden.0", "hidden.2", "hidden.4", "query", "key", "value"]
+    expected = copy.deepcopy(model)(**inputs, output_hidden_states=True).hidden_states
+    with watch(model, FAMILY, 4, names) as seen:
+        assert hooks(model) == len(names)
+        model(**inputs)
+    assert hooks(model) == 0
+    assert set(seen) == set(names) and {name: tensor.shape for name, tensor in seen.items()} == dict.fromkeys(names, (2, 7, 32))
+    for number in (0, 2, 4):
+        assert torch.equal(seen[f"hidden.{number}"], expected[number])
+    for role in ("query", "key", "value"):
+        assert torch.equal(seen[role], FAMILY.part(model, 3, role)(expected[3]))
+
+
+def test_watch_sees_each_pass_and_lets_gradients_through(model: nn.Module) -> None:
+    def last(seen: dict[str, Tensor], some: list[int]) -> Tensor:
+        model(**tensors(to_batch(rows(some))))
+        return seen["hidden.4"]
+
+    with watch(model, FAMILY, 4, ["hidden.4"]) as seen:
+        assert last(seen, [3]).shape == (1, 3, 32)
+        last(seen, [8, 2]).pow(2).sum().backward()  # type: ignore[no-untyped-call]
+    gradient = FAMILY.part(model, 0, "query").get_parameter("weight").grad
+    assert gradient is not None and gradient.abs().max() > 0
+
+
+def test_watch_removes_its_hooks_when_the_pass_fails(model: nn.Module) -> None:
+    with pytest.raises(IndexError), watch(model, FAMILY, 4, ["hidden.0", "hidden.1", "value"]):
+        model(input_ids=torch.tensor([[10**6]]))
+    assert hooks(model) == 0
+
+
+def test_forward_all_gives_every_row_once_and_right(model: nn.Module) -> None:
+    some = rows(np.random.default_rng(1).integers(2, 30, 150).tolist())
+    logits, values = np.full((150, 2), np.nan, np.float32), [np.zeros(0)] * 150
+    for where, found, seen in forward_all(model.train(), FAMILY, some, to_batch, ["value"]):
+        assert found.dtype == torch.float32 and np.isnan(logits[where]).all()
+        logits[where] = found.numpy()
+        for i, index in enumerate(where):
+            values[index] = seen["value"][i, : some[index].shape[1]].float().numpy()
+    assert not model.training and hooks(model) == 0
+    for i in (0, 77, 149):
+        with torch.inference_mode(), watch(model, FAMILY, 4, ["value"]) as expected:
+            alone: NDArray[np.float32] = model(**tensors(to_batch([some[i]]))).logits[0].numpy()
+        np.testing.assert_allclose(logits[i], alone, atol=0.02)
+        np.testing.assert_allclose(values[i], expected["value"][0].numpy(), atol=0.05)
