@@ -36,7 +36,16 @@ def thaw(value: Value) -> Any:
 class Domain(Protocol):
     """The values that a setting allows."""
 
+    @property
+    def has_ranges(self) -> bool:
+        """Whether a space may give a range of numbers."""
+        ...
+
     def allows(self, value: Value) -> bool: ...
+
+    def canonical(self, value: Value) -> Value:
+        """The one form of an allowed value that may be written in several, such as 1 and 1.0."""
+        ...
 
     def __str__(self) -> str: ...
 
@@ -46,9 +55,13 @@ class OneOf:
     """One of the listed values."""
 
     values: tuple[Value, ...]
+    has_ranges: bool = False
 
     def allows(self, value: Value) -> bool:
         return any(value == item and type(value) is type(item) for item in self.values)
+
+    def canonical(self, value: Value) -> Value:
+        return value
 
     def __str__(self) -> str:
         return "one of " + ", ".join(str(value) for value in self.values)
@@ -59,9 +72,14 @@ class SubsetOf:
     """A list without repetition of the listed names; never empty."""
 
     names: tuple[str, ...]
+    has_ranges: bool = False
 
     def allows(self, value: Value) -> bool:
         return isinstance(value, tuple) and len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(self.names)
+
+    def canonical(self, value: Value) -> Value:
+        assert isinstance(value, tuple)
+        return tuple(name for name in self.names if name in value)
 
     def __str__(self) -> str:
         return "a list of one or more of " + ", ".join(self.names)
@@ -73,9 +91,14 @@ class Real:
 
     low: float
     high: float
+    has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
         return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def canonical(self, value: Value) -> Value:
+        assert isinstance(value, int | float)
+        return float(value)
 
     def __str__(self) -> str:
         return f"a number from {self.low:g} to {self.high:g}"
@@ -87,9 +110,13 @@ class Integer:
 
     low: int
     high: int
+    has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
         return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+
+    def canonical(self, value: Value) -> Value:
+        return value
 
     def __str__(self) -> str:
         return f"a whole number from {self.low} to {self.high}"
@@ -126,7 +153,7 @@ class Setting:
             raise UserError(f"{where}: {self.name} is {value!r}, allowed is {self.domain}") from error
         if not self.domain.allows(frozen):
             raise UserError(f"{where}: {self.name} is {value!r}, allowed is {self.domain}")
-        return frozen
+        return self.domain.canonical(frozen)
 
 
 class Settings:

@@ -127,13 +127,11 @@ class Run:
             raise UserError(f"--resume: {folder} holds no run")
         recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["inputs"]
         asked = json.loads(json.dumps(inputs))
-        for key in recorded.keys() | asked.keys():
+        for key in [*recorded, *(asked.keys() - recorded.keys())]:
             if recorded.get(key) != asked.get(key):
                 then, now = _short(recorded.get(key)), _short(asked.get(key))
                 raise UserError(f"--resume: {key} differs: the run in {folder} has {then}, asked is {now}")
-        run = cls(folder)
-        run._drop_partial_line()
-        return run
+        return cls(folder)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -147,12 +145,13 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
                 raise UserError(f"{self.folder} is in use by another autocompress process") from error
+            self._drop_partial_line()
             yield
 
     def trials(self) -> list[Trial]:
-        """All recorded trials, in order."""
-        lines = self.trials_file.read_text(encoding="utf-8").splitlines()
-        return [Trial.from_json(json.loads(line)) for line in lines]
+        """All recorded trials, in order; a line cut short by a kill does not count."""
+        text = self.trials_file.read_text(encoding="utf-8")
+        return [Trial.from_json(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def append(self, trial: Trial) -> None:
         """Record a trial; on disk when this returns."""

@@ -176,7 +176,7 @@ class Budget:
         if self.min_speedup is not None:
             found["speedup"] = self.min_speedup / speedup - 1
         if self.max_drop is not None:
-            found["drop"] = (drop - self.max_drop) / 100
+            found["drop"] = round(drop - self.max_drop, 9) / 100
         if self.min_quality is not None:
             found["quality"] = self.min_quality - quality
         return found
@@ -222,6 +222,8 @@ class Front:
             return min(fitting, key=lambda m: (m.latency_ms.median, -m.quality.reported))
         if fitting:
             return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.median))
+        if not self.members:
+            raise RequestUnmet("the front is empty: the search found no model within its own budget")
         nearest = min(self.members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
         limits = " and ".join(name for name, miss in budget.of(nearest).items() if miss > 0)
         raise RequestUnmet(

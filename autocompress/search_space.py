@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import resources
-from autocompress.candidate import Candidate, Setting, Value, thaw
+from autocompress.candidate import Candidate, Integer, Setting, Value, thaw
 from autocompress.errors import UserError
 from autocompress.techniques import SETTINGS
 
@@ -59,7 +59,9 @@ class Parameter:
     def contains(self, value: Value) -> bool:
         if isinstance(self.values, Choices):
             return any(value == choice and type(value) is type(choice) for choice in self.values.values)
-        return isinstance(value, int | float) and self.values.low <= value <= self.values.high
+        if not isinstance(value, int | float) or not self.values.low <= value <= self.values.high:
+            return False
+        return self.values.step is None or _divides(self.values.step, value - self.values.low)
 
 
 @dataclass(frozen=True)
@@ -144,13 +146,17 @@ class SearchSpace:
 def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for section, keys in values.items():
-        if "." in section:
-            flat[section] = keys
-        elif isinstance(keys, dict):
-            flat |= {f"{section}.{key}": value for key, value in keys.items()}
-        else:
+        if not isinstance(keys, dict):
             raise UserError(f"{where}: unknown key {section!r}; settings stand in sections such as [layers]")
+        if section not in {name.partition(".")[0] for name in SETTINGS.by_name}:
+            name = f"{section}.{next(iter(keys), '')}"
+            raise UserError(f"{where}: unknown setting {name!r}; known are {', '.join(SETTINGS.by_name)}")
+        flat |= {f"{section}.{key}": value for key, value in keys.items()}
     return flat
+
+
+def _divides(step: float, distance: float) -> bool:
+    return abs(distance / step - round(distance / step)) < 1e-9
 
 
 def _values(setting: Setting, given: Any, path: str) -> Choices | Range:
@@ -168,6 +174,8 @@ def _values(setting: Setting, given: Any, path: str) -> Choices | Range:
 
 def _range(setting: Setting, given: Mapping[str, Any], path: str) -> Range:
     name = setting.name
+    if not setting.domain.has_ranges:
+        raise UserError(f"{path}: {name} is a range, allowed is a list of values, each {setting.domain}")
     unknown = given.keys() - {"low", "high", "step", "log"}
     if unknown:
         raise UserError(f"{path}: {name} has the unknown key {min(unknown)!r}; a range has low, high, step, log")
@@ -175,14 +183,17 @@ def _range(setting: Setting, given: Mapping[str, Any], path: str) -> Range:
         if key not in given:
             raise UserError(f"{path}: {name} is a range without {key!r}")
         setting.check(given[key], f"{path}: {key} of the range")
-        if isinstance(given[key], bool | str | list):
+        if isinstance(given[key], list):
             raise UserError(f"{path}: {name} is {given[key]!r} at {key}, a range needs numbers")
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     if low >= high:
         raise UserError(f"{path}: {name} has its range reversed or empty: low {low:g}, high {high:g}")
     if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
         raise UserError(f"{path}: {name}: log is true or false; a log range has low above 0 and no step")
-    if step is not None and (isinstance(step, bool) or not isinstance(step, int | float) or not 0 < step <= high - low):
-        raise UserError(f"{path}: {name} has step {step!r}, allowed is more than 0 and at most {high - low:g}")
-    integer = isinstance(setting.default, int) and not isinstance(setting.default, bool)
+    integer = isinstance(setting.domain, Integer)
+    if step is not None:
+        number = isinstance(step, int if integer else int | float) and not isinstance(step, bool)
+        if not number or not 0 < step <= high - low or not _divides(step, high - low):
+            kind = "a whole number" if integer else "a number"
+            raise UserError(f"{path}: {name} has step {step!r}, allowed is {kind} above 0 that divides {high - low:g}")
     return Range(low, high, step, log, integer)

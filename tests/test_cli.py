@@ -97,7 +97,8 @@ def test_measure_an_exported_folder_a_transformers_folder_and_a_file(
 ) -> None:
     profile = tmp_path / "quick.toml"
     profile.write_text(
-        'description = "quick"\nruntime = "onnxruntime-cpu"\nthreads = 1\nbatch_size = 1\nsequence_length = 16\nfinal_seconds = 0.1\n'
+        'description = "quick"\nruntime = "onnxruntime-cpu"\nthreads = 1\nbatch_size = 1\nsequence_length = 16\n'
+        "final_seconds = 0.1\n"
     )
     for model in (run / "models/t000", tiny_model, run / "models/t000/model.onnx"):
         assert main(["measure", str(model), "--hardware", str(profile), "--json"]) == 0

@@ -134,7 +134,10 @@ def test_features_that_are_read() -> None:
 def test_a_last_layer_without_heads_has_nothing_to_match(name: str) -> None:
     teacher, none = teacher_features(), Matching(MATCHING.layers, (), HEAD_SIZE)
     assert KNOWN[name].features(none) == ()
-    assert loss(name, Features(teacher.logits, MASK, {}), teacher, none).item() == 0
+    logits = teacher.logits.clone().requires_grad_()
+    found = loss(name, Features(logits, MASK, {}), teacher, none)
+    [gradient] = torch.autograd.grad(found, [logits])
+    assert found.item() == 0 and gradient.abs().max() == 0
 
 
 @each_attention_objective

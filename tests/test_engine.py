@@ -33,7 +33,7 @@ SPACE: dict[str, Any] = {
     "ffn": {"keep": {"low": 0.0, "high": 1.0, "step": 0.25}, "importance": ["fisher", "magnitude"]},
     "recovery": {"steps": [0, 40]},
     "quantization": {"scheme": ["fp32", "int8-dynamic"]},
-    "corners": [{"quantization.scheme": "int8-dynamic"}],
+    "corners": [{"quantization": {"scheme": "int8-dynamic"}}],
 }
 
 

@@ -67,7 +67,8 @@ def test_a_line_cut_short_is_dropped_on_resume(run: Run, lost: int) -> None:
     run.trials_file.write_bytes(run.trials_file.read_bytes()[:-lost])
     resumed = Run.resume(run.folder, INPUTS)
     assert resumed.trials() == [FAILED]
-    resumed.append(COMPLETE)
+    with resumed.locked():
+        resumed.append(COMPLETE)
     assert resumed.trials() == [FAILED, COMPLETE]
 
 

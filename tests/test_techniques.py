@@ -1,4 +1,4 @@
-"""Conformance of the structural techniques, and their choices by hand."""
+"""Conformance of the structural techniques, and their order."""
 
 from __future__ import annotations
 
@@ -9,13 +9,11 @@ import numpy as np
 import pytest
 
 from autocompress.candidate import OneOf, Value
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import UserError
 from autocompress.importance import CRITERIA
 from autocompress.interfaces import Technique
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, TECHNIQUES, resolve
-from autocompress.techniques.layer_truncation import RULES
-from autocompress.techniques.unit_pruning import allocate
 
 FULL = Structure.full([6, 6, 6, 6, 6], [20, 20, 20, 20, 20])
 UNEVEN = Structure((Layer(0, (1, 4), tuple(range(0, 20, 3))), Layer(2, (), (5,)), Layer(3, (0, 2, 5), ()), Layer(4, (3,), (0, 19))))
@@ -112,71 +110,9 @@ def test_weaker_pruning_contains_stronger(technique: Technique, allocation: str,
     assert all(stronger <= weaker for weaker, stronger in pairwise(found))
 
 
-@pytest.mark.parametrize("criterion", CRITERIA)
-def test_global_pruning_keeps_the_highest_scores(criterion: str) -> None:
-    found = refined(TECHNIQUES[1], FULL, heads__keep=0.3, heads__importance=criterion)
-    scores = IMPORTANCE[criterion].heads
-    kept = [scores[layer.source][i] for layer in found.layers for i in layer.heads]
-    assert sorted(kept, reverse=True) == sorted(np.concatenate(scores), reverse=True)[:9]
-
-
-def test_uniform_pruning_keeps_the_same_number_in_each_layer() -> None:
-    found = refined(TECHNIQUES[2], FULL, ffn__keep=0.35, ffn__allocation="uniform", ffn__importance="magnitude")
-    assert found.ffn_widths == (7,) * 5 and found.head_counts == FULL.head_counts
-    scores = IMPORTANCE["magnitude"].ffn
-    assert [sorted(layer.ffn) for layer in found.layers] == [sorted(np.argsort(-s)[:7].tolist()) for s in scores]
-
-
 def test_nothing_kept_of_either_unit() -> None:
     found = resolve(FULL, SETTINGS.candidate({"heads.keep": 0, "ffn.keep": 0}), IMPORTANCE)
     assert found.head_counts == found.ffn_widths == (0,) * 5
-
-
-@pytest.mark.parametrize(
-    ("share", "allocation", "expected"),
-    [
-        (1.0, "global", [(0, 1, 2), (0, 1, 2)]),
-        (0.5, "global", [(0,), (0, 1)]),
-        (0.5, "uniform", [(0, 2), (0, 1)]),
-        (1 / 3, "global", [(), (0, 1)]),
-        (1 / 3, "uniform", [(0,), (1,)]),
-        (1 / 6, "global", [(), (1,)]),
-        (0.0, "global", [(), ()]),
-        (0.0, "uniform", [(), ()]),
-    ],
-)
-def test_allocation_by_hand(share: float, allocation: str, expected: list[tuple[int, ...]]) -> None:
-    scores = [np.array([5.0, 1.0, 4.0]), np.array([7.0, 9.0, 2.0])]
-    assert allocate(scores, share, allocation) == expected
-
-
-@pytest.mark.parametrize(("allocation", "expected"), [("global", [(0, 1), ()]), ("uniform", [(0,), (0,)])])
-def test_ties_go_to_the_earlier_layer_and_position(allocation: str, expected: list[tuple[int, ...]]) -> None:
-    assert allocate([np.ones(2), np.ones(2)], 0.5, allocation) == expected
-
-
-@pytest.mark.parametrize(
-    ("rule", "of_six", "of_twelve"),
-    [
-        ("uniform", [0, 2, 4], [0, 3, 6, 9]),
-        ("pseudo-uniform", [0, 3, 5], [0, 4, 7, 11]),
-        ("bottom", [0, 1, 2], [0, 1, 2, 3]),
-        ("top", [3, 4, 5], [8, 9, 10, 11]),
-        ("sandwich", [0, 1, 5], [0, 1, 10, 11]),
-    ],
-)
-def test_layer_rules_by_hand(rule: str, of_six: list[int], of_twelve: list[int]) -> None:
-    assert RULES[rule](6, 3) == of_six
-    assert RULES[rule](12, 4) == of_twelve
-
-
-@pytest.mark.parametrize("rule", RULES)
-def test_layer_rules_keep_so_many_in_order(rule: str) -> None:
-    for count in range(1, 25):
-        assert RULES[rule](count, count) == list(range(count))
-        for kept in range(1, count + 1):
-            found = RULES[rule](count, kept)
-            assert len(found) == kept and found == sorted(set(found)) and set(found) <= set(range(count))
 
 
 @pytest.mark.parametrize(
@@ -186,11 +122,6 @@ def test_layer_rules_keep_so_many_in_order(rule: str) -> None:
 def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> None:
     found = refined(TECHNIQUES[0], FULL, layers__keep=keep)
     assert found == Structure(tuple(FULL.layers[i] for i in sources))
-
-
-def test_a_layer_that_is_not_there_fails_the_candidate() -> None:
-    with pytest.raises(CandidateFailed, match=r"^layers\.keep names layer 5, the model has 5 \(0 to 4\)$"):
-        refined(TECHNIQUES[0], FULL, layers__keep=[0, 5])
 
 
 @pytest.mark.parametrize("keep", [0, 1.5, -0.5, [], [1, 0], [1, 1], [-1], [0.5], True, "half"])

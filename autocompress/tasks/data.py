@@ -68,7 +68,7 @@ def load_examples(source: str, columns: Columns, validation: str | None = None, 
     for name, choice in (("validation", validation), ("test", test)):
         if choice is not None and choice not in tables:
             given[name] = _examples(_read_file(choice), columns, choice)
-        elif choice is not None or name in tables:
+        elif choice is not None or (name in tables and name not in (validation, test)):
             found = _examples(tables[choice or name], columns, f"{source} ({choice or name})")
             labelled = any(label not in (-1, "-1") for _, _, label in found)
             if choice is not None and not labelled:
@@ -146,7 +146,7 @@ def _read_file(source: str) -> Any:
                 frame = pandas.read_json(path, lines=path.suffix == ".jsonl", dtype=False)
             case _:
                 frame = pandas.read_parquet(path)
-    except (ValueError, OSError) as error:
+    except (ValueError, TypeError, OSError) as error:
         raise UserError(f"data file {source} cannot be read: {str(error).splitlines()[0]}") from error
     return frame
 
@@ -192,8 +192,13 @@ def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
     labels = _values(table, _column(table, "label", columns.label, source))
     pairs = _values(table, _column(table, "text", columns.text_pair, source)) if columns.text_pair else [None] * len(texts)
     for number, (text, pair, label) in enumerate(zip(texts, pairs, labels, strict=True), start=1):
-        if not isinstance(text, str) or not text.strip() or (pair is not None and (not isinstance(pair, str) or not pair.strip())):
-            raise UserError(f"{source}: row {number} has no text in column {text_column!r}")
+        for column, found in ((text_column, text), (columns.text_pair, pair)):
+            if column is not None and (not isinstance(found, str) or not found.strip()):
+                raise UserError(f"{source}: row {number} has no text in column {column!r}")
+        if source.endswith(".tsv") and "\t" in text and "\n" in text:
+            raise UserError(f"{source}: row {number} runs over several lines; close or double the quotation mark it begins with")
         if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
             raise UserError(f"{source}: row {number} has no label")
+        if not isinstance(label, str | int | float):
+            raise UserError(f"{source}: row {number} has the label {label!r}, allowed is one number or one word")
     return list(zip(texts, pairs, labels, strict=True))

@@ -91,13 +91,11 @@ def load(
         UserError: see ``load_examples``; one class only; a label that the model does not have.
     """
     examples = load_examples(source, columns, validation, test)
-    names = examples.label_names
     if label_ids is None:
-        found = {str(label) for _, _, label in examples.train}
-        if names is None:
-            names = sorted(found, key=lambda label: (int(label) if label.lstrip("-").isdigit() else 0, label))
-        label_ids = {name: i for i, name in enumerate(names)}
-    to_id = _label_reader(label_ids, names)
+        found = {_plain(label) for _, _, label in examples.train}
+        ordered_labels = examples.label_names or sorted(map(str, found), key=lambda name: (_number(name), name))
+        label_ids = {name: i for i, name in enumerate(ordered_labels)}
+    to_id = _label_reader(label_ids, examples.label_names)
     splits = {}
     input_names = tuple(name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names)
 
@@ -134,12 +132,23 @@ def load(
     )
 
 
+def _plain(label: Any) -> Any:
+    """1.0, as tables with gaps have it, is 1."""
+    return int(label) if isinstance(label, float) and label.is_integer() else label
+
+
+def _number(name: str) -> float:
+    try:
+        return float(name)
+    except ValueError:
+        return 0.0
+
+
 def _label_reader(label_ids: dict[str, int], names: list[str] | None) -> Any:
     ids = set(label_ids.values())
 
     def to_id(label: Any, where: str) -> int:
-        if isinstance(label, float) and label.is_integer():
-            label = int(label)
+        label = _plain(label)
         if isinstance(label, int) and names is not None and 0 <= label < len(names) and names[label] in label_ids:
             return label_ids[names[label]]
         if str(label) in label_ids:

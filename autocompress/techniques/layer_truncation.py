@@ -25,11 +25,16 @@ RULES: dict[str, Callable[[int, int], list[int]]] = {
 class _LayersKept:
     """A share in (0, 1], or the list of layers itself."""
 
+    has_ranges = True
+
     def allows(self, value: Value) -> bool:
         if isinstance(value, tuple):
             whole = [item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
             return len(whole) == len(value) > 0 and whole == sorted(set(whole))
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
+
+    def canonical(self, value: Value) -> Value:
+        return float(value) if isinstance(value, int | float) else value
 
     def __str__(self) -> str:
         return "a share more than 0 and at most 1, or an ascending list of layers counted from 0"
