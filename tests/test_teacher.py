@@ -1,0 +1,297 @@
+"""Loading the model to compress: what is wrong is said in one line; a fine-tuned teacher is made once."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from torch.nn.functional import cross_entropy
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    BertModel,
+    DistilBertConfig,
+    DistilBertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedModel,
+    RobertaConfig,
+    RobertaModel,
+)
+
+from autocompress import demo, teacher
+from autocompress.errors import UserError
+from autocompress.families import FAMILIES
+from autocompress.tasks.data import Columns
+from autocompress.tasks.text_classification import Split, TextClassification
+from autocompress.tasks.text_classification import load as load_task
+from autocompress.teacher import cache_folder, finetune, finetuned, load_classifier, load_config, load_tokenizer, weights_digest
+from autocompress.training import tensors
+
+VOCABULARY = 30522
+ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+    "bert": (
+        BertModel,
+        lambda: BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8),
+    ),
+    "roberta": (
+        RobertaModel,
+        lambda: RobertaConfig(
+            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+        ),
+    ),
+    "distilbert": (DistilBertModel, lambda: DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=1, n_heads=2, hidden_dim=8)),
+}
+
+
+@pytest.fixture
+def copied(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model, to be damaged."""
+    return Path(shutil.copytree(tiny_model, tmp_path / "model"))
+
+
+@pytest.fixture(scope="module")
+def task(data_file: Path) -> TextClassification:
+    return load_task(AutoTokenizer.from_pretrained(demo.model_folder()), str(data_file), Columns(), 64, None)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def encoder(name: str, folder: Path) -> Path:
+    """A model without a classification head."""
+    torch.manual_seed(0)
+    model, config = ENCODERS[name]
+    model(config()).save_pretrained(folder)
+    return folder
+
+
+def same_weights(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def refused(call: Any, *arguments: Any) -> str:
+    """The message of the mistake; one line."""
+    with pytest.raises(UserError) as caught:
+        call(*arguments)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_classifier_loads_as_it_was_saved(tiny_model: Path) -> None:
+    model = load_classifier(str(tiny_model), None)
+    stored = load_file(tiny_model / "model.safetensors")
+    found = model.state_dict()
+    assert stored.keys() <= found.keys() and all(torch.equal(found[name], value) for name, value in stored.items())
+    assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert load_config(str(tiny_model)).num_hidden_layers == 4
+
+
+def test_half_precision_weights_load_in_fp32(copied: Path) -> None:
+    BertForSequenceClassification.from_pretrained(copied, dtype=torch.float16).save_pretrained(copied)
+    model = load_classifier(str(copied), None)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    stored = load_file(copied / "model.safetensors")
+    assert stored["classifier.weight"].dtype == torch.float16
+    assert torch.equal(model.state_dict()["classifier.weight"], stored["classifier.weight"].float())
+
+
+def test_folders_that_are_none(tmp_path: Path) -> None:
+    assert refused(load_config, str(tmp_path / "nothing")) == f"model folder {tmp_path}/nothing does not exist"
+    assert refused(load_config, str(tmp_path)) == f"model folder {tmp_path} holds no config.json"
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '"bert"', "{}", '{"model_type": 3}'])
+def test_a_config_that_is_none(text: str, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(text)
+    refused(load_config, str(tmp_path))
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "made-up"])
+def test_a_model_type_that_cannot_be_cut(model_type: str, copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
+    expected = f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
+    assert refused(load_config, str(copied)) == expected
+
+
+def test_a_real_gpt2_cannot_be_cut(tmp_path: Path) -> None:
+    GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
+    assert refused(load_config, str(tmp_path)).startswith("model type 'gpt2' is not supported")
+
+
+def test_no_weights(copied: Path) -> None:
+    (copied / "model.safetensors").unlink()
+    assert refused(load_classifier, str(copied), None).startswith(
+        f"--model {copied}: weights cannot be loaded (safetensors only): "
+    )
+
+
+def test_pickled_weights_are_not_opened(copied: Path) -> None:
+    torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
+    (copied / "model.safetensors").unlink()
+    assert refused(load_classifier, str(copied), None).startswith(
+        f"--model {copied}: weights cannot be loaded (safetensors only): "
+    )
+
+
+@pytest.mark.parametrize("size", [0, 7, 5000])
+def test_weights_that_are_cut_off(size: int, copied: Path) -> None:
+    path = copied / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:size])
+    assert refused(load_classifier, str(copied), None).startswith(f"--model {copied}: weights cannot be loaded")
+
+
+def test_weights_of_other_sizes_than_the_config_says(copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"intermediate_size": 48}))
+    assert str(copied) in refused(load_classifier, str(copied), None)
+
+
+@pytest.mark.parametrize("labels", [None, ("a", "b")])
+def test_fewer_layers_stored_than_the_config_says(labels: tuple[str, ...] | None, copied: Path) -> None:
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
+    message = refused(load_classifier, str(copied), labels)
+    assert message.startswith(f"--model {copied} has no weights for bert.encoder.layer.4.")
+    assert "--finetune" not in message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite(value: float, copied: Path) -> None:
+    weights = load_file(copied / "model.safetensors")
+    name = "bert.encoder.layer.2.output.dense.weight"
+    weights[name][3, 5] = value
+    save_file(weights, copied / "model.safetensors", {"format": "pt"})
+    expected = f"--model {copied}: the weights of {name} are not all finite (NaN or infinity)"
+    assert refused(load_classifier, str(copied), None) == expected
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_missing_head_is_asked_for(name: str, tmp_path: Path) -> None:
+    message = refused(load_classifier, str(encoder(name, tmp_path)), None)
+    assert message.startswith(f"--model {tmp_path} has no weights for ")
+    assert message.endswith("; give --finetune to train a classification head")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_new_head_has_the_labels_and_repeats(name: str, tmp_path: Path) -> None:
+    source = str(encoder(name, tmp_path))
+    model = load_classifier(source, ("bad", "good", "so-so"))
+    config: Any = model.config
+    assert config.num_labels == 3 and config.id2label == {0: "bad", 1: "good", 2: "so-so"}
+    assert config.label2id == {"bad": 0, "good": 1, "so-so": 2}
+    logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits
+    assert logits.shape == (1, 3)
+    assert same_weights(model, load_classifier(source, ("bad", "good", "so-so")))
+
+
+def test_a_head_of_other_labels_is_replaced(tiny_model: Path) -> None:
+    model = load_classifier(str(tiny_model), ("a", "b", "c"))
+    assert model.get_parameter("classifier.weight").shape == (3, 32)
+    stored = load_file(tiny_model / "model.safetensors")
+    assert torch.equal(model.get_parameter("bert.pooler.dense.weight"), stored["bert.pooler.dense.weight"])
+
+
+def test_a_tokenizer_that_is_missing_or_too_large(tiny_model: Path, tmp_path: Path) -> None:
+    assert load_tokenizer(str(tiny_model), VOCABULARY).model_input_names[0] == "input_ids"
+    message = refused(load_tokenizer, str(tiny_model), 1000)
+    assert message == f"--model {tiny_model}: the tokenizer has {VOCABULARY} tokens, the model only 1000"
+    shutil.copy(tiny_model / "config.json", tmp_path)
+    assert refused(load_tokenizer, str(tmp_path), VOCABULARY).startswith(f"--model {tmp_path} has no usable tokenizer: ")
+
+
+def test_the_digest_is_of_names_and_values(tiny_model: Path) -> None:
+    model, other = (load_classifier(str(tiny_model), None) for _ in range(2))
+    assert weights_digest(model) == weights_digest(other)
+    with torch.no_grad():
+        other.get_parameter("classifier.bias")[0] += 1e-6
+    assert weights_digest(model) != weights_digest(other)
+
+
+def test_fine_tuning_learns_its_examples(tiny_model: Path, task: TextClassification, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "EPOCHS", 30)
+    monkeypatch.setattr(teacher, "LEARNING_RATE", 3e-3)
+    few = Split(task.train.rows[:64], task.train.labels[:64])
+    small = TextClassification(task.labels, task.input_names, task.pad_id, few, task.validation, task.test, [], {})
+    model = load_classifier(str(tiny_model), task.labels)
+    torch.manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0, 0.3)
+
+    def loss() -> float:
+        with torch.inference_mode():
+            logits = model(**tensors(task.batch(few.rows))).logits
+        return cross_entropy(logits, torch.from_numpy(few.labels)).item()
+
+    before, told = loss(), []
+    finetune(model, small, 0, lambda done, of: told.append((done, of)))
+    assert told == [(step, 60) for step in range(1, 61)]
+    assert loss() < 0.8 * before and not model.training
+
+
+def test_a_fine_tuned_teacher_is_kept_and_found_again(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+    steps: list[int] = []
+
+    def made(seed: int = 0) -> tuple[nn.Module, int]:
+        steps.clear()
+        return finetuned(str(tiny_model), task, seed, lambda done, of: steps.append(done)), len(steps)
+
+    first, trained = made()
+    assert trained == 2 * (len(task.train.rows) // 32) and not same_weights(first, load_classifier(str(tiny_model), task.labels))
+    again, trained_again = made()
+    assert trained_again == 0 and same_weights(again, first) and not again.training
+    mine, theirs = (vars(model.config)["id2label"] for model in (again, first))
+    assert mine == theirs == {0: "0", 1: "1"}
+    other, trained_other = made(seed=1)
+    assert trained_other == trained and not same_weights(other, first)
+    assert len(list((cache / "teachers").iterdir())) == 2
+
+
+def test_fine_tuning_repeats_with_its_seed(
+    tiny_model: Path, task: TextClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+    for name in ("one", "two"):
+        monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / name))
+        found.append(finetuned(str(tiny_model), task, 3))
+    assert same_weights(*found)
+
+
+def test_other_data_is_another_teacher(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+    flipped = Split(task.train.rows, 1 - task.train.labels)
+    other = TextClassification(task.labels, task.input_names, task.pad_id, flipped, task.validation, task.test, [], {})
+    assert not same_weights(finetuned(str(tiny_model), task, 0), finetuned(str(tiny_model), other, 0))
+    assert len(list((cache / "teachers").iterdir())) == 2
+
+
+def test_fewer_examples_than_a_batch_can_be_learned(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+    few = Split(task.train.rows[:20], np.arange(20) % 2)
+    small = TextClassification(task.labels, task.input_names, task.pad_id, few, task.validation, task.test, [], {})
+    found = finetuned(str(tiny_model), small, 0)
+    assert not same_weights(found, load_classifier(str(tiny_model), task.labels))
+
+
+def test_where_teachers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "autocompress"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "autocompress"
