@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -30,7 +31,7 @@ from autocompress.tasks.text_classification import TextClassification
 from autocompress.tasks.text_classification import load as load_task
 from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
 from autocompress.techniques import TECHNIQUES, resolve
-from autocompress.verification import losses, provisional, standing, verified, violation, write_front
+from autocompress.verification import keep_models, losses, provisional, standing, verified, violation, write_front
 from autocompress.workbench import Workbench, unpack
 
 _MOST_REPEATS = 300
@@ -241,6 +242,7 @@ class _Loop:
         self.listener.trial(trial, self._remaining_s())
         if trial.state == "complete":
             write_front(self.bench.run, provisional(self.trials, self.request.budget, self.request.hardware))
+            keep_models(self.bench.run, standing(self.trials, self.request.budget))
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
@@ -259,10 +261,10 @@ class _Loop:
         return None
 
     def _seconds_for(self, candidate: Candidate) -> float:
-        """What a trial may take, from the slowest trial so far per recovery step."""
+        """What a trial may take, from the trials so far that were trained in full."""
         steps = candidate.number("recovery.steps", 0)
-        rates = [t.seconds / (t.rungs[-1][0] + 32) for t in self.trials[1:] if t.rungs]
-        return (steps + 32) * (max(rates) if rates else 0.1)
+        rates = [t.seconds / t.rungs[-1][0] for t in self.trials[1:] if t.state == "complete" and t.rungs[-1][0]]
+        return 1.25 * steps * (statistics.median(rates) if rates else 0.1)
 
     def _verification_s(self) -> float:
         models = len(standing(self.trials, self.request.budget)) + 1
@@ -287,6 +289,7 @@ class _Loop:
         front = verified(self.trials, self.bench, request.hardware)
         write_front(run, front)
         write_report(run.folder)
+        keep_models(run, front.members)
         if not front.members:
             raise RequestUnmet(f"none of {len(tried)} candidates meets the budget; {self._nearest()}")
         return SearchResult(front, run.folder, tuple(self.trials))
@@ -308,6 +311,11 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
     config = load_config(request.model)
     tokenizer = load_tokenizer(request.model, config.vocab_size)
     positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    if request.hardware.sequence_length > positions:
+        raise UserError(
+            f"hardware profile {request.hardware.name}: sequence_length is {request.hardware.sequence_length}, "
+            f"the model takes {positions} tokens at most"
+        )
     task = load_task(
         tokenizer,
         request.data,

@@ -30,9 +30,9 @@ from autocompress.training import tensors
 
 PARITY_LIMIT = 1e-4
 """Largest difference of a logit between torch and the fp32 graph; a model beyond it is rejected."""
-GUARD = "autocompress"
-"""Stands in config.json as model type and quantization method, so that transformers' own loaders refuse the folder: they
-would fill cut weights with fresh random ones."""
+REFUSED = {"model_type": "autocompress", "vocab_size": "compressed: load it with autocompress.load_model"}
+"""Stands in config.json so that every loader of transformers refuses the folder: even a model class that is named outright,
+with ``ignore_mismatched_sizes``, would fill cut weights with fresh random ones."""
 
 
 class _Positional(nn.Module):
@@ -102,17 +102,22 @@ def export_model(
         quantization = quantize(fp32, shipped, candidate, batches)
         with torch.inference_mode():
             reference = model(**tensors(calibration[0])).logits.numpy()
-        parity = _parity(reference, predict(fp32, batches[:1]), predict(shipped, batches[:1]))
+        try:
+            parity = _parity(reference, predict(fp32, batches[:1]), predict(shipped, batches[:1]))
+        except UserError as error:
+            raise CandidateFailed(str(error)) from error
         if not parity["fp32_max_abs_difference"] <= PARITY_LIMIT:
             raise CandidateFailed(f"the ONNX graph's logits differ from torch's by {parity['fp32_max_abs_difference']:.2g}")
         fp32.unlink()
         save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
-        guarded = {"model_type": GUARD, "quantization_config": {"quant_method": GUARD}, "original": config.to_dict()}
-        write_json(folder / "config.json", guarded | {"sizes": structure.sizes()})
+        original = config.to_dict()
+        family = original.pop("model_type")
+        described = {"family": family, "original": original, "sizes": structure.sizes()}
+        write_json(folder / "config.json", REFUSED | described)
         shutil.copytree(tokenizer_files, folder, dirs_exist_ok=True)
         hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-        described = {"candidate": candidate.as_dict(), "sizes": structure.sizes(), "quantization": quantization}
-        write_json(folder / "autocompress.json", described | {"parity": parity, "sha256": hashes, "versions": versions()})
+        facts = {"candidate": candidate.as_dict(), "sizes": structure.sizes(), "quantization": quantization}
+        write_json(folder / "autocompress.json", facts | {"parity": parity, "sha256": hashes, "versions": versions()})
     return parity
 
 
@@ -141,11 +146,10 @@ def load_model(folder: str | Path) -> nn.Module:
     folder = Path(folder)
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != GUARD:
+        if config.get("model_type") != REFUSED["model_type"]:
             raise UserError(f"{folder} was not written by autocompress; load it with transformers")
-        original = config["original"]
-        base = AutoConfig.for_model(**original)
-        model = family_of(original["model_type"]).blank(base, config["sizes"])
+        base = AutoConfig.for_model(config["family"], **config["original"])
+        model = family_of(config["family"]).blank(base, config["sizes"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
     except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error

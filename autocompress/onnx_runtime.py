@@ -25,6 +25,17 @@ Inputs = Mapping[str, NDArray[np.int64]]
 VERSION: str = onnxruntime.__version__
 
 
+@contextmanager
+def _errors_of(path: Path, verb: str) -> Iterator[None]:
+    """onnxruntime's own errors as ``UserError``; they share no base class of their own."""
+    try:
+        yield
+    except Exception as error:
+        if not type(error).__module__.startswith("onnxruntime"):
+            raise
+        raise UserError(f"{path}: onnxruntime cannot {verb} it: {str(error).splitlines()[0]}") from error
+
+
 class Model:
     """An ONNX file ready to run on the CPU."""
 
@@ -36,17 +47,19 @@ class Model:
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
-        try:
+        self.path = path
+        with _errors_of(path, "load"):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-        except Exception as error:  # onnxruntime's errors share no base class
-            if type(error).__module__.partition(".")[0] != "onnxruntime":
-                raise
-            raise UserError(f"{path}: onnxruntime cannot load it: {str(error).splitlines()[0]}") from error
         self.input_names = tuple(item.name for item in self.session.get_inputs())
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
-        """The first output, such as logits of shape (batch, labels)."""
-        output: NDArray[np.float32] = self.session.run(None, dict(inputs))[0]
+        """The first output, such as logits of shape (batch, labels).
+
+        Raises:
+            UserError: inputs that the model cannot take, such as more tokens than it has positions.
+        """
+        with _errors_of(self.path, "run"):
+            output: NDArray[np.float32] = self.session.run(None, dict(inputs))[0]
         return output
 
 
@@ -66,12 +79,12 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """The quantizers advise steps that are no use here, through warnings and the root logger."""
+def _quantizing(path: Path) -> Iterator[None]:
+    """Errors as ``UserError``, and silence: the quantizers advise steps that are no use here."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _errors_of(path, "quantize"):
             warnings.simplefilter("ignore")
             yield
     finally:
@@ -84,27 +97,33 @@ def quantize_dynamic_int8(source: Path, target: Path, only: Sequence[str] | None
     Args:
         only: op types to convert; all that can be by default, the embedding's Gather among them.
     """
-    with _quiet():
+    with _quantizing(source):
         quantize_dynamic(source, target, op_types_to_quantize=only, per_channel=True, weight_type=QuantType.QInt8)
 
 
 def quantize_static_int8(source: Path, target: Path, calibration: Iterable[Inputs]) -> None:
-    """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches (min-max), as QDQ."""
-    with _quiet():
+    """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches (min-max), as QDQ.
+
+    Only matrix products and the embedding: the attention mask's huge negative numbers would spoil any range they share.
+    """
+    weighted = ["MatMul", "Gemm", "Gather"]
+    with _quantizing(source):
         quantize_static(
             source,
             target,
             _Batches(calibration),
             quant_format=QuantFormat.QDQ,
+            op_types_to_quantize=weighted,
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
+            extra_options={"OpTypesToExcludeOutputQuantization": weighted},
         )
 
 
 def quantize_matmul_weights(source: Path, target: Path, bits: int, block_size: int) -> None:
     """Weights of matrix products to int4 or int8 in blocks along the inputs; computed with int8 activations."""
-    with _quiet():
+    with _quantizing(source):
         graph = ONNXModel(onnx.load(source))
         graph.replace_gemm_with_matmul()
         config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, accuracy_level=4, bits=bits)

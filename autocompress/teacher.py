@@ -127,7 +127,7 @@ def finetune(
         CandidateFailed: the loss is not finite.
     """
     torch.manual_seed(seed)
-    steps = EPOCHS * (len(task.train.rows) // BATCH_SIZE)
+    steps = EPOCHS * max(1, len(task.train.rows) // BATCH_SIZE)
     lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
     batches = schedule([lengths], [BATCH_SIZE], [seed])
     optimizer = Optimizer(model, LEARNING_RATE, steps)

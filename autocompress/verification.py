@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -82,9 +82,9 @@ def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile
     """The final front: candidates for it timed once more in a fresh process in turn with the baseline, and scored on the
     test split from their ONNX files; what is dominated, tied or over budget by those timings goes.
 
-    Model folders outside the front are deleted, the baseline's kept.
+    A trial whose files are gone lost an earlier verification of the same run, and stays out.
     """
-    chosen = standing(trials, bench.budget)
+    chosen = [trial for trial in standing(trials, bench.budget) if (bench.models / trial.id).is_dir()]
     baseline_trial, run = trials[0], bench.run
     files = {trial.id: bench.models / trial.id / "model.onnx" for trial in chosen}
     baseline_latency, timings = bench.timer(bench.baseline_file, list(files.values()), final=True)
@@ -110,17 +110,19 @@ def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile
     front = Front(METRIC, baseline, profile.as_dict(), bench.budget.as_dict(), hypervolume(points), tuple(stay), verified=True)
     for member in {m.id: m for m in (baseline, *stay)}.values():
         annotate(run.folder / member.path, {"scores": member_scores(member)})
-    kept = {baseline.id, *(member.id for member in stay)}
-    for folder in bench.models.iterdir():
-        if folder.name not in kept:
-            shutil.rmtree(folder)
     return front
+
+
+def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:
+    """Delete all model folders but these and the baseline's."""
+    names = {"t000", *(item.id for item in kept)}
+    for folder in (run.folder / "models").iterdir():
+        if folder.name not in names:
+            shutil.rmtree(folder)
 
 
 def member_scores(member: Member) -> dict[str, object]:
     """What ``autocompress.json`` says of a member's scores."""
-    from dataclasses import asdict
-
     described = asdict(member)
     return {key: described[key] for key in ("quality", "latency_ms", "speedup", "speedup_ci95", "weight_bytes")}
 

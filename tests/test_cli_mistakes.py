@@ -122,6 +122,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         "batch_size is 0",
     ),
     "profile runtime unknown": (_file("--hardware", "p.toml", _PROFILE.replace("onnxruntime-cpu", "tpu")), "runtime is 'tpu'"),
+    "profile longer than the model": (_set("--hardware", "cpu-1-thread-seq128"), "the model takes 64 tokens at most"),
     "unknown space": (_set("--space", "galaxy"), "unknown search space 'galaxy'"),
     "space file missing": (_set("--space", "my.toml"), "search space file my.toml does not exist"),
     "space section unknown": (_file("--space", "s.toml", "[colour]\nkeep = [1.0]\n"), "unknown setting 'colour.keep'"),

@@ -147,6 +147,14 @@ def test_stopped_by_ctrl_c_and_resumed_it_ends_the_same(
     assert resumed.front == whole.front
 
 
+def test_a_finished_run_can_be_extended(whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=4, timer=SizeTimer())
+    longer = search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, timer=SizeTimer(), resume=True)
+    assert timeless(longer.trials) == timeless(whole.trials)
+    assert longer.front == whole.front
+
+
 KILLED = """
 import sys
 from pathlib import Path

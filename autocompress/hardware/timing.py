@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.errors import CandidateFailed
+from autocompress.errors import CandidateFailed, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Timing
 from autocompress.onnx_runtime import Model
@@ -75,7 +75,7 @@ def _prepared(model: Model, profile: HardwareProfile) -> Callable[[], object]:
     inputs = {name: np.ones(shape, np.int64) for name in model.input_names}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    inputs["input_ids"] = np.random.default_rng(0).integers(5, 1000, shape)
+    inputs["input_ids"] = np.random.default_rng(0).integers(2, 20, shape)
     return lambda: model(inputs)
 
 
@@ -114,7 +114,8 @@ def _in_fresh_process(profile: HardwareProfile, baseline: Path, models: Sequence
         [sys.executable, "-m", "autocompress.hardware.timing"], input=json.dumps(request), capture_output=True, text=True
     )
     if done.returncode != 0:
-        raise CandidateFailed(f"timing in a fresh process failed: {done.stderr.strip().splitlines()[-1:]}")
+        kind, _, message = done.stderr.strip().rpartition("\n")[2].partition(": ")
+        raise (UserError if kind.endswith("UserError") else CandidateFailed)(message or f"timing ended with {done.returncode}")
     return summarise(np.array(json.loads(done.stdout)))
 
 

@@ -27,8 +27,10 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
     full = family.structure(model)
     size = family.head_size(model)
     sums: dict[tuple[str, int], Tensor] = {}
+    examples = 0
     for batch, labels in batches:
         count = len(labels)
+        examples += count
         gates: dict[tuple[str, int], Tensor] = {}
         for index, layer in enumerate(full.layers):
             gates["heads", index] = torch.ones(count, len(layer.heads), requires_grad=True)
@@ -52,7 +54,7 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
             sums[key] = sums.get(key, torch.zeros(())) + gradient.double().pow(2).sum(0)
 
     def scores(kind: str) -> tuple[NDArray[np.float64], ...]:
-        return tuple(sums[kind, index].numpy() for index in range(len(full.layers)))
+        return tuple((sums[kind, index] / examples).numpy() for index in range(len(full.layers)))
 
     return Importance(scores("heads"), scores("ffn"))
 

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, OneOf, Setting
-from autocompress.errors import CandidateFailed
+from autocompress.errors import CandidateFailed, UserError
 
 SCHEMES: tuple[str, ...] = ("fp32", "int8-dynamic", "int8-static", "int8-weights", "int4-weights")
 
@@ -65,6 +65,6 @@ def quantize(
                 ort.quantize_matmul_weights(source, aside, 8 if scheme == "int8-weights" else 4, block)
                 ort.quantize_dynamic_int8(aside, target, only=["Gather"])
                 aside.unlink()
-    except (ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+    except (UserError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
         raise CandidateFailed(f"{scheme}: {type(error).__name__}: {error}") from error
     return {"scheme": scheme, "left_in_fp32": {} if scheme == "fp32" else ort.float_weight_bytes(target)}
