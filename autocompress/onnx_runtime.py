@@ -66,8 +66,11 @@ class Model:
 def predict(path: Path, batches: Sequence[Inputs]) -> NDArray[np.float32]:
     """First output for all batches, one below the other; each core works on batches of its own."""
     model = Model(path, threads=1)
-    with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
+    pool = ThreadPoolExecutor(os.cpu_count() or 1)
+    try:
         return np.concatenate(list(pool.map(model, batches)))
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _Batches(CalibrationDataReader):  # type: ignore[misc]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import os
 from collections.abc import Sequence
 from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest
 import torch

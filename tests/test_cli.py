@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,25 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     assert (shown["threads"], shown["batch_size"], shown["sequence_length"]) == (1, 1, 128)
     assert main(["space", "validate", "quantization-only"]) == 0
     assert capsys.readouterr().out == "quantization-only: valid, 2 settings, 1 corners\n"
+
+
+def test_ctrl_c_leaves_a_front_and_a_run_that_goes_on(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    space, out = tmp_path / "space.toml", tmp_path / "run"
+    space.write_text("[heads]\nkeep = [0.75, 0.5, 0.25]\n[recovery]\nsteps = 100000\n[[corners]]\nheads.keep = 0.5\n")
+    request = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file), "--out", str(out)]
+    command = [sys.executable, "-m", "autocompress", "search", *request, "--hardware", "cpu-1-thread", "--space"]
+    with subprocess.Popen([*command, str(space)], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if line.startswith("t000"):
+                break
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert process.returncode == 130
+    assert said.splitlines()[-1] == "autocompress: stopped; what was tried is kept, and the same command with --resume goes on"
+    assert [member.id for member in load_front(out).members] == ["t000"]
+    assert not load_front(out).verified
+    other = subprocess.run([*command, "quantization-only", "--resume"], capture_output=True, text=True)
+    assert other.returncode == 2
+    assert "--resume: space differs" in other.stderr
