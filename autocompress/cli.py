@@ -45,8 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except AutocompressError as error:
         console.fail(str(error))
         return EXIT_UNMET
-    except KeyboardInterrupt:
-        console.fail("stopped; what was tried is kept, and the same command with --resume goes on")
+    except KeyboardInterrupt as stop:
+        console.fail(str(stop) or "stopped")
         return EXIT_STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -83,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     search.set_defaults(command=_search)
 
     demo = verbs.add_parser("demo", help="the search on an embedded real model and real sentences")
-    demo.add_argument("--out", type=Path, metavar="RUN", help="default: the next free runs/demo-N")
+    demo.add_argument("--out", type=Path, metavar="RUN", help="default: the next free runs/demo-N; with --resume the last")
     demo.add_argument("--time-limit", default="10m", metavar="10m")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--resume", action="store_true")
@@ -190,7 +190,9 @@ def _search(options: argparse.Namespace) -> None:
 
 def _demo(options: argparse.Namespace) -> None:
     time_limit = _time_limit(options)
-    out = options.out or next(path for n in range(1, 10_000) if not (path := Path(f"runs/demo-{n}")).exists())
+    runs = [Path(f"runs/demo-{n}") for n in range(1, 10_000)]
+    free = next(i for i, path in enumerate(runs) if not path.exists())
+    out = options.out or runs[max(0, free - 1) if options.resume else free]
     from autocompress import demo
     from autocompress.request import Request
     from autocompress.teacher import cache_folder
@@ -225,8 +227,7 @@ def _choose_and_copy(front: Front, run: Path) -> None:
         return
     console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.metric)}")
     target = run / "exported"
-    if not target.exists():
-        _copy(front, run, member, target)
+    _copy(front, run, member, target)
     console.out.print(f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}")
 
 
@@ -238,8 +239,13 @@ def _run(request: Any) -> Front:
     from autocompress import console
     from autocompress.engine import search_for
 
-    with console.Progressing(request.time_limit_s) as listener:
-        result = search_for(request, listener)
+    try:
+        with console.Progressing(request.time_limit_s) as listener:
+            result = search_for(request, listener)
+    except KeyboardInterrupt:
+        if not (request.out / "run.json").is_file():
+            raise
+        raise KeyboardInterrupt("stopped; what was tried is kept, and the same command with --resume goes on") from None
     console.out.print(console.front_table(result.front))
     console.out.print(f"report: {result.run / 'report.html'}")
     console.out.print(f"choose: autocompress pick {result.run} --min-speedup 4x")

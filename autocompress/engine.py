@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import shutil
 import statistics
 import time
 from collections.abc import Sequence
@@ -21,18 +24,18 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import OnnxRuntimeTimer
 from autocompress.interfaces import Timer
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Budget, Front
+from autocompress.pareto import Budget, Front, Member, nearest
 from autocompress.report import write_report
 from autocompress.request import Request
 from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
-from autocompress.tasks.text_classification import TextClassification
+from autocompress.tasks.text_classification import METRIC, TextClassification
 from autocompress.tasks.text_classification import load as load_task
 from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
 from autocompress.techniques import TECHNIQUES, resolve
-from autocompress.verification import keep_models, losses, provisional, standing, verified, violation, write_front
-from autocompress.workbench import Workbench, unpack
+from autocompress.verification import keep_models, losses, misses, provisional, standing, verified, violation, write_front
+from autocompress.workbench import OutOfTime, Workbench, unpack
 
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
@@ -96,29 +99,36 @@ def search_for(request: Request, listener: Listener | None = None, timer: Timer 
     if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in request.space.parameters):
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         request = replace(request, space=request.space.without(UNLABELED_SHARE))
-    if request.finetune:
-        model = finetuned(request.model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
-    else:
-        model = load_classifier(request.model, None)
-    inputs = request.inputs(weights_digest(model))
-    run = Run.resume(request.out, inputs) if request.resume else Run.start(request.out, _description(request, inputs, task))
-    with run.locked():
-        tokenizer_files = run.folder / "tokenizer"
-        tokenizer.save_pretrained(tokenizer_files)
-        listener.stage("preparing the teacher")
-        config: Any = model.config
-        bench = Workbench.prepare(
-            run,
-            task,
-            model,
-            family_of(config.model_type),
-            tokenizer_files,
-            timer or OnnxRuntimeTimer(request.hardware),
-            request.hardware.batch_size,
-            request.budget,
-            request.seed,
-        )
-        return _Loop(request, bench, listener, clock).run()
+    model = load_classifier(request.model, task.labels if request.finetune else None)
+    description = _description(request, weights_digest(model), task)
+    run = Run.resume(request.out, description["inputs"]) if request.resume else Run.start(request.out, description)
+    scratch = run.folder / "scratch"
+    try:
+        with run.locked():
+            if request.finetune:
+                listener.stage("fine-tuning the teacher")
+                model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
+            tokenizer.save_pretrained(run.folder / "tokenizer")
+            listener.stage("preparing the teacher")
+            config: Any = model.config
+            bench = Workbench.prepare(
+                run,
+                task,
+                model,
+                family_of(config.model_type),
+                run.folder / "tokenizer",
+                timer or OnnxRuntimeTimer(request.hardware),
+                request.hardware.batch_size,
+                request.budget,
+                request.seed,
+            )
+            return _Loop(request, bench, listener, clock).run()
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"no room left on the disk of {request.out}: free some and go on with --resume") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
 
 
 def search(
@@ -183,18 +193,29 @@ class _Loop:
         self.sampler = OptunaSampler(request.space, request.sampler, request.seed)
 
     def run(self) -> SearchResult:
-        run, request = self.bench.run, self.request
-        recorded = run.trials()
+        recorded = self.bench.run.trials()
         self.clock.before = sum(trial.seconds for trial in recorded)
         try:
             self._search(recorded)
+            self._refuse_all_failed()
             self.listener.stage("verifying the front")
-            return self._finish()
-        except (KeyboardInterrupt, UserError):
-            if self.trials:
-                write_front(run, provisional(self.trials, request.budget, request.hardware))
-                write_report(run.folder)
+            front, rejected = verified(self.trials, self.bench, self.request.hardware)
+        except (KeyboardInterrupt, UserError, CandidateFailed):
+            if len(self.trials) > len(recorded):
+                with contextlib.suppress(OSError):
+                    self._write_provisional()
+                    write_report(self.bench.run.folder)
             raise
+        write_front(self.bench.run, front)
+        write_report(self.bench.run.folder)
+        keep_models(self.bench.run, front.members)
+        if not front.members:
+            raise RequestUnmet(f"none of {len(self.trials) - 1} candidates meets the budget; {self._nearest(rejected)}")
+        return SearchResult(front, self.bench.run.folder, tuple(self.trials))
+
+    def _write_provisional(self) -> None:
+        chosen = standing(self.trials, self.request.budget, self.bench)
+        write_front(self.bench.run, provisional(self.trials, chosen, self.request.budget, self.request.hardware))
 
     def _search(self, recorded: Sequence[Trial]) -> None:
         self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
@@ -202,7 +223,8 @@ class _Loop:
         baseline_answers = unpack(baseline.correct or "", len(self.bench.task.validation.rows))
         seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
         repeats = 0
-        while repeats < _MOST_REPEATS and (self.request.most_trials is None or len(self.trials) <= self.request.most_trials):
+        most = self.request.most_trials
+        while repeats < _MOST_REPEATS and (most is None or len(self.trials) <= most or len(self.trials) < len(recorded)):
             handle, chosen = self.sampler.ask()
             candidate, structure, problem = self._resolve(self.request.space.candidate(chosen))
             identity = _identity(structure, candidate) if structure else candidate
@@ -221,7 +243,10 @@ class _Loop:
             else:
                 if self._seconds_for(candidate) > self.clock.left(self._verification_s()):
                     break
-                trial = self.bench.evaluate(number, candidate, structure, baseline_answers, self._promote)
+                try:
+                    trial = self.bench.evaluate(number, candidate, structure, baseline_answers, self._promote)
+                except OutOfTime:
+                    break
             self._record(trial, number < len(recorded))
             seen[identity] = trial
             self._tell(handle, trial)
@@ -241,8 +266,8 @@ class _Loop:
         self.bench.run.append(trial)
         self.listener.trial(trial, self._remaining_s())
         if trial.state == "complete":
-            write_front(self.bench.run, provisional(self.trials, self.request.budget, self.request.hardware))
-            keep_models(self.bench.run, standing(self.trials, self.request.budget))
+            self._write_provisional()
+            keep_models(self.bench.run, standing(self.trials, self.request.budget, self.bench))
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
@@ -250,25 +275,22 @@ class _Loop:
         else:
             self.sampler.tell(handle, losses(trial), violation(trial, self.request.budget))
 
-    def _promote(self, rung: int, quality: float, speedup: float) -> str | None:
-        """Stop a candidate when a faster one was better by more than one standard error after as many steps."""
-        count = len(self.bench.task.validation.rows)
-        margin = (quality * (1 - quality) / count) ** 0.5
-        for other in self.trials:
-            at_rung = dict(other.rungs).get(rung)
-            if at_rung is not None and (other.speedup or 0) >= speedup and at_rung - quality > margin:
-                return f"{quality:.4f} after {rung} steps, where {other.id} had {at_rung:.4f} and is no slower"
-        return None
+    def _promote(self, rung: int, quality: float, speedup: float, remaining_s: float) -> str | None:
+        reason = outclassed(self.trials, rung, quality, speedup, len(self.bench.task.validation.rows))
+        if reason is None and remaining_s > self.clock.left(self._verification_s()):
+            raise OutOfTime
+        return reason
 
     def _seconds_for(self, candidate: Candidate) -> float:
         """What a trial may take, from the trials so far that were trained in full."""
         steps = candidate.number("recovery.steps", 0)
         rates = [t.seconds / t.rungs[-1][0] for t in self.trials[1:] if t.state == "complete" and t.rungs[-1][0]]
-        return 1.25 * steps * (statistics.median(rates) if rates else 0.1)
+        return 1.25 * steps * statistics.median(rates or [0.0])
 
     def _verification_s(self) -> float:
-        models = len(standing(self.trials, self.request.budget)) + 1
-        return 10 + models * (self.request.hardware.final_seconds + 2)
+        """What the end of the search may take: the baseline's trial was an export, a timing and a scoring."""
+        models = len(standing(self.trials, self.request.budget, self.bench)) + 1
+        return 5 + models * (self.request.hardware.final_seconds + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
         by_time = self.clock.left(0)
@@ -280,26 +302,42 @@ class _Loop:
         mean = sum(trial.seconds for trial in tried) / len(tried)
         return min(by_time, mean * (self.request.most_trials - len(tried)) + self._verification_s())
 
-    def _finish(self) -> SearchResult:
-        request, run = self.request, self.bench.run
+    def _refuse_all_failed(self) -> None:
         tried = self.trials[1:]
         if tried and all(trial.state == "failed" for trial in tried):
             reasons = "; ".join(dict.fromkeys(f"{trial.id}: {trial.reason}" for trial in tried[:3]))
             raise SearchFailed(f"all {len(tried)} trials failed: {reasons}")
-        front = verified(self.trials, self.bench, request.hardware)
-        write_front(run, front)
-        write_report(run.folder)
-        keep_models(run, front.members)
-        if not front.members:
-            raise RequestUnmet(f"none of {len(tried)} candidates meets the budget; {self._nearest()}")
-        return SearchResult(front, run.folder, tuple(self.trials))
 
-    def _nearest(self) -> str:
-        timed = [trial for trial in self.trials if trial.speedup is not None and trial.latency_ms is not None]
-        nearest = min(timed, key=lambda trial: (violation(trial, self.request.budget), losses(trial)))
-        assert nearest.latency_ms is not None and nearest.speedup is not None
-        quality = f", {nearest.quality.validation:.4f} on the validation split" if nearest.quality else ", not trained"
-        return f"the nearest is {nearest.id}: {nearest.latency_ms.median:.3g} ms ({nearest.speedup:.2f}x){quality}"
+    def _nearest(self, rejected: Sequence[Member]) -> str:
+        if rejected:
+            return nearest(rejected, self.request.budget, METRIC)
+        timed = [trial for trial in self.trials if trial.latency_ms is not None]
+        found = min(timed, key=lambda trial: (violation(trial, self.request.budget), losses(trial)))
+        limits = " and ".join(name for name, miss in misses(found, self.request.budget).items() if miss > 0)
+        assert found.latency_ms is not None
+        quality = f", {METRIC} {found.quality.validation:.4f} on the validation split" if found.quality else ", not trained"
+        return (
+            f"the nearest is {found.id}, limited by its {limits}: {found.latency_ms.median:.3g} ms ({found.speedup:.2f}x){quality}"
+        )
+
+
+def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedup: float, examples: int) -> str | None:
+    """Why a candidate need not be trained on: a trial that is no slower was better by more than one standard error after as
+    many recovery steps.
+
+    Args:
+        rung: recovery steps done.
+        quality: on so many validation examples.
+
+    Returns:
+        The reason; None to go on.
+    """
+    stderr = (quality * (1 - quality) / examples) ** 0.5
+    for trial in trials:
+        at_rung = dict(trial.rungs).get(rung)
+        if at_rung is not None and (trial.speedup or 0) >= speedup and at_rung - quality > stderr:
+            return f"{quality:.4f} after {rung} steps, where {trial.id} had {at_rung:.4f} and is no slower"
+    return None
 
 
 def _identity(structure: Structure, candidate: Candidate) -> object:
@@ -321,7 +359,7 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
         request.data,
         request.columns,
         min(tokenizer.model_max_length, positions),
-        None if request.finetune else dict(config.label2id),
+        None if request.finetune else {name: i for i, name in config.id2label.items()},
         request.validation,
         request.test,
         request.unlabeled,
@@ -329,11 +367,11 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
     return task, tokenizer
 
 
-def _description(request: Request, inputs: dict[str, Any], task: TextClassification) -> dict[str, Any]:
+def _description(request: Request, weights: str, task: TextClassification) -> dict[str, Any]:
     splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
         "schema": 1,
-        "inputs": inputs,
+        "inputs": request.inputs(weights),
         "trials": request.most_trials,
         "time_limit_s": request.time_limit_s,
         "data": {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import warnings
@@ -10,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import safetensors
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoConfig
@@ -109,7 +110,10 @@ def export_model(
         if not parity["fp32_max_abs_difference"] <= PARITY_LIMIT:
             raise CandidateFailed(f"the ONNX graph's logits differ from torch's by {parity['fp32_max_abs_difference']:.2g}")
         fp32.unlink()
-        save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
+        try:
+            save_file({k: v.contiguous() for k, v in model.state_dict().items()}, folder / "model.safetensors", {"format": "pt"})
+        except SafetensorError as error:
+            raise OSError(errno.ENOSPC if "space" in str(error) else errno.EIO, f"model.safetensors: {error}") from error
         original = config.to_dict()
         family = original.pop("model_type")
         described = {"family": family, "original": original, "sizes": structure.sizes()}
@@ -151,6 +155,6 @@ def load_model(folder: str | Path) -> nn.Module:
         base = AutoConfig.for_model(config["family"], **config["original"])
         model = family_of(config["family"]).blank(base, config["sizes"])
         model.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, KeyError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model.eval()

@@ -87,8 +87,8 @@ class Features:
     Args:
         logits: (batch, labels).
         mask: (batch, length), 1 on real tokens.
-        tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1, 0 the
-            embeddings'; ``query``, ``key``, ``value`` are of the last layer, all heads side by side.
+        tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1;
+            ``query``, ``key``, ``value`` are of the last layer, all heads side by side.
     """
 
     logits: torch.Tensor

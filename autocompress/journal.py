@@ -96,7 +96,7 @@ class Run:
             raise UserError(f"--out {folder} is a file")
         if (folder / "run.json").is_file():
             raise UserError(f"--out {folder} holds another run: give --resume to go on with it, or another folder")
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and any(not path.name.endswith(".part") for path in folder.iterdir()):
             raise UserError(f"--out {folder} is not empty and holds no run: give another folder")
 
     @classmethod
@@ -110,7 +110,6 @@ class Run:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             run = cls(folder)
-            run.trials_file.touch()
             write_json(folder / "run.json", description)
         except OSError as error:
             raise UserError(f"--out {folder} cannot be written: {error.strerror}") from error
@@ -150,7 +149,7 @@ class Run:
 
     def trials(self) -> list[Trial]:
         """All recorded trials, in order; a line cut short by a kill does not count."""
-        text = self.trials_file.read_text(encoding="utf-8")
+        text = self.trials_file.read_text(encoding="utf-8") if self.trials_file.is_file() else ""
         return [Trial.from_json(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
 
     def append(self, trial: Trial) -> None:
@@ -161,7 +160,7 @@ class Run:
             os.fsync(file.fileno())
 
     def _drop_partial_line(self) -> None:
-        data = self.trials_file.read_bytes()
+        data = self.trials_file.read_bytes() if self.trials_file.is_file() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
             with self.trials_file.open("r+b") as file:

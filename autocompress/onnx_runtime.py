@@ -22,7 +22,6 @@ from onnxruntime.quantization.onnx_model import ONNXModel
 from autocompress.errors import UserError
 
 Inputs = Mapping[str, NDArray[np.int64]]
-VERSION: str = onnxruntime.__version__
 
 
 @contextmanager

@@ -224,17 +224,11 @@ class Front:
             return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.median))
         if not self.members:
             raise RequestUnmet("the front is empty: the search found no model within its own budget")
-        nearest = min(self.members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
-        limits = " and ".join(name for name, miss in budget.of(nearest).items() if miss > 0)
-        raise RequestUnmet(
-            f"no model of the front meets the request; the nearest is {nearest.id}, limited by its {limits}: "
-            f"{nearest.latency_ms.median:.3g} ms ({nearest.speedup:.2f}x), {self.metric} {nearest.quality.reported:.4f} "
-            f"(drop {nearest.quality.drop_reported:.2f} points)"
-        )
+        raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.metric)}")
 
     @property
-    def knee(self) -> Member:
-        """The member that alone covers the most hypervolume: where giving up more accuracy begins to buy less speed."""
+    def balanced(self) -> Member:
+        """The member that alone covers the most hypervolume."""
         return max(self.members or (self.baseline,), key=lambda m: hypervolume([(1 / m.speedup, m.quality.drop_reported)]))
 
     def member(self, id: str) -> Member:
@@ -281,12 +275,22 @@ def load_front(run: str | Path) -> Front:
         raise UserError(f"{path} is damaged: {error!r}") from error
 
 
+def nearest(members: Sequence[Member], budget: Budget, metric: str) -> str:
+    """In words: which member misses the budget by least, and what limits it."""
+    found = min(members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
+    limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0)
+    return (
+        f"the nearest is {found.id}, limited by its {limits}: {found.latency_ms.median:.3g} ms ({found.speedup:.2f}x), "
+        f"{metric} {found.quality.reported:.4f} (drop {found.quality.drop_reported:.2f} points)"
+    )
+
+
 def without_ties(members: Sequence[Member], stderr_points: Callable[[Member, Member], float]) -> list[Member]:
     """Of members whose latency intervals overlap and whose validation quality differs by less than one standard error, the
     smaller file stays.
 
     Args:
-        members: non-dominated, in any order.
+        members: in any order; also those that another one dominates by a hair.
         stderr_points: paired standard error of the difference in validation quality of two members, points of a hundred.
 
     Returns:
@@ -294,11 +298,13 @@ def without_ties(members: Sequence[Member], stderr_points: Callable[[Member, Mem
     """
     kept: list[Member] = []
     for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.median)):
-        if not any(_tied(member, other, stderr_points(member, other)) for other in kept):
+        if not any(tied(member, other, stderr_points(member, other)) for other in kept):
             kept.append(member)
     return sorted(kept, key=lambda m: m.latency_ms.median)
 
 
-def _tied(a: Member, b: Member, stderr_points: float) -> bool:
+def tied(a: Member, b: Member, stderr_points: float) -> bool:
+    """Whether the measurements cannot tell two members apart; arguments as in ``without_ties``."""
     overlap = a.latency_ms.ci95[0] <= b.latency_ms.ci95[1] and b.latency_ms.ci95[0] <= a.latency_ms.ci95[1]
-    return overlap and 100 * abs(a.quality.validation - b.quality.validation) < stderr_points
+    difference = 100 * abs(a.quality.validation - b.quality.validation)
+    return overlap and (difference == 0 or difference < stderr_points)

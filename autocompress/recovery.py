@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
+import errno
+import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,62 +38,67 @@ class TransferSet:
 
 
 class Teacher:
-    """The uncut model, and its outputs on the transfer set, each computed once, when first asked for.
+    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted.
 
-    Features are kept in fp16, all tokens one below the other, in a scratch file that goes with this object.
+    Labelled and unlabelled rows are run apart, so that outputs do not depend on what was wanted before.
+
+    Args:
+        scratch: folder for features, which are kept in fp16, all tokens one below the other; emptied first.
     """
 
-    def __init__(self, model: nn.Module, family: Family, transfer: TransferSet) -> None:
+    def __init__(self, model: nn.Module, family: Family, transfer: TransferSet, scratch: Path) -> None:
         self.model = model
         self.family = family
         self.transfer = transfer
         self.structure = family.structure(model)
-        self.starts = np.cumsum([0, *(row.shape[1] for row in transfer.rows)])
-        self._logits = torch.empty(0)
+        self.scratch = scratch
+        shutil.rmtree(scratch, ignore_errors=True)
+        scratch.mkdir(parents=True)
+        labelled = len(transfer.labels)
+        self._parts = (transfer.rows[:labelled], transfer.rows[labelled:])
+        self._starts = [np.cumsum([0, *(row.shape[1] for row in rows)]) for rows in self._parts]
+        self._logits: dict[int, Tensor] = {}
         self._features: dict[tuple[str, int], NDArray[np.float16]] = {}
-        self._scratch = tempfile.TemporaryDirectory(prefix="autocompress-teacher-")
-
-    def logits(self, indices: Sequence[int]) -> Tensor:
-        """(rows, labels) in fp32."""
-        labelled = len(self.transfer.labels)
-        needed = labelled if max(indices) < labelled else len(self.transfer.rows)
-        if len(self._logits) < needed:
-            rows = self.transfer.rows[len(self._logits) : needed]
-            found = torch.empty(len(rows), self.model.config.num_labels)  # type: ignore[union-attr,arg-type]
-            for where, values, _ in forward_all(self.model, self.family, rows, self.transfer.batch):
-                found[torch.from_numpy(where)] = values
-            self._logits = torch.cat([self._logits, found]) if len(self._logits) else found
-        return self._logits[list(indices)]
 
     def remember(self, names: Collection[str], unlabelled: bool) -> None:
-        """Compute and keep these features, of the unlabelled rows too where they are wanted."""
-        labelled = len(self.transfer.labels)
-        for part, rows in ((0, self.transfer.rows[:labelled]), (1, self.transfer.rows[labelled:])):
+        """Compute and keep the logits and these features, of the unlabelled rows too where they are wanted."""
+        for part in range(1 + unlabelled):
             missing = [name for name in names if (name, part) not in self._features]
-            if missing and rows and part <= unlabelled:
-                self._remember(missing, part, rows)
+            if missing or part not in self._logits:
+                self._run(missing, part)
+
+    def logits(self, indices: Sequence[int]) -> Tensor:
+        """(rows, labels) in fp32; ``remember`` them first."""
+        return torch.stack([self._logits[part][index] for part, index in map(self._place, indices)])
 
     def feature(self, name: str, indices: Sequence[int], length: int) -> Tensor:
         """(rows, length, width) in fp32, zero on padding; ``remember`` it first."""
-        labelled = len(self.transfer.labels)
-        width = self._features[name, 0].shape[1]
-        out = np.zeros((len(indices), length, width), np.float32)
-        for i, index in enumerate(indices):
-            part = int(index >= labelled)
-            start, end = self.starts[index : index + 2] - part * self.starts[labelled]
+        out = np.zeros((len(indices), length, self._features[name, 0].shape[1]), np.float32)
+        for i, (part, index) in enumerate(map(self._place, indices)):
+            start, end = self._starts[part][index : index + 2]
             out[i, : end - start] = self._features[name, part][start:end]
         return torch.from_numpy(out)
 
-    def _remember(self, names: Sequence[str], part: int, rows: Sequence[Row]) -> None:
-        starts = np.cumsum([0, *(row.shape[1] for row in rows)])
-        for where, _, seen in forward_all(self.model, self.family, rows, self.transfer.batch, names):
+    def _place(self, index: int) -> tuple[int, int]:
+        labelled = len(self._parts[0])
+        return (0, index) if index < labelled else (1, index - labelled)
+
+    def _run(self, names: Sequence[str], part: int) -> None:
+        rows, starts = self._parts[part], self._starts[part]
+        for where, logits, seen in forward_all(self.model, self.family, rows, self.transfer.batch, names):
+            self._logits.setdefault(part, torch.empty(len(rows), logits.shape[1]))[torch.from_numpy(where)] = logits
             for name in names:
                 values = seen[name].to(torch.float16).numpy()
-                if (name, part) not in self._features:
-                    path = Path(self._scratch.name) / f"{name}.{part}.f16"
-                    self._features[name, part] = np.memmap(path, np.float16, "w+", shape=(int(starts[-1]), values.shape[2]))
+                stored = self._features.get((name, part))
+                if stored is None:
+                    stored = self._features[name, part] = self._room_for(f"{name}.{part}", int(starts[-1]), values.shape[2])
                 for i, index in enumerate(where):
-                    self._features[name, part][starts[index] : starts[index + 1]] = values[i, : rows[index].shape[1]]
+                    stored[starts[index] : starts[index + 1]] = values[i, : rows[index].shape[1]]
+
+    def _room_for(self, name: str, tokens: int, width: int) -> NDArray[np.float16]:
+        if shutil.disk_usage(self.scratch).free < 2 * tokens * width:
+            raise OSError(errno.ENOSPC, "no room for the teacher's outputs")
+        return np.memmap(self.scratch / f"{name}.f16", np.float16, "w+", shape=(tokens, width))
 
 
 class Recovery:

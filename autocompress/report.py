@@ -57,7 +57,7 @@ def write_report(folder: str | Path) -> Path:
         "facts": _facts(description),
         "models": _script([_for_script(member) for member in members]),
         "run": _script(str(folder)),
-        "budget": _script(front.budget.get("max_latency_ms", front.knee.latency_ms.median)),
+        "budget": _script(front.budget.get("max_latency_ms", front.balanced.latency_ms.median)),
     }
     page = (Path(__file__).parent / "report_template.html").read_text(encoding="utf-8")
     head, *rest = page.split("{{")

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autocompress import environment
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import HardwareProfile
@@ -82,7 +83,7 @@ class Request:
         """What a resumed run must share with its beginning; the limits on trials and time may change.
 
         Args:
-            weights: digest of the teacher's.
+            weights: digest of the model's, before any fine-tuning.
         """
         files = {name: getattr(self, name) for name in ("data", "validation", "test", "unlabeled")}
         return {
@@ -97,4 +98,5 @@ class Request:
             "budget": self.budget.as_dict(),
             "sampler": self.sampler,
             "seed": self.seed,
+            "device": {key: value for key, value in environment.device().items() if key != "memory_bytes"},
         }

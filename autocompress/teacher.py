@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -143,13 +144,12 @@ def finetune(
 
 
 def finetuned(
-    source: str, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+    model: nn.Module, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> nn.Module:
-    """``load_classifier`` with a new head, then ``finetune``; kept on disk under what it was made from.
+    """The model after ``finetune``, kept on disk under what it was made from, where that can be written.
 
     The folder is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else ``~/.cache/autocompress``.
     """
-    model = load_classifier(source, task.labels)
     made_from = hashlib.sha256(weights_digest(model).encode())
     made_from.update(json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode())
     for row, label in zip(task.train.rows, task.train.labels, strict=True):
@@ -160,8 +160,8 @@ def finetuned(
     try:
         finetune(model, task, seed, progress)
     except CandidateFailed as error:
-        raise UserError(f"fine-tuning {source} failed: {error}") from error
-    with folder_aside(folder) as aside:
+        raise UserError(f"fine-tuning failed: {error}") from error
+    with contextlib.suppress(OSError), folder_aside(folder) as aside:
         model.save_pretrained(aside)  # type: ignore[operator]
     return model
 

@@ -118,18 +118,11 @@ def watch(model: nn.Module, family: Family, depth: int, names: Sequence[str]) ->
 
         return hook
 
-    def keep_input(module: nn.Module, inputs: Any) -> None:
-        seen["hidden.0"] = inputs[0]
-
-    for name in names:
-        kind, _, number = name.partition(".")
-        if kind != "hidden":
-            handles.append(family.part(model, depth - 1, kind).register_forward_hook(keep(name)))
-        elif number == "0":
-            handles.append(family.part(model, 0, "block").register_forward_pre_hook(keep_input))
-        else:
-            handles.append(family.part(model, int(number) - 1, "block").register_forward_hook(keep(name)))
     try:
+        for name in names:
+            kind, _, number = name.partition(".")
+            place = (int(number) - 1, "block") if kind == "hidden" else (depth - 1, kind)
+            handles.append(family.part(model, *place).register_forward_hook(keep(name)))
         yield seen
     finally:
         for handle in handles:

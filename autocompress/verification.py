@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 
 import numpy as np
@@ -12,27 +12,43 @@ from autocompress.export import annotate
 from autocompress.files import write_json
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Budget, Front, Member, Quality, hypervolume, non_dominated, without_ties
+from autocompress.pareto import Budget, Front, Member, Quality, hypervolume, non_dominated, tied, without_ties
 from autocompress.tasks.text_classification import METRIC
 from autocompress.workbench import Bits, Workbench, drop, unpack
 
 
-def standing(trials: Sequence[Trial], budget: Budget) -> list[Trial]:
-    """The completed trials within the budget that no other one dominates, by measured speedup and validation quality."""
-    fit = [trial for trial in trials if trial.state == "complete" and is_within(trial, budget)]
-    return [fit[i] for i in non_dominated([losses(trial) for trial in fit])]
+def standing(trials: Sequence[Trial], budget: Budget, bench: Workbench) -> list[Trial]:
+    """The completed trials within the budget, on the validation split, that no other one beats: is better or equal in measured
+    speedup and validation quality, and not tied.
+
+    A trial whose files are gone was beaten before.
+    """
+    fit = [t for t in trials if t.state == "complete" and violation(t, budget) <= 0 and (bench.models / t.id).is_dir()]
+    stderr = _paired_stderr(trials, bench)
+    members = [_member(trial) for trial in fit]
+
+    def beaten(i: int) -> bool:
+        rivals = [j for j in range(len(fit)) if j != i and non_dominated([losses(fit[j]), losses(fit[i])]) == [0]]
+        return any(not tied(members[i], members[j], stderr(members[i], members[j])) for j in rivals)
+
+    return [trial for i, trial in enumerate(fit) if not beaten(i)]
 
 
-def is_within(trial: Trial, budget: Budget) -> bool:
-    """Whether a completed trial meets every limit, quality on the validation split."""
-    return violation(trial, budget) <= 0
+def _paired_stderr(trials: Sequence[Trial], bench: Workbench) -> Callable[[Member, Member], float]:
+    answers = {trial.id: unpack(trial.correct, len(bench.task.validation.rows)) for trial in trials if trial.correct}
+    return lambda a, b: drop(answers[a.id], answers[b.id])[1]
+
+
+def misses(trial: Trial, budget: Budget) -> dict[str, float]:
+    """``Budget.violations`` on the validation split; of speed alone for a trial that was not scored."""
+    assert trial.latency_ms is not None and trial.speedup is not None
+    share, lost = (trial.quality.validation, trial.quality.drop_validation) if trial.quality else (1.0, 0.0)
+    return budget.violations(trial.latency_ms.median, trial.speedup, share, lost)
 
 
 def violation(trial: Trial, budget: Budget) -> float:
-    """Sum of what is missed; more than zero when the budget is not met. Speed alone for a trial that was not scored."""
-    assert trial.latency_ms is not None and trial.speedup is not None
-    share, lost = (trial.quality.validation, trial.quality.drop_validation) if trial.quality else (1.0, 0.0)
-    return sum(max(0.0, miss) for miss in budget.violations(trial.latency_ms.median, trial.speedup, share, lost).values())
+    """Sum of what is missed; zero when the budget is met."""
+    return sum(max(0.0, miss) for miss in misses(trial, budget).values())
 
 
 def losses(trial: Trial) -> tuple[float, float]:
@@ -72,45 +88,44 @@ def write_front(run: Run, front: Front) -> None:
     write_json(run.folder / "front.json", front.as_dict())
 
 
-def provisional(trials: Sequence[Trial], budget: Budget, profile: HardwareProfile) -> Front:
-    """The front so far, on the validation split and the timings made during the search."""
-    members = sorted((_member(trial) for trial in standing(trials, budget)), key=lambda m: m.latency_ms.median)
+def provisional(trials: Sequence[Trial], chosen: Sequence[Trial], budget: Budget, profile: HardwareProfile) -> Front:
+    """The front so far, on the validation split and the timings made during the search.
+
+    Args:
+        chosen: the standing ones.
+    """
+    fit = [chosen[i] for i in non_dominated([losses(trial) for trial in chosen])]
+    members = sorted((_member(trial) for trial in fit), key=lambda m: m.latency_ms.median)
     return Front(METRIC, _member(trials[0]), profile.as_dict(), budget.as_dict(), covered(trials), tuple(members), verified=False)
 
 
-def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile) -> Front:
-    """The final front: candidates for it timed once more in a fresh process in turn with the baseline, and scored on the
-    test split from their ONNX files; what is dominated, tied or over budget by those timings goes.
+def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile) -> tuple[Front, list[Member]]:
+    """The final front: standing trials timed once more in a fresh process in turn with the baseline, and scored on the test
+    split from their ONNX files; what is over budget, tied or dominated by those numbers goes.
 
-    A trial whose files are gone lost an earlier verification of the same run, and stays out.
+    Returns:
+        The front, and the members that are over budget.
     """
-    chosen = [trial for trial in standing(trials, bench.budget) if (bench.models / trial.id).is_dir()]
-    baseline_trial, run = trials[0], bench.run
-    files = {trial.id: bench.models / trial.id / "model.onnx" for trial in chosen}
-    baseline_latency, timings = bench.timer(bench.baseline_file, list(files.values()), final=True)
+    chosen = standing(trials, bench.budget, bench)
+    files = [bench.models / trial.id / "model.onnx" for trial in chosen]
+    baseline_latency, timings = bench.timer(bench.baseline_file, files, final=True)
     baseline_answers = bench.answers(bench.baseline_file, bench.task.test)
-    assert baseline_trial.quality is not None
-    baseline = replace(
-        _member(baseline_trial),
-        latency_ms=baseline_latency,
-        quality=_tested(baseline_trial.quality, baseline_answers, baseline_answers),
-    )
+    uncut = _member(trials[0])
+    tested = _tested(uncut.quality, baseline_answers, baseline_answers)
+    baseline = replace(uncut, latency_ms=baseline_latency, quality=tested)
     members = []
-    for trial, timing in zip(chosen, timings, strict=True):
-        member = replace(_member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95)
-        answers = bench.answers(files[trial.id], bench.task.test)
-        members.append(
-            baseline if trial.number == 0 else replace(member, quality=_tested(member.quality, baseline_answers, answers))
-        )
+    for trial, file, timing in zip(chosen, files, timings, strict=True):
+        found = replace(_member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95)
+        quality = _tested(found.quality, baseline_answers, bench.answers(file, bench.task.test))
+        members.append(baseline if trial.number == 0 else replace(found, quality=quality))
     fit = [member for member in members if all(miss <= 0 for miss in bench.budget.of(member).values())]
-    fit = [fit[i] for i in non_dominated([(m.latency_ms.median, 1 - m.quality.validation) for m in fit])]
-    answered = {trial.id: unpack(trial.correct or "", len(bench.task.validation.rows)) for trial in chosen}
-    stay = without_ties(fit, lambda a, b: drop(answered[a.id], answered[b.id])[1])
+    untied = without_ties(fit, _paired_stderr(trials, bench))
+    stay = [untied[i] for i in non_dominated([(m.latency_ms.median, 1 - m.quality.validation) for m in untied])]
     points = [(1 / member.speedup, member.quality.drop_validation) for member in stay]
-    front = Front(METRIC, baseline, profile.as_dict(), bench.budget.as_dict(), hypervolume(points), tuple(stay), verified=True)
     for member in {m.id: m for m in (baseline, *stay)}.values():
-        annotate(run.folder / member.path, {"scores": member_scores(member)})
-    return front
+        annotate(bench.run.folder / member.path, {"scores": member_scores(member)})
+    front = Front(METRIC, baseline, profile.as_dict(), bench.budget.as_dict(), hypervolume(points), tuple(stay), verified=True)
+    return front, [member for member in members if member not in fit]
 
 
 def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:

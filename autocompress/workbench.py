@@ -34,8 +34,13 @@ _IMPORTANCE_EXAMPLES = 512
 _CALIBRATION_EXAMPLES = 128
 
 Bits = NDArray[np.bool_]
-Promote = Callable[[int, float, float], str | None]
-"""(recovery steps, validation quality, speedup) -> None to go on, or the reason to stop."""
+Promote = Callable[[int, float, float, float], str | None]
+"""(recovery steps done, validation quality, speedup, seconds that the remaining steps take) -> None to go on, or the reason
+to stop; may raise ``OutOfTime``."""
+
+
+class OutOfTime(Exception):
+    """The trial cannot end within the search's time; it leaves no trace."""
 
 
 def rungs(steps: int) -> list[int]:
@@ -105,6 +110,7 @@ class Workbench:
         batches = [(task.batch(rows[i : i + 32]), labels[i : i + 32]) for i in starts]
         importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
         transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
+        teacher = Teacher(model, family, transfer, run.folder / "scratch")
         return cls(
             run,
             task,
@@ -112,7 +118,7 @@ class Workbench:
             family,
             family.structure(model),
             importance,
-            Teacher(model, family, transfer),
+            teacher,
             tokenizer_files,
             timer,
             batch_size,
@@ -164,21 +170,19 @@ class Workbench:
             promote: decides after each rung.
 
         Raises:
-            UserError: the disk is full.
+            OSError: the disk is full.
+            OutOfTime: ``promote`` said so.
         """
         started = time.monotonic()
         found = Trial(number, candidate.as_dict(), "failed", structure.sizes())
+        if shutil.disk_usage(self.run.folder).free < 4 * self.baseline_file.stat().st_size:
+            raise OSError(errno.ENOSPC, "no room for another model")
         try:
-            self._check_disk()
             found = self._try(found, candidate, structure, baseline, promote)
-        except CandidateFailed as error:
+        except (CandidateFailed, UserError) as error:
             found = replace(found, state="failed", reason=str(error))
         except MemoryError:
             found = replace(found, state="failed", reason="out of memory")
-        except OSError as error:
-            if error.errno != errno.ENOSPC:
-                raise
-            raise self._full() from error
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
@@ -212,10 +216,12 @@ class Workbench:
         if steps:
             recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, number))
             for rung in rungs(steps):
+                before, begun = recovery.done, time.monotonic()
                 recovery.advance(rung)
+                remaining_s = (time.monotonic() - begun) / (rung - before) * (steps - rung)
                 quality = float(self._torch_answers(student).mean())
                 found = replace(found, rungs=(*found.rungs, (rung, quality)))
-                reason = promote(rung, quality, speedup)
+                reason = promote(rung, quality, speedup, remaining_s)
                 if reason is not None:
                     return replace(found, state="stopped", reason=reason)
             recovery.advance(steps)
@@ -246,10 +252,3 @@ class Workbench:
     def _export(self, model: nn.Module, structure: Structure, candidate: Candidate, number: int) -> dict[str, float]:
         calibration = self.task.batches(self.task.train.rows[:_CALIBRATION_EXAMPLES], 32)
         return export_model(model, structure, candidate, self.models / f"t{number:03}", calibration, self.tokenizer_files)
-
-    def _check_disk(self) -> None:
-        if shutil.disk_usage(self.run.folder).free < 4 * self.baseline_file.stat().st_size:
-            raise self._full()
-
-    def _full(self) -> UserError:
-        return UserError(f"no room left on the disk of {self.run.folder}: free some and go on with --resume")

@@ -2,6 +2,7 @@
 
 Takes --minutes per seed (10 by default, three seeds: half an hour). The last thing printed is one JSON document:
 
+    space           search space
     minutes         time limit of each search, fine-tuning the teacher and verification included
     runs            per seed: seed, trials, members, seconds, teacher_test_accuracy, hypervolume (on the validation split),
                     hypervolume_test, and speedup_within: points lost on the test split at most -> largest speedup against
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import tempfile
 import time
@@ -74,6 +76,7 @@ def main() -> None:
     options = parser.parse_args()
     print(f"searching {options.space} for {options.minutes:g} minutes at seeds {options.seeds}")
     with tempfile.TemporaryDirectory() as scratch:
+        os.environ["AUTOCOMPRESS_CACHE"] = scratch  # so that every search pays for its own teacher
         runs = [run(seed, options.minutes, options.space, options.keep or Path(scratch)) for seed in options.seeds]
     medians = {str(drop): statistics.median(r["speedup_within"][str(drop)] or 0.0 for r in runs) for drop in DROPS}
     result = {

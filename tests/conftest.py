@@ -35,9 +35,15 @@ class SizeTimer:
 
 
 @pytest.fixture(scope="session")
-def sentences(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, int]]:
+def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The demo's labelled and unlabelled sentences."""
+    return demo.data_files(tmp_path_factory.mktemp("demo") / "data")
+
+
+@pytest.fixture(scope="session")
+def sentences(demo_files: tuple[Path, Path]) -> list[tuple[str, int]]:
     """Real labelled sentences."""
-    labelled, _ = demo.data_files(tmp_path_factory.mktemp("demo") / "data")
+    labelled, _ = demo_files
     with labelled.open(encoding="utf-8", newline="") as file:
         return [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
 

@@ -82,6 +82,10 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "model folder missing": (_set("--model", "/no/such/model"), "model folder /no/such/model does not exist"),
     "model folder without config": (_model(lambda m: (m / "config.json").unlink()), "holds no config.json"),
     "model folder without weights": (_model(lambda m: (m / "model.safetensors").unlink()), "weights cannot be loaded"),
+    "pickled weights only": (
+        _model(lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin")),
+        "weights cannot be loaded (safetensors only)",
+    ),
     "weights damaged": (_model(lambda m: (m / "model.safetensors").write_bytes(b"junk")), "weights cannot be loaded"),
     "config damaged": (_model(lambda m: (m / "config.json").write_text("{")), "cannot be loaded"),
     "unknown architecture": (_model(_config(model_type="no_such_type")), "model type 'no_such_type' is not supported"),

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress.engine import SearchResult, search
+from autocompress.engine import SearchResult, outclassed, search
 from autocompress.errors import RequestUnmet, SearchFailed, UserError
 from autocompress.export import load_model
 from autocompress.journal import Run, Trial
@@ -256,7 +256,9 @@ def test_a_latency_budget_is_a_constraint(tiny_model: Path, data_file: Path, tmp
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    with pytest.raises(RequestUnmet, match=r"none of 3 candidates meets the budget; the nearest is t00\d: .* not trained"):
+    with pytest.raises(
+        RequestUnmet, match=r"none of 3 candidates meets the budget; the nearest is t00\d, limited by its speedup: .* not trained"
+    ):
         search(
             tiny_model,
             data_file,
@@ -299,16 +301,28 @@ def test_texts_in_two_splits_are_dropped_and_counted(tiny_model: Path, data_file
     assert data["train"] + data["validation"] + 24 == 400
 
 
-def test_a_slower_and_clearly_worse_candidate_is_stopped_early(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    from autocompress.engine import _Loop
+def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
+    trials = [Trial(1, {}, "complete", rungs=((32, 0.80), (100, 0.82)), speedup=4.0)]
+    assert outclassed(trials, 32, 0.795, 3.0, 1600) is None  # within one standard error, 0.0101
+    assert outclassed(trials, 32, 0.78, 5.0, 1600) is None  # worse but faster
+    assert outclassed(trials, 32, 0.78, 3.0, 1600) == "0.7800 after 32 steps, where t001 had 0.8000 and is no slower"
+    assert outclassed(trials, 192, 0.1, 3.0, 1600) is None  # nothing to compare with after 192 steps
 
-    loop = object.__new__(_Loop)
-    loop.trials = [Trial(1, {}, "complete", rungs=((32, 0.80), (100, 0.82)), speedup=4.0)]
-    loop.bench = type("Bench", (), {"task": type("Task", (), {"validation": type("Split", (), {"rows": [None] * 1600})})})  # type: ignore[assignment]
-    assert loop._promote(32, 0.795, 3.0) is None  # within one standard error, 0.0101
-    assert loop._promote(32, 0.78, 5.0) is None  # worse but faster
-    assert loop._promote(32, 0.78, 3.0) == "0.7800 after 32 steps, where t001 had 0.8000 and is no slower"
-    assert loop._promote(192, 0.1, 3.0) is None  # nothing to compare with after 192 steps
+
+def test_resuming_with_fewer_trials_loses_nothing(whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(whole.run, out)
+    again = search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=2, timer=SizeTimer(), resume=True)
+    assert timeless(again.trials) == timeless(whole.trials)
+    assert again.front == whole.front
+
+
+def test_a_trial_that_cannot_end_in_time_leaves_no_trace(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
+    # nothing is known of the first trial's pace until its first rung, where a million steps turn out to take hours
+    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", time_limit_s=600, timer=SizeTimer())
+    assert [trial.id for trial in found.trials] == ["t000"]
+    assert [folder.name for folder in (found.run / "models").iterdir()] == ["t000"]
 
 
 def test_unlabelled_share_is_not_searched_without_text(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:

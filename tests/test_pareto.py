@@ -200,11 +200,11 @@ def test_budget() -> None:
     assert Budget().admits_speed(1e9, 1e-9)
 
 
-def test_knee() -> None:
+def test_balanced() -> None:
     """Alone, FAST covers nothing, MIDDLE 3/4 of 3/8, GOOD 1/2 of all."""
-    assert FRONT.knee == GOOD
-    assert front(FAST, MIDDLE).knee == MIDDLE
-    assert front().knee == FRONT.baseline
+    assert FRONT.balanced == GOOD
+    assert front(FAST, MIDDLE).balanced == MIDDLE
+    assert front().balanced == FRONT.baseline
 
 
 def test_member() -> None:

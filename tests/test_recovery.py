@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from autocompress.training import fast_math, tensors, watch
 FAMILY = FAMILIES["bert"]
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(2, (), tuple(range(40))), Layer(3, (1, 3), (5, 6))))
 HEADLESS_END = Structure((Layer(0, (0, 2), tuple(range(64))), Layer(3, (), (5, 6))))
-OUTPUTS = ("hidden.0", "hidden.2", "hidden.4", "query", "key", "value")
+OUTPUTS = ("hidden.1", "hidden.2", "hidden.4", "query", "key", "value")
 
 
 @pytest.fixture(scope="module")
@@ -50,9 +51,13 @@ def model(tiny_model: Path) -> nn.Module:
     return found
 
 
+def teacher_of(model: nn.Module, transfer: TransferSet) -> Teacher:
+    return Teacher(model, FAMILY, transfer, Path(tempfile.mkdtemp()) / "scratch")
+
+
 @pytest.fixture(scope="module")
 def teacher(model: nn.Module, task: TextClassification) -> Teacher:
-    return Teacher(model, FAMILY, TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch))
+    return teacher_of(model, TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch))
 
 
 def candidate(steps: int, **more: Any) -> Candidate:
@@ -114,7 +119,7 @@ def test_shape_of_the_student_stays_and_the_teacher_is_untouched(teacher: Teache
 def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -> None:
     rows, labels = task.train.rows[:64], task.train.labels[:64]
     one = recovery(
-        Teacher(model, FAMILY, TransferSet(rows, labels, task.batch)), candidate(60, hard_label_weight=1.0, learning_rate=3e-3)
+        teacher_of(model, TransferSet(rows, labels, task.batch)), candidate(60, hard_label_weight=1.0, learning_rate=3e-3)
     )
 
     def loss() -> float:
@@ -146,9 +151,7 @@ def test_students_learn_from_the_teacher(teacher: Teacher, objective: str) -> No
 def test_labels_count_by_their_weight(model: nn.Module, task: TextClassification, weight: float, matters: bool) -> None:
     found = []
     for labels in (task.train.labels, 1 - task.train.labels):
-        one = recovery(
-            Teacher(model, FAMILY, TransferSet(task.train.rows, labels, task.batch)), candidate(2, hard_label_weight=weight)
-        )
+        one = recovery(teacher_of(model, TransferSet(task.train.rows, labels, task.batch)), candidate(2, hard_label_weight=weight))
         one.advance(2)
         found.append(weights(one))
     assert same(*found) != matters
@@ -174,7 +177,7 @@ def test_unlabelled_rows_take_their_share_and_no_labels(teacher: Teacher, share:
 
 
 def test_unlabelled_share_without_unlabelled_text_fails_the_candidate(model: nn.Module, task: TextClassification) -> None:
-    bare = Teacher(model, FAMILY, TransferSet(task.train.rows, task.train.labels, task.batch))
+    bare = teacher_of(model, TransferSet(task.train.rows, task.train.labels, task.batch))
     with pytest.raises(CandidateFailed, match=r"^recovery\.unlabeled_share is more than 0, but there is no unlabelled text"):
         recovery(bare, candidate(2, unlabeled_share=0.5))
 
@@ -198,7 +201,7 @@ def test_attention_alone_without_heads_or_labels_has_nothing_to_learn_but_runs(t
 
 def test_a_diverging_run_fails_the_candidate(model: nn.Module, task: TextClassification) -> None:
     broken = FAMILY.cut(model, FAMILY.structure(model))
-    teacher = Teacher(broken, FAMILY, TransferSet(task.train.rows, task.train.labels, task.batch))
+    teacher = teacher_of(broken, TransferSet(task.train.rows, task.train.labels, task.batch))
     one = recovery(teacher, candidate(2))
     with torch.no_grad():
         one.student.get_parameter("classifier.bias").fill_(float("nan"))
@@ -209,7 +212,7 @@ def test_a_diverging_run_fails_the_candidate(model: nn.Module, task: TextClassif
 @pytest.mark.parametrize("unlabelled", [False, True])
 def test_remembered_features_are_the_teacher_s(model: nn.Module, task: TextClassification, unlabelled: bool) -> None:
     rows = [*task.train.rows, *task.unlabeled]
-    teacher = Teacher(model, FAMILY, TransferSet(rows, task.train.labels, task.batch))
+    teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch))
     teacher.remember(OUTPUTS[:2], unlabelled)
     teacher.remember(OUTPUTS, unlabelled)
     indices = [3, 0, len(task.train.rows) - 1, 17, *([len(task.train.rows), len(rows) - 1] if unlabelled else [])]
@@ -229,8 +232,13 @@ def test_logits_are_the_teacher_s_whatever_is_asked_first(model: nn.Module, task
     rows, labelled = [*task.train.rows, *task.unlabeled], len(task.train.rows)
     with torch.inference_mode(), fast_math():
         expected = model(**tensors(task.batch(rows))).logits.float()
-    for first in ([5], [len(rows) - 1]):
-        teacher = Teacher(model, FAMILY, TransferSet(rows, task.train.labels, task.batch))
-        for indices in (first, [2, 0, labelled - 1], [labelled, 1, len(rows) - 2]):
-            torch.testing.assert_close(teacher.logits(indices), expected[indices], rtol=0, atol=0.1)
+    found = []
+    for order in ([False, True], [True]):
+        teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch))
+        for unlabelled in order:
+            teacher.remember([], unlabelled)
+        indices = [labelled, 1, len(rows) - 2, 0, labelled - 1]
+        torch.testing.assert_close(teacher.logits(indices), expected[indices], rtol=0, atol=0.1)
+        found.append(teacher.logits(list(range(len(rows)))))
+    assert torch.equal(*found)
     assert expected.std(dim=0).min() > 0.3

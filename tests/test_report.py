@@ -74,7 +74,7 @@ def script_value(page: str, name: str) -> Any:
     return json.loads(found[1])
 
 
-def test_the_script_has_the_front_and_starts_at_the_knee(run: Run) -> None:
+def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> None:
     page = write_report(run.folder).read_text(encoding="utf-8")
     models = script_value(page, "models")
     assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [("t001", 1.0, 6.0), ("t002", 2.0, 3.0), ("t003", 3.0, 2.0)]

@@ -254,7 +254,7 @@ def test_a_fine_tuned_teacher_is_kept_and_found_again(tiny_model: Path, task: Te
 
     def made(seed: int = 0) -> tuple[nn.Module, int]:
         steps.clear()
-        return finetuned(str(tiny_model), task, seed, lambda done, of: steps.append(done)), len(steps)
+        return finetuned(load_classifier(str(tiny_model), task.labels), task, seed, lambda done, of: steps.append(done)), len(steps)
 
     first, trained = made()
     assert trained == 2 * (len(task.train.rows) // 32) and not same_weights(first, load_classifier(str(tiny_model), task.labels))
@@ -273,20 +273,20 @@ def test_fine_tuning_repeats_with_its_seed(
     found = []
     for name in ("one", "two"):
         monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / name))
-        found.append(finetuned(str(tiny_model), task, 3))
+        found.append(finetuned(load_classifier(str(tiny_model), task.labels), task, 3))
     assert same_weights(*found)
 
 
 def test_other_data_is_another_teacher(tiny_model: Path, task: TextClassification, cache: Path) -> None:
     flipped = Split(task.train.rows, 1 - task.train.labels)
     other = replace(task, train=flipped)
-    assert not same_weights(finetuned(str(tiny_model), task, 0), finetuned(str(tiny_model), other, 0))
+    assert not same_weights(*(finetuned(load_classifier(str(tiny_model), t.labels), t, 0) for t in (task, other)))
     assert len(list((cache / "teachers").iterdir())) == 2
 
 
 def test_fewer_examples_than_a_batch_can_be_learned(tiny_model: Path, task: TextClassification, cache: Path) -> None:
     few = Split(task.train.rows[:20], np.arange(20) % 2)
-    found = finetuned(str(tiny_model), replace(task, train=few), 0)
+    found = finetuned(load_classifier(str(tiny_model), task.labels), replace(task, train=few), 0)
     assert not same_weights(found, load_classifier(str(tiny_model), task.labels))
 
 

@@ -131,7 +131,7 @@ def hooks(model: nn.Module) -> int:
 
 def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
     inputs = tensors(to_batch(rows([7, 3])))
-    names = ["hidden.0", "hidden.2", "hidden.4", "query", "key", "value"]
+    names = ["hidden.1", "hidden.2", "hidden.4", "query", "key", "value"]
     expected = copy.deepcopy(model)(**inputs, output_hidden_states=True).hidden_states
     with watch(model, FAMILY, 4, names) as seen:
         assert hooks(model) == len(names)
@@ -157,7 +157,7 @@ def test_watch_sees_each_pass_and_lets_gradients_through(model: nn.Module) -> No
 
 
 def test_watch_removes_its_hooks_when_the_pass_fails(model: nn.Module) -> None:
-    with pytest.raises(IndexError), watch(model, FAMILY, 4, ["hidden.0", "hidden.1", "value"]):
+    with pytest.raises(IndexError), watch(model, FAMILY, 4, ["hidden.2", "hidden.9", "value"]):
         model(input_ids=torch.tensor([[10**6]]))
     assert hooks(model) == 0
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from autocompress.candidate import Integer, OneOf, Real, Setting, SubsetOf, Value
+from autocompress.distillation.layer_maps import LAYER_MAPS
 
 OBJECTIVES: tuple[str, ...] = ("logits", "hidden-states", "attention-maps", "value-relations")
 UNLABELED_SHARE = "recovery.unlabeled_share"
-LAYER_MAPS: tuple[str, ...] = ("uniform", "last")
 
 
 def _trains(settings: Mapping[str, Value]) -> bool:
@@ -33,7 +33,7 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
     ),
     Setting(
         "recovery.layer_map",
-        OneOf(LAYER_MAPS),
+        OneOf(tuple(LAYER_MAPS)),
         "uniform",
         "which teacher layer each student layer matches",
         when=lambda s: _with_objective("hidden-states", s),

@@ -1,7 +1,8 @@
 """Latency, timed in turn with the baseline.
 
-All models of a session run round-robin, so that a slow spell of the machine hits all of them alike; the speedup is the
-median of the baseline's times over the median of the model's, and its 95 % interval is bootstrapped over rounds.
+All models of a session run round-robin, so that a slow spell of the machine hits all of them alike; each timed run follows an
+untimed one of the same model, so that caches are as in service and not as the model before left them. The speedup is the median
+of the baseline's times over the median of the model's, and its 95 % interval is bootstrapped over rounds.
 
 On one thread a run's time is the CPU time of the calling thread, which onnxruntime then computes in: other processes on
 the machine do not count. On several threads it is wall time.
@@ -60,6 +61,7 @@ def time_rounds(paths: Sequence[Path], profile: HardwareProfile, seconds: float)
     while True:
         times = []
         for run in runs:
+            run()
             start = clock()
             run()
             times.append((clock() - start) / 1e6)

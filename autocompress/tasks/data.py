@@ -165,7 +165,7 @@ def _read_hub(source: str) -> dict[str, Any]:
 
 def _label_names(table: Any, columns: Columns) -> list[str] | None:
     features = getattr(table, "features", None) or {}
-    names = getattr(features.get(columns.label or "label"), "names", None)
+    names = getattr(features.get(_column(table, "label", columns.label, "the data")), "names", None) if features else None
     return list(names) if names else None
 
 

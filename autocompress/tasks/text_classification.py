@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -92,7 +93,7 @@ def load(
     """
     examples = load_examples(source, columns, validation, test)
     if label_ids is None:
-        found = {_plain(label) for _, _, label in examples.train}
+        found = {_plain(label) for part in (examples.train, examples.validation, examples.test) for _, _, label in part}
         ordered_labels = examples.label_names or sorted(map(str, found), key=lambda name: (_number(name), name))
         label_ids = {name: i for i, name in enumerate(ordered_labels)}
     to_id = _label_reader(label_ids, examples.label_names)
@@ -146,15 +147,17 @@ def _number(name: str) -> float:
 
 def _label_reader(label_ids: dict[str, int], names: list[str] | None) -> Any:
     ids = set(label_ids.values())
+    folded = {name.casefold(): i for name, i in label_ids.items()}
+    nameless = names is None or all(re.fullmatch(r"LABEL_\d+", name) for name in label_ids)
 
     def to_id(label: Any, where: str) -> int:
         label = _plain(label)
-        if isinstance(label, int) and names is not None and 0 <= label < len(names) and names[label] in label_ids:
-            return label_ids[names[label]]
-        if str(label) in label_ids:
-            return label_ids[str(label)]
-        if isinstance(label, int) and label in ids:
+        known = names is not None and isinstance(label, int) and 0 <= label < len(names)
+        name = names[label] if known and names is not None else str(label)
+        if name.casefold() in folded:
+            return folded[name.casefold()]
+        if nameless and isinstance(label, int) and label in ids:
             return label
-        raise UserError(f"{where}: label {label!r} is not among the model's labels {', '.join(label_ids)}")
+        raise UserError(f"{where}: label {name if known else label!r} is not among the model's labels {', '.join(label_ids)}")
 
     return to_id
