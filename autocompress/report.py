@@ -179,6 +179,7 @@ def _settings_figure(trials: Sequence[Trial]) -> go.Figure:
                 hovertemplate="%{text}: %{x}, %{y:.2f}<extra></extra>",
             )
             figure.update_xaxes(title_text=name, title_standoff=4, title_font_size=12, row=row, col=column)
+            figure.update_xaxes(exponentformat="e", row=row, col=column)
             figure.update_yaxes(title_text="points" if column == 1 else "speedup", title_font_size=12, row=row, col=column)
     figure.update_layout(**_LAYOUT, height=60 + 210 * rows)
     return figure

@@ -39,7 +39,7 @@ class HardwareProfile:
     sequence_length: int
     target_precision: float = 0.02
     trial_seconds: float = 2.0
-    final_seconds: float = 8.0
+    final_seconds: float = 5.0
 
     def __post_init__(self) -> None:
         checks = (
