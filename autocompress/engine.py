@@ -105,6 +105,7 @@ def search_for(request: Request, listener: Listener | None = None, timer: Timer 
     scratch = run.folder / "scratch"
     try:
         with run.locked():
+            run.note(trials=request.most_trials, time_limit_s=request.time_limit_s)
             if request.finetune:
                 listener.stage("fine-tuning the teacher")
                 model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))

@@ -147,6 +147,11 @@ class Run:
             self._drop_partial_line()
             yield
 
+    def note(self, **facts: Any) -> None:
+        """Replace facts in ``run.json``."""
+        path = self.folder / "run.json"
+        write_json(path, json.loads(path.read_text(encoding="utf-8")) | facts)
+
     def trials(self) -> list[Trial]:
         """All recorded trials, in order; a line cut short by a kill does not count."""
         text = self.trials_file.read_text(encoding="utf-8") if self.trials_file.is_file() else ""

@@ -153,6 +153,7 @@ def test_a_finished_run_can_be_extended(whole: SearchResult, tiny_model: Path, d
     longer = search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, timer=SizeTimer(), resume=True)
     assert timeless(longer.trials) == timeless(whole.trials)
     assert longer.front == whole.front
+    assert json.loads((out / "run.json").read_text())["trials"] == 8
 
 
 KILLED = """
