@@ -142,7 +142,7 @@ class Timer(Protocol):
         """Time ONNX files in turn with the baseline.
 
         Args:
-            final: in a fresh process and for longer, for numbers that are reported.
+            final: for longer, for numbers that are reported.
         Returns:
             The baseline's latency in this session, and one timing per model.
         """
