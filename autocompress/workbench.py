@@ -28,7 +28,7 @@ from autocompress.techniques import SETTINGS
 from autocompress.training import forward_all
 
 FIRST_RUNG = 32
-"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (measured, see README)."""
+"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see README)."""
 _RUNG_FACTOR = 6
 _IMPORTANCE_EXAMPLES = 512
 _CALIBRATION_EXAMPLES = 128

@@ -12,7 +12,7 @@ import numpy as np
 
 from autocompress.errors import UserError
 
-FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet", ".txt": "text"}
+FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 1500
 """Validation and test are cut from the data where they are not given: this share each, at most this many examples."""
 
@@ -134,7 +134,7 @@ def _read_file(source: str) -> Any:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"data file {source} does not exist")
-    if path.suffix not in FORMATS or path.suffix == ".txt":
+    if path.suffix not in FORMATS:
         raise UserError(f"data file {source}: give .csv, .tsv, .json, .jsonl or .parquet")
     import pandas
 

@@ -65,6 +65,6 @@ def quantize(
                 ort.quantize_matmul_weights(source, aside, 8 if scheme == "int8-weights" else 4, block)
                 ort.quantize_dynamic_int8(aside, target, only=["Gather"])
                 aside.unlink()
-    except (UserError, ValueError, RuntimeError, KeyError, NotImplementedError) as error:
+    except (UserError, ValueError, RuntimeError, KeyError) as error:
         raise CandidateFailed(f"{scheme}: {type(error).__name__}: {error}") from error
     return {"scheme": scheme, "left_in_fp32": {} if scheme == "fp32" else ort.float_weight_bytes(target)}
