@@ -181,8 +181,12 @@ def _timed(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) 
     try:
         timings = device.time(baseline, [folder for _, folder in pairs], final=False)[1]
         return [(shape, 1 / timing.speedup) for (shape, _), timing in zip(pairs, timings, strict=True)]
-    except CandidateFailed:
-        return [row for pair in pairs for row in _timed(device, baseline, [pair])] if len(pairs) > 1 else []
+    except CandidateFailed as error:
+        if len(pairs) > 1:
+            return [row for pair in pairs for row in _timed(device, baseline, [pair])]
+        if pairs[0][0].rest == "fp32":  # what every device can run
+            raise CandidateFailed(f"{device.profile.name}, measuring the latency table: {error}") from error
+        return []
 
 
 def _example(shape: Shape) -> tuple[Structure, Candidate]:

@@ -53,11 +53,14 @@ class TorchCudaDevice:
             "torch": torch.__version__,
         }
 
-    answers_like = "torch-cuda"
+    @property
+    def answers_like(self) -> str:
+        return f"torch-cuda {' '.join(self.profile.precisions)}"
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
         profile = self.profile
-        precisions = ["fp32", *(precision_of(scheme_of(path), profile) for path in models)]
+        alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
+        precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
         answer = _ask(
             {
                 "action": "time",
