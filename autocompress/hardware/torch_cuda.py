@@ -59,7 +59,8 @@ class TorchCudaDevice:
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
         profile = self.profile
-        alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
+        scheme = scheme_of(baseline)
+        alone = "fp32" if models or scheme == "fp32" else precision_of(scheme, profile)
         precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
         answer = _ask(
             {
