@@ -28,7 +28,7 @@ from autocompress.techniques.quantization import MORE_BITS
 from autocompress.workbench import Workbench
 
 _TOGETHER = 8
-"""Models that are timed in one process: few enough for the memory of any machine that can run the baseline."""
+"""Models that are timed in one process, beside the baseline."""
 _DEVICE_KEYS = ("system", "cpu", "cores", "features", "gpu", "driver", "onnxruntime", "torch", "source", "date")
 _LEAST_MARGIN = 0.05
 """A candidate is refused unseen only when it is predicted to miss a limit by more than this share."""
