@@ -99,7 +99,8 @@ def search_for(request: Request, listener: Listener | None = None, timer: Timer 
     if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in request.space.parameters):
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         request = replace(request, space=request.space.without(UNLABELED_SHARE))
-    model = load_classifier(request.model, task.labels if request.finetune else None)
+    model: Any = load_classifier(request.model, task.labels if request.finetune else None)
+    model.config.pad_token_id = task.pad_id
     description = _description(request, weights_digest(model), task)
     run = Run.resume(request.out, description["inputs"]) if request.resume else Run.start(request.out, description)
     scratch = run.folder / "scratch"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 Row = NDArray[np.int64]
 """One tokenized example, shape (inputs, length): token ids, then token types where the model has them."""
+Take = Callable[["torch.Tensor"], "torch.Tensor"]
+"""Takes what is wanted from the output of a module, each (batch, length, width)."""
 
 
 class Technique(Protocol):
@@ -46,10 +48,18 @@ class Technique(Protocol):
 
 
 class Family(Protocol):
-    """Where a model type keeps its layers, and how to cut them."""
+    """Where a model type keeps its layers, and how to cut them.
+
+    A head is what one head of keys and values does: where queries are grouped, together with all heads of queries that share it.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends to itself and those before it only."""
+        ...
 
     def structure(self, model: torch.nn.Module) -> Structure:
         """The full structure of the model."""
@@ -60,16 +70,30 @@ class Family(Protocol):
         ...
 
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> torch.nn.Module:
-        """An untrained model with these sizes, for weights to be loaded into."""
+        """An untrained model with these sizes, for weights to be loaded into.
+
+        Args:
+            config: of the whole model or of the cut one; ``architectures`` tells a language model from a classifier.
+        """
         ...
 
     def head_size(self, model: torch.nn.Module) -> int:
-        """Dimensions per head."""
+        """Dimensions of a head's keys."""
         ...
 
     def part(self, model: torch.nn.Module, layer: int, role: str) -> torch.nn.Module:
-        """The submodule of a layer in a role: ``query``, ``key``, ``value``, ``attention_output``, ``ffn_input``,
-        ``ffn_output``, ``block`` (the whole layer)."""
+        """The submodule of a layer in a role: ``attention_output`` and ``ffn_output``, whose inputs are the layer's heads and
+        neurons side by side, and ``block``, the whole layer."""
+        ...
+
+    def tap(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, Take]:
+        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention multiplies them, or what the
+        layer (``block``) gives to the next, and what takes it from there."""
+        ...
+
+    def weights(self, model: torch.nn.Module, layer: int, kind: str) -> tuple[torch.Tensor, ...]:
+        """Views of the matrices that a layer's units, ``heads`` or ``ffn``, lie in, each with the units along its rows, one after
+        the other, in equal shares."""
         ...
 
 
@@ -88,7 +112,7 @@ class Features:
         logits: (batch, labels).
         mask: (batch, length), 1 on real tokens.
         tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1;
-            ``query``, ``key``, ``value`` are of the last layer, all heads side by side.
+            ``query``, ``key``, ``value`` are of the last layer, as attention multiplies them, all heads side by side.
     """
 
     logits: torch.Tensor
@@ -103,12 +127,14 @@ class Matching:
     Args:
         layers: (student layer, teacher layer) pairs, counted from 1.
         heads: the teacher's heads of the last layer that the student's last layer kept.
-        head_size: dimensions per head.
+        head_size: dimensions of a head's keys.
+        causal: see ``Family``.
     """
 
     layers: tuple[tuple[int, int], ...]
     heads: tuple[int, ...]
     head_size: int
+    causal: bool = False
 
 
 class Objective(Protocol):

@@ -126,6 +126,7 @@ class Recovery:
             tuple(layer_map(depth, len(teacher.structure.layers))),
             structure.layers[-1].heads,
             teacher.family.head_size(teacher.model),
+            teacher.family.causal,
         )
         self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps)
         labelled = len(teacher.transfer.labels)

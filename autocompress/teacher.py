@@ -26,6 +26,7 @@ from autocompress.training import BATCH_SIZE, Optimizer, fast_math, schedule, te
 
 EPOCHS = 2
 LEARNING_RATE = 1e-4
+_HEADS = ("classifier", "pre_classifier", "score")
 
 
 def load_config(source: str) -> Any:
@@ -70,6 +71,8 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
         raise UserError(f"--model {source} has no usable tokenizer: its vocabulary is empty")
     if words > vocabulary:
         raise UserError(f"--model {source}: the tokenizer has {words} tokens, the model only {vocabulary}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
@@ -95,10 +98,10 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {source}: weights cannot be loaded (safetensors only): {str(error).splitlines()[0]}") from error
-    fresh = ("classifier", "pre_classifier", "bert.pooler") if labels is not None else ()
+    fresh = (*_HEADS, "bert.pooler") if labels is not None else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:
-        hint = "; give --finetune to train a classification head" if missing[0].startswith(("classifier", "pre_classifier")) else ""
+        hint = "; give --finetune to train a classification head" if missing[0].startswith(_HEADS) else ""
         raise UserError(f"--model {source} has no weights for {missing[0]}{hint}")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():

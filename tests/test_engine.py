@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from autocompress.engine import SearchResult, outclassed, search
 from autocompress.errors import RequestUnmet, SearchFailed, UserError
@@ -332,3 +334,20 @@ def test_unlabelled_share_is_not_searched_without_text(tiny_model: Path, data_fi
     assert all(trial.state == "complete" for trial in found.trials)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"]["parameters"]
     assert "recovery.unlabeled_share" not in recorded
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_that_knows_no_padding_is_searched(family: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model(family, vocab_size=30522, max_position_embeddings=64, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")  # type: ignore[no-untyped-call]
+    for path in tiny_model.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
+    found = search(tmp_path / "model", data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=1, timer=SizeTimer())
+    assert [trial.state for trial in found.trials] == ["complete", "complete"]
+    assert found.trials[1].sizes is not None and sum(found.trials[1].sizes["heads"]) == 4
+    assert max(trial.parity["fp32_max_abs_difference"] for trial in found.trials if trial.parity) <= 1e-4
+    loaded: Any = load_model(tmp_path / "run" / "models" / "t000")
+    assert loaded.config.pad_token_id == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -15,17 +15,26 @@ from autocompress.structure import Importance
 from autocompress.training import fast_math
 
 
-def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]) -> Importance:
+def _classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    return nn.functional.cross_entropy(logits, labels, reduction="sum")
+
+
+def measure(
+    model: nn.Module,
+    family: Family,
+    batches: Iterable[tuple[Batch, NDArray[np.int64]]],
+    loss: Callable[[Tensor, Tensor], Tensor] = _classification_loss,
+) -> Importance:
     """Mean over examples of the squared derivative of the example's own loss by a gate of value 1.
 
     Every example has gates of its own, so one backward pass over a batch gives the derivatives of each example.
 
     Args:
-        batches: model inputs and labels of shape (batch,).
+        batches: model inputs, and labels with one row per example.
+        loss: the sum over examples of each one's own loss, from logits and labels.
     """
     model.eval()
     full = family.structure(model)
-    size = family.head_size(model)
     sums: dict[tuple[str, int], Tensor] = {}
     examples = 0
     for batch, labels in batches:
@@ -37,7 +46,7 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
             gates["ffn", index] = torch.ones(count, len(layer.ffn), requires_grad=True)
         handles = [
             family.part(model, index, "attention_output" if kind == "heads" else "ffn_output").register_forward_pre_hook(
-                _gate(gate, size if kind == "heads" else 1)
+                _gate(gate)
             )
             for (kind, index), gate in gates.items()
         ]
@@ -45,8 +54,7 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
             inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
             with fast_math():
                 logits = model(**inputs).logits.float()
-            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
-            gradients = torch.autograd.grad(loss, list(gates.values()))
+            gradients = torch.autograd.grad(loss(logits, torch.from_numpy(labels)), list(gates.values()))
         finally:
             for handle in handles:
                 handle.remove()
@@ -59,8 +67,9 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
     return Importance(scores("heads"), scores("ffn"))
 
 
-def _gate(gate: Tensor, repeat: int) -> Any:
+def _gate(gate: Tensor) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * gate.repeat_interleave(repeat, dim=1).unsqueeze(1), *inputs[1:])
+        dimensions = gate.repeat_interleave(inputs[0].shape[-1] // gate.shape[1], dim=1)
+        return (inputs[0] * dimensions.unsqueeze(1), *inputs[1:])
 
     return hook
