@@ -13,21 +13,22 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autocompress.artifact import load_model as load_model
     from autocompress.candidate import Candidate as Candidate
     from autocompress.engine import SearchResult as SearchResult
-    from autocompress.engine import search as search
     from autocompress.errors import AutocompressError as AutocompressError
     from autocompress.errors import RequestUnmet as RequestUnmet
     from autocompress.errors import SearchFailed as SearchFailed
     from autocompress.errors import UserError as UserError
-    from autocompress.export import load_model as load_model
     from autocompress.hardware.profile import HardwareProfile as HardwareProfile
     from autocompress.pareto import Budget as Budget
     from autocompress.pareto import Front as Front
     from autocompress.pareto import Member as Member
     from autocompress.pareto import load_front as load_front
+    from autocompress.pareto import load_fronts as load_fronts
     from autocompress.report import write_report as write_report
     from autocompress.search_space import SearchSpace as SearchSpace
+    from autocompress.session import search as search
     from autocompress.tasks.data import Columns as Columns
 
 _HOMES = {
@@ -44,8 +45,9 @@ _HOMES = {
     "SearchSpace": "search_space",
     "UserError": "errors",
     "load_front": "pareto",
-    "load_model": "export",
-    "search": "engine",
+    "load_fronts": "pareto",
+    "load_model": "artifact",
+    "search": "session",
     "write_report": "report",
 }
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import sys
 import time
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.markup import escape
@@ -14,8 +16,12 @@ from rich.text import Text
 
 from autocompress.journal import Trial
 from autocompress.pareto import Front, Member
+from autocompress.scores import Latency, Timing
 from autocompress.structure import describe_sizes
 from autocompress.units import clock
+
+if TYPE_CHECKING:
+    from autocompress.hardware.doctor import Diagnosis
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -27,10 +33,12 @@ def fail(message: str) -> None:
 
 
 def front_table(front: Front) -> Table:
-    """The front, fastest first, the baseline last."""
+    """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
+    estimated = ", latencies estimated from a datasheet" if front.estimated else ""
     table = Table(
-        title=f"{len(front.members)} models on {front.hardware['name']} ({front.metric} on {split})", title_justify="left"
+        title=f"{len(front.members)} models on {front.hardware['name']} ({front.metric} on {split}{estimated})",
+        title_justify="left",
     )
     for name in ("model", "ms", "speedup", front.metric, "drop, points", "MB"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
@@ -38,13 +46,12 @@ def front_table(front: Front) -> Table:
     rows = [*front.members, *([front.baseline] if front.baseline.id not in {m.id for m in front.members} else [])]
     for member in rows:
         q = member.quality
-        stderr = q.drop_validation_stderr if q.drop_test_stderr is None else q.drop_test_stderr
         table.add_row(
             member.id,
-            f"{member.latency_ms.median:.2f}",
-            f"{member.speedup:.2f}x",
+            f"{member.latency_ms.about}{member.latency_ms.value:.2f}",
+            f"{member.latency_ms.about}{member.speedup:.2f}x",
             f"{q.reported:.4f}",
-            f"{q.drop_reported:.2f} ± {stderr:.2f}",
+            f"{q.drop_reported:.2f} ± {q.drop_stderr_reported:.2f}",
             f"{member.weight_bytes / 1e6:.1f}",
             describe(member.candidate, member.sizes),
         )
@@ -54,25 +61,75 @@ def front_table(front: Front) -> Table:
 def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     """A candidate in words."""
     scheme = candidate.get("quantization.scheme", "fp32")
-    block = candidate.get("quantization.block_size")
+    block, spared = candidate.get("quantization.block_size"), candidate.get("quantization.spared", "none")
     steps = candidate.get("recovery.steps", 0)
     return ", ".join(
         [
             describe_sizes(sizes),
-            f"{scheme}/{block}" if block else str(scheme),
+            (f"{scheme}/{block}" if block else str(scheme)) + (f", spared {spared}" if spared != "none" else ""),
             *([f"{steps} steps"] if steps else []),
         ]
     )
 
 
-def member_line(member: Member, metric: str) -> str:
-    """A picked model in one line."""
+def member_line(member: Member, metric: str, max_latency_ms: float | None = None) -> str:
+    """A picked model in one line.
+
+    Args:
+        max_latency_ms: the limit that it was picked by; its slack is shown.
+    """
     q, l = member.quality, member.latency_ms
+    slack = "" if max_latency_ms is None else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
     return (
-        f"{member.id}: {l.median:.3g} ms (95 % {l.ci95[0]:.3g} to {l.ci95[1]:.3g}), {member.speedup:.2f}x, "
+        f"{member.id}: {latency_text(l)}{slack}, {member.latency_ms.about}{member.speedup:.2f}x, "
         f"{metric} {q.reported:.4f} (drop {q.drop_reported:.2f} points), {member.weight_bytes / 1e6:.1f} MB; "
         f"{describe(member.candidate, member.sizes)}"
     )
+
+
+def latency_text(latency: Latency) -> str:
+    """A latency with its interval, or with the word that it is an estimate."""
+    if latency.basis != "measured":
+        return f"~{latency.value:.3g} ms (estimated from a datasheet)"
+    low, high = latency.interval
+    return f"{latency.value:.3g} ms ({100 * latency.confidence:g} % {low:.3g} to {high:.3g})"
+
+
+def timing_text(timing: Timing) -> str:
+    """All that was measured of one model."""
+    latency = timing.latency_ms
+    found = [latency_text(latency)]
+    if latency.basis == "measured":
+        found.append(f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall {timing.wall_ms:.3g} ms")
+    if timing.memory_bytes is not None:
+        found.append(f"{timing.memory_bytes / 1e6:.0f} MB {'at the peak' if latency.basis == 'measured' else 'in its file'}")
+    if timing.energy_mj is not None:
+        found.append(f"{timing.energy_mj:.3g} mJ")
+    if timing.disturbed:
+        found.append("disturbed: other work took the cores")
+    return ", ".join(found)
+
+
+def prediction_lines(run: Path) -> list[str]:
+    """How well latencies were predicted, for each device that has a table."""
+    description = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    found = description.get("prediction", {})
+    estimated = {hardware["name"] for hardware in description["inputs"]["hardware"] if hardware["basis"] == "datasheet"}
+    return [
+        f"latency foretold on {name}: {100 * told['mean_abs_error']:.1f} % off"
+        f"{' the estimates' if name in estimated else ''} on average over {told['n']} trials"
+        for name, told in found.items()
+    ]
+
+
+def diagnosis(found: Diagnosis) -> str:
+    """What the doctor says, a line each."""
+    device = found.device
+    title = (
+        f"{device['cpu']}, {device['cores']} cores, {device['memory_bytes'] / 2**30:.0f} GiB, onnxruntime {device['onnxruntime']}"
+    )
+    lines = [f"{'[green]ok[/green]  ' if fine else '[red]look[/red]'}  {escape(text)}" for fine, text in found.remarks]
+    return "\n".join([escape(title), *lines])
 
 
 class _ToGo(ProgressColumn):
@@ -123,10 +180,12 @@ class Progressing:
 
 
 def _outcome(trial: Trial) -> str:
-    if trial.quality is None or trial.latency_ms is None or trial.speedup is None:
+    scored = [(score.quality, score.timing) for score in trial.scores.values() if score.quality is not None]
+    if not scored:
         return f"[yellow]{trial.state}[/yellow]: {escape(trial.reason or '')}"
     name = "baseline: " if trial.number == 0 else ""
-    return (
-        f"{name}[bold]{trial.quality.validation:.4f}[/bold] ({0 - trial.quality.drop_validation:+.1f})  "
-        f"{trial.latency_ms.median:.2f} ms  [bold]{trial.speedup:.2f}x[/bold]"
+    quality = min((quality for quality, _ in scored), key=lambda q: q.validation)
+    times = "  ".join(
+        f"{t.latency_ms.about}{t.latency_ms.value:.2f} ms  [bold]{t.latency_ms.about}{t.speedup:.2f}x[/bold]" for _, t in scored
     )
+    return f"{name}[bold]{quality.validation:.4f}[/bold] ({0 - quality.drop_validation:+.1f})  {times}"

@@ -1,41 +1,29 @@
-"""The search: prepare, ask, try, journal, tell, verify."""
+"""The search: ask, try, journal, tell, verify."""
 
 from __future__ import annotations
 
 import contextlib
-import errno
-import shutil
 import statistics
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
-import torch
-
-from autocompress import environment
 from autocompress.candidate import Candidate
-from autocompress.distillation.settings import UNLABELED_SHARE
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
-from autocompress.families import family_of
-from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import OnnxRuntimeTimer
-from autocompress.interfaces import Timer
-from autocompress.journal import Run, Trial
-from autocompress.pareto import Budget, Front, Member, nearest
+from autocompress.foresight import Foresight
+from autocompress.journal import Trial
+from autocompress.pareto import Front, Member, nearest
 from autocompress.report import write_report
 from autocompress.request import Request
 from autocompress.samplers.optuna_sampler import OptunaSampler
-from autocompress.search_space import SearchSpace
+from autocompress.scores import Timing
 from autocompress.structure import Structure
-from autocompress.tasks.text_classification import METRIC, TextClassification
-from autocompress.tasks.text_classification import load as load_task
-from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
-from autocompress.techniques import TECHNIQUES, resolve
-from autocompress.verification import keep_models, losses, misses, provisional, standing, verified, violation, write_front
-from autocompress.workbench import OutOfTime, Workbench, unpack
+from autocompress.tasks.text_classification import METRIC
+from autocompress.techniques import TECHNIQUES
+from autocompress.verification import all_standing, keep_models, losses, misses, provisional, verified, violation, write_fronts
+from autocompress.workbench import OutOfTime, Workbench
 
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
@@ -67,112 +55,22 @@ class SearchResult:
     """What a search leaves.
 
     Args:
-        front: the verified front.
+        fronts: the verified front of each device, by name of its profile.
         run: the run folder.
         trials: all of them, the baseline first.
     """
 
-    front: Front
+    fronts: dict[str, Front]
     run: Path
     trials: tuple[Trial, ...]
 
-
-def search_for(request: Request, listener: Listener | None = None, timer: Timer | None = None) -> SearchResult:
-    """Search, verify, and write the run folder.
-
-    Args:
-        listener: hears of the progress.
-        timer: measures latencies; by default onnxruntime under the request's profile.
-
-    Raises:
-        UserError: a mistake in the request; nothing is written then.
-        RequestUnmet: no model meets the budget; the run folder shows what was tried.
-        SearchFailed: every trial failed.
-        KeyboardInterrupt: stopped; the front so far is written, and the run can be resumed.
-    """
-    listener = listener or Silent()
-    clock = _Clock(request)
-    if not request.resume:
-        Run.check_free(request.out)
-    listener.stage("reading model and data")
-    task, tokenizer = _load_data(request)
-    if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in request.space.parameters):
-        listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
-        request = replace(request, space=request.space.without(UNLABELED_SHARE))
-    model: Any = load_classifier(request.model, task.labels if request.finetune else None)
-    model.config.pad_token_id = task.pad_id
-    description = _description(request, weights_digest(model), task)
-    run = Run.resume(request.out, description["inputs"]) if request.resume else Run.start(request.out, description)
-    scratch = run.folder / "scratch"
-    try:
-        with run.locked():
-            run.note(trials=request.most_trials, time_limit_s=request.time_limit_s)
-            if request.finetune:
-                listener.stage("fine-tuning the teacher")
-                model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
-            tokenizer.save_pretrained(run.folder / "tokenizer")
-            listener.stage("preparing the teacher")
-            config: Any = model.config
-            bench = Workbench.prepare(
-                run,
-                task,
-                model,
-                family_of(config.model_type),
-                run.folder / "tokenizer",
-                timer or OnnxRuntimeTimer(request.hardware),
-                request.hardware.batch_size,
-                request.budget,
-                request.seed,
-            )
-            return _Loop(request, bench, listener, clock).run()
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise UserError(f"no room left on the disk of {request.out}: free some and go on with --resume") from error
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
+    @property
+    def front(self) -> Front:
+        """Of the first device."""
+        return next(iter(self.fronts.values()))
 
 
-def search(
-    model: str | Path,
-    data: str | Path,
-    hardware: str | HardwareProfile,
-    space: str | SearchSpace,
-    out: str | Path,
-    *,
-    task: str = "text-classification",
-    budget: Budget | None = None,
-    listener: Listener | None = None,
-    timer: Timer | None = None,
-    **options: Any,
-) -> SearchResult:
-    """Search for the compressed models worth having; the command ``autocompress search`` in Python.
-
-    Args:
-        hardware: a profile, the name of a shipped one, or a TOML path.
-        space: likewise.
-        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``, ``seed``, ``resume``.
-
-    Returns:
-        The verified front, whose ``pick`` chooses by budget, and the run folder.
-
-    Raises:
-        See ``search_for``.
-    """
-    request = Request(
-        str(model),
-        task,
-        str(data),
-        hardware if isinstance(hardware, HardwareProfile) else HardwareProfile.load(hardware),
-        space if isinstance(space, SearchSpace) else SearchSpace.load(space),
-        Path(out),
-        budget=budget or Budget(),
-        **options,
-    )
-    return search_for(request, listener, timer)
-
-
-class _Clock:
+class Clock:
     """Time left under the request's limit; time spent before a resume counts."""
 
     def __init__(self, request: Request) -> None:
@@ -188,41 +86,45 @@ class _Clock:
         return float("inf") if self.limit is None else self.limit - self.spent - reserve
 
 
-class _Loop:
-    def __init__(self, request: Request, bench: Workbench, listener: Listener, clock: _Clock) -> None:
+class Loop:
+    """One search, from a prepared workbench to verified fronts."""
+
+    def __init__(self, request: Request, bench: Workbench, listener: Listener, clock: Clock) -> None:
         self.request, self.bench, self.listener, self.clock = request, bench, listener, clock
         self.trials: list[Trial] = []
-        self.sampler = OptunaSampler(request.space, request.sampler, request.seed)
+        self.sampler = OptunaSampler(request.space, request.sampler, request.seed, devices=len(bench.devices))
 
     def run(self) -> SearchResult:
+        """Raises as ``session.search_for``."""
         recorded = self.bench.run.trials()
         self.clock.before = sum(trial.seconds for trial in recorded)
         try:
             self._search(recorded)
             self._refuse_all_failed()
             self.listener.stage("verifying the front")
-            front, rejected = verified(self.trials, self.bench, self.request.hardware)
+            fronts, rejected = verified(self.trials, self.bench)
         except (KeyboardInterrupt, UserError, CandidateFailed):
             if len(self.trials) > len(recorded):
                 with contextlib.suppress(OSError):
                     self._write_provisional()
                     write_report(self.bench.run.folder)
             raise
-        write_front(self.bench.run, front)
+        write_fronts(self.bench.run, fronts)
+        self.bench.run.note(prediction=self.foresight.summary(self.trials))
         write_report(self.bench.run.folder)
-        keep_models(self.bench.run, front.members)
-        if not front.members:
+        keep_models(self.bench.run, [member for front in fronts for member in front.members])
+        if not any(front.members for front in fronts):
             raise RequestUnmet(f"none of {len(self.trials) - 1} candidates meets the budget; {self._nearest(rejected)}")
-        return SearchResult(front, self.bench.run.folder, tuple(self.trials))
+        by_name = dict(zip(self.bench.devices, fronts, strict=True))
+        return SearchResult(by_name, self.bench.run.folder, tuple(self.trials))
 
     def _write_provisional(self) -> None:
-        chosen = standing(self.trials, self.request.budget, self.bench)
-        write_front(self.bench.run, provisional(self.trials, chosen, self.request.budget, self.request.hardware))
+        write_fronts(self.bench.run, [provisional(self.trials, name, self.bench) for name in self.bench.devices])
 
     def _search(self, recorded: Sequence[Trial]) -> None:
         self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
+        self.foresight = Foresight.prepare(self.bench, self.trials[0], self.request.space, self.listener.stage)
         baseline = self.trials[0]
-        baseline_answers = unpack(baseline.correct or "", len(self.bench.task.validation.rows))
         seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
         repeats = 0
         most = self.request.most_trials
@@ -230,8 +132,9 @@ class _Loop:
             handle, chosen = self.sampler.ask()
             candidate, structure, problem = self._resolve(self.request.space.candidate(chosen))
             identity = _identity(structure, candidate) if structure else candidate
-            if identity in seen:
-                self._tell(handle, seen[identity])
+            known = seen.get(identity) or seen.get(candidate)
+            if known is not None:
+                self._tell(handle, known)
                 repeats += 1
                 continue
             repeats = 0
@@ -242,21 +145,31 @@ class _Loop:
                     raise UserError(f"--resume: trial {trial.id} cannot be replayed; was the run made with other library versions?")
             elif structure is None:
                 trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
+            elif self.clock.left(self._verification_s()) <= 0:
+                break
             else:
-                if self._seconds_for(candidate) > self.clock.left(self._verification_s()):
+                found = self.foresight.foretold(
+                    Trial(number, candidate.as_dict(), "failed", structure.sizes()), structure, candidate
+                )
+                if found.state == "over-budget":
+                    trial = found
+                elif self._seconds_for(candidate) > self.clock.left(self._verification_s()):
                     break
-                try:
-                    trial = self.bench.evaluate(number, candidate, structure, baseline_answers, self._promote)
-                except OutOfTime:
-                    break
+                else:
+                    try:
+                        trial = self.bench.evaluate(found, candidate, structure, baseline, self._promote)
+                    except OutOfTime:
+                        break
+            if structure is not None:
+                self.foresight.learn(trial, structure, candidate)
             self._record(trial, number < len(recorded))
-            seen[identity] = trial
+            seen[identity] = seen[candidate] = trial
             self._tell(handle, trial)
 
     def _resolve(self, candidate: Candidate) -> tuple[Candidate, Structure | None, str | None]:
         """The candidate's structure; recovery repairs a cut, so an uncut candidate loses its recovery settings."""
         try:
-            structure = resolve(self.bench.full, candidate, self.bench.importance)
+            structure = self.foresight.resolve(candidate)
         except CandidateFailed as error:
             return candidate, None, str(error)
         return (candidate.without("recovery") if structure == self.bench.full else candidate), structure, None
@@ -269,16 +182,27 @@ class _Loop:
         self.listener.trial(trial, self._remaining_s())
         if trial.state == "complete":
             self._write_provisional()
-            keep_models(self.bench.run, standing(self.trials, self.request.budget, self.bench))
+            keep_models(self.bench.run, all_standing(self.trials, self.bench))
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
             self.sampler.tell(handle, None)
         else:
-            self.sampler.tell(handle, losses(trial), violation(trial, self.request.budget))
+            self.sampler.tell(handle, losses(trial), self._violation(trial))
 
-    def _promote(self, rung: int, quality: float, speedup: float, remaining_s: float) -> str | None:
-        reason = outclassed(self.trials, rung, quality, speedup, len(self.bench.task.validation.rows))
+    def _violation(self, trial: Trial) -> float:
+        """Of the device whose limits are missed by least."""
+        budgets = self.bench.budgets
+        if trial.scores:
+            return min(
+                violation(trial, name, budgets[name]) + self.bench.memory_excess(name, score.timing)
+                for name, score in trial.scores.items()
+            )
+        return min(max(0.0, self.foresight.excess(name, relative)) for name, relative in trial.predicted.items())
+
+    def _promote(self, rung: int, quality: float, timings: Mapping[str, Timing], remaining_s: float) -> str | None:
+        speedups = {name: timing.speedup for name, timing in timings.items()}
+        reason = outclassed(self.trials, rung, quality, speedups, len(self.bench.task.validation.rows))
         if reason is None and remaining_s > self.clock.left(self._verification_s()):
             raise OutOfTime
         return reason
@@ -291,8 +215,9 @@ class _Loop:
 
     def _verification_s(self) -> float:
         """What the end of the search may take: the baseline's trial was an export, a timing and a scoring."""
-        models = len(standing(self.trials, self.request.budget, self.bench)) + 1
-        return 5 + models * (self.request.hardware.final_seconds + 0.5 * self.trials[0].seconds)
+        models = len(all_standing(self.trials, self.bench)) + 1
+        timing_s = sum(device.profile.final_seconds for device in self.bench.devices.values() if not device.profile.estimated)
+        return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
         by_time = self.clock.left(0)
@@ -310,26 +235,34 @@ class _Loop:
             reasons = "; ".join(dict.fromkeys(f"{trial.id}: {trial.reason}" for trial in tried[:3]))
             raise SearchFailed(f"all {len(tried)} trials failed: {reasons}")
 
-    def _nearest(self, rejected: Sequence[Member]) -> str:
-        if rejected:
-            return nearest(rejected, self.request.budget, METRIC)
-        timed = [trial for trial in self.trials if trial.latency_ms is not None]
-        found = min(timed, key=lambda trial: (violation(trial, self.request.budget), losses(trial)))
-        limits = " and ".join(name for name, miss in misses(found, self.request.budget).items() if miss > 0)
-        assert found.latency_ms is not None
-        quality = f", {METRIC} {found.quality.validation:.4f} on the validation split" if found.quality else ", not trained"
-        return (
-            f"the nearest is {found.id}, limited by its {limits}: {found.latency_ms.median:.3g} ms ({found.speedup:.2f}x){quality}"
-        )
+    def _nearest(self, rejected: Mapping[str, Sequence[Member]]) -> str:
+        for name, members in rejected.items():
+            if members:
+                return nearest(members, self.bench.budgets[name], METRIC)
+        foretold = [
+            (self.foresight.excess(name, t.predicted[name]), t, name) for t in self.trials for name in t.predicted if not t.scores
+        ]
+        timed = [(violation(t, name, self.bench.budgets[name]), t, name) for t in self.trials for name in t.scores]
+        least = min(miss for miss, _, _ in timed)
+        for miss, trial, name in sorted(foretold, key=lambda one: one[0])[:1]:
+            if miss < least:
+                limit = "latency" if self.bench.budgets[name].max_latency_ms else "speedup"
+                return f"the nearest is {trial.id}, limited by its {limit}: {self.foresight.in_words(trial)}, not trained"
+        _, found, name = min(timed, key=lambda one: (one[0], losses(one[1])))
+        score, budget = found.scores[name], self.bench.budgets[name]
+        limits = " and ".join(limit for limit, miss in misses(found, name, budget).items() if miss > 0) or "memory"
+        quality = f", {METRIC} {score.quality.validation:.4f} on the validation split" if score.quality else ", not trained"
+        return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{quality}"
 
 
-def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedup: float, examples: int) -> str | None:
-    """Why a candidate need not be trained on: a trial that is no slower was better by more than one standard error after as
-    many recovery steps.
+def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedups: Mapping[str, float], examples: int) -> str | None:
+    """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
+    after as many recovery steps.
 
     Args:
         rung: recovery steps done.
         quality: on so many validation examples.
+        speedups: by device.
 
     Returns:
         The reason; None to go on.
@@ -337,7 +270,8 @@ def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedup: floa
     stderr = (quality * (1 - quality) / examples) ** 0.5
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
-        if at_rung is not None and (trial.speedup or 0) >= speedup and at_rung - quality > stderr:
+        no_slower = all(name in trial.scores and trial.scores[name].timing.speedup >= own for name, own in speedups.items())
+        if at_rung is not None and no_slower and at_rung - quality > stderr:
             return f"{quality:.4f} after {rung} steps, where {trial.id} had {at_rung:.4f} and is no slower"
     return None
 
@@ -345,46 +279,3 @@ def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedup: floa
 def _identity(structure: Structure, candidate: Candidate) -> object:
     """Equal for candidates that give the same model by the same training, whatever their settings say."""
     return structure, candidate.without(*_STRUCTURAL)
-
-
-def _load_data(request: Request) -> tuple[TextClassification, Any]:
-    config = load_config(request.model)
-    tokenizer = load_tokenizer(request.model, config.vocab_size)
-    positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
-    if request.hardware.sequence_length > positions:
-        raise UserError(
-            f"hardware profile {request.hardware.name}: sequence_length is {request.hardware.sequence_length}, "
-            f"the model takes {positions} tokens at most"
-        )
-    task = load_task(
-        tokenizer,
-        request.data,
-        request.columns,
-        min(tokenizer.model_max_length, positions),
-        None if request.finetune else {name: i for i, name in config.id2label.items()},
-        request.validation,
-        request.test,
-        request.unlabeled,
-    )
-    return task, tokenizer
-
-
-def _description(request: Request, weights: str, task: TextClassification) -> dict[str, Any]:
-    splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
-    return {
-        "schema": 1,
-        "inputs": request.inputs(weights),
-        "trials": request.most_trials,
-        "time_limit_s": request.time_limit_s,
-        "data": {
-            "source": request.data,
-            "labels": task.labels,
-            **splits,
-            "unlabeled": len(task.unlabeled),
-            "dropped": task.dropped,
-        },
-        "versions": environment.versions(),
-        "device": environment.device(),
-        "threads": torch.get_num_threads(),
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
-    }

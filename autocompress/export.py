@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import errno
-import json
 import shutil
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,27 +13,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors import SafetensorError
-from safetensors.torch import load_model as load_weights
 from safetensors.torch import save_model as save_weights
 from torch import Tensor, nn
-from transformers import AutoConfig
 
+from autocompress.artifact import REFUSED
 from autocompress.candidate import Candidate
 from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.families import family_of
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import declare_inputs, predict
+from autocompress.onnx_runtime import declare_inputs, keep_normalization_apart, predict
 from autocompress.structure import Structure
 from autocompress.techniques.quantization import quantize
 from autocompress.training import tensors
 
 PARITY_LIMIT = 1e-4
 """Largest difference of a logit between torch and the fp32 graph; a model beyond it is rejected."""
-REFUSED = {"model_type": "autocompress", "vocab_size": "compressed: load it with autocompress.load_model"}
-"""Stands in config.json so that every loader of transformers refuses the folder: even a model class that is named outright,
-with ``ignore_mismatched_sizes``, would fill cut weights with fresh random ones."""
 
 
 class _Positional(nn.Module):
@@ -72,6 +66,7 @@ def to_onnx(model: nn.Module, path: Path, example: Batch) -> None:
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as error:
         raise CandidateFailed(f"export to ONNX: {error}") from error
     declare_inputs(path, names)
+    keep_normalization_apart(path)
 
 
 def export_model(
@@ -132,30 +127,3 @@ def _parity(reference: NDArray[np.float32], fp32: NDArray[np.float32], shipped: 
         "max_abs_difference": float(np.abs(reference - shipped).max()),
         "agreement": float((reference.argmax(-1) == shipped.argmax(-1)).mean()),
     }
-
-
-def annotate(folder: Path, facts: Mapping[str, Any]) -> None:
-    """Add facts, such as scores, to ``autocompress.json``."""
-    path = folder / "autocompress.json"
-    write_json(path, json.loads(path.read_text(encoding="utf-8")) | dict(facts))
-
-
-def load_model(folder: str | Path) -> nn.Module:
-    """The compressed model of an exported folder as a transformers model in fp32, in evaluation mode.
-
-    A quantized export loads with the fp32 weights it was made from.
-
-    Raises:
-        UserError: not a folder that autocompress wrote, or damaged.
-    """
-    folder = Path(folder)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("model_type") != REFUSED["model_type"]:
-            raise UserError(f"{folder} was not written by autocompress; load it with transformers")
-        base = AutoConfig.for_model(config["family"], **config["original"])
-        model = family_of(config["family"]).blank(base, config["sizes"])
-        load_weights(model, folder / "model.safetensors")
-    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval()

@@ -11,16 +11,32 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Setting, Value
-from autocompress.pareto import Latency
+from autocompress.scores import Timing
 from autocompress.structure import Importance, Structure
 
 if TYPE_CHECKING:
     import torch
 
+    from autocompress.hardware.profile import HardwareProfile
+
 Row = NDArray[np.int64]
 """One tokenized example, shape (inputs, length): token ids, then token types where the model has them."""
 Take = Callable[["torch.Tensor"], "torch.Tensor"]
 """Takes what is wanted from the output of a module, each (batch, length, width)."""
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a technique may decide by.
+
+    Args:
+        importance: of the uncut model, by criterion; index it through ``Layer.source`` and the kept indices.
+        latency: predicts the latency of a structure under the candidate's number formats, relative to the uncut fp32 model, on the
+            first device; None where no table was measured.
+    """
+
+    importance: Mapping[str, Importance]
+    latency: Callable[[Structure], float] | None = None
 
 
 class Technique(Protocol):
@@ -35,12 +51,12 @@ class Technique(Protocol):
     @property
     def settings(self) -> tuple[Setting, ...]: ...
 
-    def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+    def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
         """The structure that is left.
 
         Args:
             structure: what earlier techniques left.
-            importance: of the uncut model, by criterion; index it through ``Layer.source`` and the kept indices.
+
         Raises:
             CandidateFailed: the settings do not fit this model.
         """
@@ -152,26 +168,48 @@ class Objective(Protocol):
         ...
 
 
-@dataclass(frozen=True)
-class Timing:
-    """One model timed in turn with the baseline."""
+class Device(Protocol):
+    """Where models run: measures latencies, and answers as the device does. Tests inject their own, since a latency is the one
+    thing of a search that is not deterministic."""
 
-    latency_ms: Latency
-    speedup: float
-    speedup_ci95: tuple[float, float]
+    @property
+    def profile(self) -> HardwareProfile: ...
 
+    @property
+    def fingerprint(self) -> Mapping[str, Any]:
+        """What the device is, as ``autocompress profile new`` writes it."""
+        ...
 
-class Timer(Protocol):
-    """Measures latencies; the one thing of a search that is not deterministic, so tests inject their own."""
+    @property
+    def lengths(self) -> Sequence[int]:
+        """Tokens per example that are timed, each as often as the others."""
+        ...
 
-    def __call__(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Latency, list[Timing]]:
-        """Time ONNX files in turn with the baseline.
+    @property
+    def answers_like(self) -> str:
+        """Devices of which this is equal give the same answers, and only one of them is asked."""
+        ...
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        """Time model folders in turn with the baseline's.
 
         Args:
             final: for longer, for numbers that are reported.
+
         Returns:
-            The baseline's latency in this session, and one timing per model.
+            The baseline's timing in this session, and one per model.
+
+        Raises:
+            CandidateFailed: a model cannot run there, or the device was lost.
         """
+        ...
+
+    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+        """First output of a model folder for all batches, one below the other; raises as ``time``."""
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind on the device."""
         ...
 
 
@@ -182,11 +220,11 @@ class Sampler(Protocol):
         """A handle and the chosen settings, all within the space; inactive settings may be missing."""
         ...
 
-    def tell(self, handle: int, losses: tuple[float, float] | None, violation: float = 0.0) -> None:
+    def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
         """The outcome.
 
         Args:
-            losses: (latency relative to the baseline, 1 - quality); None for a failed trial.
+            losses: latency relative to the baseline on each device, then 1 - quality; None for a failed trial.
             violation: more than zero when a limit of the budget is missed.
         """
         ...

@@ -11,13 +11,13 @@ import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from autocompress.errors import UserError
 from autocompress.files import write_json
-from autocompress.pareto import Latency, Quality
+from autocompress.scores import Score
 
 State = Literal["complete", "stopped", "over-budget", "failed"]
 
@@ -31,13 +31,11 @@ class Trial:
         candidate: the active settings.
         sizes: kept layers, heads and FFN widths; None when the candidate could not be built.
         state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at the same short recovery;
-            ``over-budget``: misses a latency limit, so not trained; ``failed``: see reason.
+            ``over-budget``: misses a limit of latency or memory on every device, so not trained; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
         rungs: (recovery steps, validation quality) each time it was scored, the last one included.
-        quality: of the artifact, after the last step; None unless scored.
-        correct: validation examples answered correctly, as hex of the packed bits; for paired errors between trials.
-        latency_ms: of the artifact; None unless timed.
-        speedup: against the baseline, timed in turn with it.
+        scores: of the artifact, by name of the hardware profile; none of a candidate that was not timed.
+        predicted: latency relative to the baseline that the device's table foretold before the trial, by profile.
         weight_bytes: size of model.onnx.
         parity: see ``export``.
         seconds: wall time of the trial.
@@ -50,11 +48,8 @@ class Trial:
     sizes: dict[str, Any] | None = None
     reason: str | None = None
     rungs: tuple[tuple[int, float], ...] = ()
-    quality: Quality | None = None
-    correct: str | None = None
-    latency_ms: Latency | None = None
-    speedup: float | None = None
-    speedup_ci95: tuple[float, float] | None = None
+    scores: dict[str, Score] = field(default_factory=dict)
+    predicted: dict[str, float] = field(default_factory=dict)
     weight_bytes: int | None = None
     parity: dict[str, float] | None = None
     seconds: float = 0.0
@@ -70,9 +65,7 @@ class Trial:
             **value
             | {
                 "rungs": tuple((steps, quality) for steps, quality in value["rungs"]),
-                "quality": value["quality"] and Quality(**value["quality"]),
-                "latency_ms": value["latency_ms"] and Latency.from_json(value["latency_ms"]),
-                "speedup_ci95": value["speedup_ci95"] and (value["speedup_ci95"][0], value["speedup_ci95"][1]),
+                "scores": {name: Score.from_json(score) for name, score in value["scores"].items()},
             }
         )
 

@@ -7,23 +7,43 @@ from pathlib import Path
 
 import numpy as np
 
-from autocompress.errors import UserError
+from autocompress.artifact import facts, onnx_file
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import OnnxRuntimeTimer
-from autocompress.pareto import Latency
+from autocompress.scores import Timing
 
 
-def measure_latency(model: Path, profile: HardwareProfile) -> Latency:
-    """Time a model in a fresh process.
+def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
+    """Time a model on its profile's device; an exported folder at the task's own lengths where the profile wants them.
 
     Raises:
-        UserError: nothing there that can be timed.
+        UserError: nothing there that can be timed, or the device cannot be reached.
     """
-    file = model / "model.onnx" if model.is_dir() else model
-    if file.is_file() and file.suffix == ".onnx":
-        return OnnxRuntimeTimer(profile)(file, [], final=True)[0]
-    if not (model / "config.json").is_file():
-        raise UserError(f"{model} is neither an .onnx file nor a folder with model.onnx or config.json")
+    device = connect(profile, lengths_of(profile, _task_lengths(model)))
+    try:
+        if onnx_file(model).is_file() and onnx_file(model).suffix == ".onnx":
+            return device.time(model, [], final=True)[0]
+        if not (model / "config.json").is_file():
+            raise UserError(f"{model} is neither an .onnx file nor a folder with model.onnx or config.json")
+        with tempfile.TemporaryDirectory() as folder:
+            file = Path(folder) / "model.onnx"
+            _export(model, file)
+            return device.time(file, [], final=True)[0]
+    except CandidateFailed as error:
+        raise UserError(f"{model} cannot be timed: {error}") from error
+    finally:
+        device.close()
+
+
+def _task_lengths(model: Path) -> list[int]:
+    """The lengths that stand for the task's, of a model that was searched for under a profile that wants them."""
+    scores = facts(model).get("scores", {})
+    found = [score.get("lengths") for score in scores.values()] if isinstance(scores, dict) else []
+    return next((lengths for lengths in found if isinstance(lengths, list) and len(lengths) > 1), [])
+
+
+def _export(model: Path, target: Path) -> None:
     from autocompress.export import to_onnx
     from autocompress.interfaces import Batch
     from autocompress.teacher import load_classifier, load_config, load_tokenizer
@@ -34,10 +54,7 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Latency:
         for name in load_tokenizer(str(model), config.vocab_size).model_input_names
         if name in ("input_ids", "token_type_ids", "attention_mask")
     ]
-    inputs = {name: np.ones((2, profile.sequence_length), np.int64) for name in names}
+    inputs = {name: np.ones((2, 8), np.int64) for name in names}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "model.onnx"
-        to_onnx(load_classifier(str(model), None), file, Batch(inputs))
-        return OnnxRuntimeTimer(profile)(file, [], final=True)[0]
+    to_onnx(load_classifier(str(model), None), target, Batch(inputs))

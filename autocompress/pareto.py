@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RequestUnmet, UserError
+from autocompress.scores import Latency, Quality, Timing
 
+SCHEMA = 2
+"""Of ``front.json``."""
 DROP_RANGE_POINTS = 5.0
 """The drop in points of a hundred at which a model counts nothing in the hypervolume."""
 
@@ -53,81 +56,28 @@ def _clip(value: float) -> float:
 
 
 @dataclass(frozen=True)
-class Latency:
-    """Time of one inference.
-
-    Args:
-        median: milliseconds.
-        p90: milliseconds.
-        ci95: 95 % confidence interval of the median, milliseconds.
-        n: timed runs.
-        basis: ``measured``; nothing else stands in a front.
-    """
-
-    median: float
-    p90: float
-    ci95: tuple[float, float]
-    n: int
-    basis: str = "measured"
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Latency:
-        low, high = value["ci95"]
-        return cls(value["median"], value["p90"], (low, high), value["n"], value["basis"])
-
-
-@dataclass(frozen=True)
-class Quality:
-    """Scores of one model; shares such as 0.875, drops against the baseline in points of a hundred.
-
-    Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
-    is verified.
-    """
-
-    validation: float
-    drop_validation: float
-    drop_validation_stderr: float
-    test: float | None = None
-    test_stderr: float | None = None
-    n_test: int | None = None
-    drop_test: float | None = None
-    drop_test_stderr: float | None = None
-
-    @property
-    def reported(self) -> float:
-        """The test score; the validation score of a front that is not verified yet."""
-        return self.validation if self.test is None else self.test
-
-    @property
-    def drop_reported(self) -> float:
-        return self.drop_validation if self.drop_test is None else self.drop_test
-
-
-@dataclass(frozen=True)
 class Member:
     """One model of a front; see README, "Reading the front"."""
 
     id: str
     candidate: dict[str, Any]
     quality: Quality
-    latency_ms: Latency
-    speedup: float
-    speedup_ci95: tuple[float, float]
+    timing: Timing
     weight_bytes: int
     path: str
     sizes: dict[str, Any]
 
+    @property
+    def latency_ms(self) -> Latency:
+        return self.timing.latency_ms
+
+    @property
+    def speedup(self) -> float:
+        return self.timing.speedup
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
-        low, high = value["speedup_ci95"]
-        return cls(
-            **value
-            | {
-                "quality": Quality(**value["quality"]),
-                "latency_ms": Latency.from_json(value["latency_ms"]),
-                "speedup_ci95": (low, high),
-            }
-        )
+        return cls(**value | {"quality": Quality(**value["quality"]), "timing": Timing.from_json(value["timing"])})
 
 
 @dataclass(frozen=True)
@@ -135,7 +85,7 @@ class Budget:
     """What a model must meet; None is no limit.
 
     Args:
-        max_latency_ms: median latency at most, milliseconds.
+        max_latency_ms: latency at most, milliseconds.
         min_speedup: against the unquantized fp32 model in the same runtime.
         max_drop: points of a hundred lost against the baseline at most.
         min_quality: share at least.
@@ -181,9 +131,19 @@ class Budget:
             found["quality"] = self.min_quality - quality
         return found
 
-    def of(self, member: Member) -> dict[str, float]:
-        """``violations`` of a member, on the numbers that are reported."""
-        return self.violations(member.latency_ms.median, member.speedup, member.quality.reported, member.quality.drop_reported)
+    def of(self, member: Member, *, certain: bool = False) -> dict[str, float]:
+        """``violations`` of a member, on the numbers that are reported.
+
+        Args:
+            certain: on the slow ends of the intervals of latency and speedup.
+        """
+        latency = member.latency_ms.interval[1] if certain else member.latency_ms.value
+        speedup = member.timing.speedup_interval[0] if certain else member.speedup
+        return self.violations(latency, speedup, member.quality.reported, member.quality.drop_reported)
+
+    def admits(self, member: Member, *, certain: bool = False) -> bool:
+        """Whether a member meets every limit; arguments as in ``of``."""
+        return all(miss <= 0 for miss in self.of(member, certain=certain).values())
 
 
 @dataclass(frozen=True)
@@ -205,10 +165,14 @@ class Front:
         min_speedup: float | None = None,
         max_drop: float | None = None,
         min_quality: float | None = None,
+        allow_tie: bool = False,
     ) -> Member:
         """The most accurate member within a latency limit; with quality limits only, the fastest that meets them.
 
-        Quality limits are checked on the test score, the number that is reported. Arguments as in ``Budget``.
+        Quality limits are checked on the test score, the number that is reported. Limits as in ``Budget``.
+
+        Args:
+            allow_tie: also members whose interval of latency or speedup crosses the limit.
 
         Raises:
             UserError: no limit given, or one that makes no sense.
@@ -217,14 +181,26 @@ class Front:
         budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality)
         if not budget.as_dict():
             raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
-        fitting = [m for m in self.members if all(miss <= 0 for miss in budget.of(m).values())]
+        fitting = [m for m in self.members if budget.admits(m, certain=not allow_tie)]
         if fitting and max_latency_ms is None and min_speedup is None:
-            return min(fitting, key=lambda m: (m.latency_ms.median, -m.quality.reported))
+            return min(fitting, key=lambda m: (m.latency_ms.value, -m.quality.reported))
         if fitting:
-            return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.median))
+            return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.value))
         if not self.members:
             raise RequestUnmet("the front is empty: the search found no model within its own budget")
+        crossing = [m for m in self.members if budget.admits(m)]
+        if crossing:
+            low, high = crossing[0].latency_ms.interval
+            raise RequestUnmet(
+                f"{crossing[0].id} meets the request at {crossing[0].latency_ms.value:.3g} ms, but its interval ({low:.3g} to "
+                f"{high:.3g} ms) crosses it; --allow-tie takes it"
+            )
         raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.metric)}")
+
+    @property
+    def estimated(self) -> bool:
+        """Whether latencies are estimates from a datasheet."""
+        return self.baseline.latency_ms.basis != "measured"
 
     @property
     def balanced(self) -> Member:
@@ -243,11 +219,10 @@ class Front:
         return found[id]
 
     def as_dict(self) -> dict[str, Any]:
-        return {"schema": 1, **asdict(self)}
+        return asdict(self)
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Front:
-        value = {key: item for key, item in value.items() if key != "schema"}
         return cls(
             **value
             | {
@@ -257,8 +232,8 @@ class Front:
         )
 
 
-def load_front(run: str | Path) -> Front:
-    """The front of a run folder.
+def load_fronts(run: str | Path) -> dict[str, Front]:
+    """The fronts of a run folder by name of the hardware profile, in the order in which the search was given them.
 
     Raises:
         UserError: no readable ``front.json`` of a known schema there.
@@ -268,19 +243,33 @@ def load_front(run: str | Path) -> Front:
         raise UserError(f"{run} holds no front.json: give the folder of a search that has scored at least one model")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-        if value["schema"] != 1:
-            raise UserError(f"{path}: schema is {value['schema']!r}, this version reads 1")
-        return Front.from_json(value)
-    except (ValueError, KeyError, TypeError) as error:
+        if value["schema"] != SCHEMA:
+            raise UserError(f"{path}: schema is {value['schema']!r}, this version reads {SCHEMA}")
+        fronts = [Front.from_json(front) for front in value["fronts"]]
+        return {front.hardware["name"]: front for front in fronts}
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
+
+
+def load_front(run: str | Path, hardware: str | None = None) -> Front:
+    """The front of a run folder for one device; by default the first that the search was given.
+
+    Raises:
+        UserError: as ``load_fronts``, or the search knew no such device.
+    """
+    fronts = load_fronts(run)
+    name = next(iter(fronts)) if hardware is None else Path(hardware).stem if hardware.endswith(".toml") else hardware
+    if name not in fronts:
+        raise UserError(f"--hardware {hardware}: {run} has fronts for {', '.join(fronts)}")
+    return fronts[name]
 
 
 def nearest(members: Sequence[Member], budget: Budget, metric: str) -> str:
     """In words: which member misses the budget by least, and what limits it."""
     found = min(members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
-    limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0)
+    limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0) or "memory"
     return (
-        f"the nearest is {found.id}, limited by its {limits}: {found.latency_ms.median:.3g} ms ({found.speedup:.2f}x), "
+        f"the nearest is {found.id}, limited by its {limits}: {found.timing}, "
         f"{metric} {found.quality.reported:.4f} (drop {found.quality.drop_reported:.2f} points)"
     )
 
@@ -297,14 +286,14 @@ def without_ties(members: Sequence[Member], stderr_points: Callable[[Member, Mem
         The members that stay, sorted by latency.
     """
     kept: list[Member] = []
-    for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.median)):
+    for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.value)):
         if not any(tied(member, other, stderr_points(member, other)) for other in kept):
             kept.append(member)
-    return sorted(kept, key=lambda m: m.latency_ms.median)
+    return sorted(kept, key=lambda m: m.latency_ms.value)
 
 
 def tied(a: Member, b: Member, stderr_points: float) -> bool:
     """Whether the measurements cannot tell two members apart; arguments as in ``without_ties``."""
-    overlap = a.latency_ms.ci95[0] <= b.latency_ms.ci95[1] and b.latency_ms.ci95[0] <= a.latency_ms.ci95[1]
+    overlap = a.latency_ms.interval[0] <= b.latency_ms.interval[1] and b.latency_ms.interval[0] <= a.latency_ms.interval[1]
     difference = 100 * abs(a.quality.validation - b.quality.validation)
     return overlap and (difference == 0 or difference < stderr_points)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from pathlib import Path
@@ -15,7 +16,8 @@ from plotly.subplots import make_subplots
 from autocompress.errors import UserError
 from autocompress.files import write_text
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Front, Member, hypervolume, load_front
+from autocompress.pareto import Front, Member, hypervolume, load_fronts
+from autocompress.scores import Score
 from autocompress.structure import describe_sizes
 
 _ACCENT, _FADED, _INK = "#0b6bcb", "#9aa7b4", "#1d2733"
@@ -36,106 +38,167 @@ def write_report(folder: str | Path) -> Path:
         UserError: the folder holds no front.
     """
     folder = Path(folder)
-    front = load_front(folder)
+    fronts = list(load_fronts(folder).values())
     try:
         description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         trials = Run(folder).trials()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: run.json or trials.jsonl is missing or damaged: {error}") from error
     inputs = description["inputs"]
-    members = front.members or (front.baseline,)
+    names = [front.hardware["name"] for front in fronts]
     parts = {
-        "title": escape(f"{'/'.join(Path(inputs['model']).parts[-2:])} on {front.hardware['name']}"),
-        "subtitle": escape(_summary(front, trials, description)),
-        "front_note": escape(_front_note(front)),
-        "front_plot": _html(_front_figure(front, trials), "front", first=True, draggable=True),
-        "table": _table(front),
-        "settings_note": f"All {len([t for t in trials if t.quality])} scored candidates: change in points against the baseline on "
-        "the validation split, and speedup. Colour is the other of the two.",
-        "settings_plot": _html(_settings_figure(trials), "settings"),
-        "hypervolume_plot": _html(_hypervolume_figure(trials), "hypervolume"),
+        "title": escape(f"{'/'.join(Path(inputs['model']).parts[-2:])} on {' and '.join(names)}"),
+        "subtitle": escape(_summary(fronts, trials, description)),
+        "switch": _switch(names),
+        "sections": "".join(_section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)),
         "facts": _facts(description),
-        "models": _script([_for_script(member) for member in members]),
+        "devices": _script([_for_script(front) for front in fronts]),
         "run": _script(str(folder)),
-        "budget": _script(front.budget.get("max_latency_ms", front.balanced.latency_ms.median)),
     }
-    page = (Path(__file__).parent / "report_template.html").read_text(encoding="utf-8")
-    head, *rest = page.split("{{")
-    filled = [head, *(parts[name] + text for name, _, text in (piece.partition("}}") for piece in rest))]
-    write_text(folder / "report.html", "".join(filled))
+    write_text(folder / "report.html", _filled("report_template.html", parts))
     return folder / "report.html"
 
 
-def _summary(front: Front, trials: Sequence[Trial], description: dict[str, Any]) -> str:
+def _filled(template: str, parts: Mapping[str, str]) -> str:
+    head, *rest = (Path(__file__).parent / template).read_text(encoding="utf-8").split("{{")
+    return "".join([head, *(parts[name] + text for name, _, text in (piece.partition("}}") for piece in rest))])
+
+
+def _switch(names: Sequence[str]) -> str:
+    if len(names) == 1:
+        return ""
+    options = "".join(f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names))
+    return f'<p class="switch"><label>Device <select id="switch">{options}</select></label></p>'
+
+
+def _section(front: Front, trials: Sequence[Trial], index: int, count: int) -> str:
+    name = front.hardware["name"]
+    seen = [_Seen(t, t.scores[name]) for t in trials if name in t.scores and t.scores[name].quality]
+    parts = {
+        "index": str(index),
+        "hidden": " hidden" if index else "",
+        "on_device": f" on {escape(name)}" if count > 1 else "",
+        "front_note": escape(_front_note(front)),
+        "front_plot": _html(_front_figure(front, seen), f"front-{index}", first=index == 0, draggable=True),
+        "table": _table(front, index),
+        "settings_note": f"All {len(seen)} scored candidates: change in points against the baseline on "
+        "the validation split, and speedup. Colour is the other of the two.",
+        "settings_plot": _html(_settings_figure(seen[1:]), f"settings-{index}"),
+        "hypervolume_plot": _html(_hypervolume_figure(trials, name), f"hypervolume-{index}"),
+    }
+    return _filled("report_section.html", parts)
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """A trial as one device scored it."""
+
+    trial: Trial
+    score: Score
+
+    @property
+    def latency(self) -> float:
+        return self.score.timing.latency_ms.value
+
+    @property
+    def speedup(self) -> float:
+        return self.score.timing.speedup
+
+    @property
+    def drop(self) -> float:
+        assert self.score.quality
+        return self.score.quality.drop_validation
+
+
+def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict[str, Any]) -> str:
     states = [trial.state for trial in trials[1:]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
-    limits = ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in front.budget.items()) or "no limit"
     minutes = sum(trial.seconds for trial in trials) / 60
-    return (
-        f"{len(front.members)} models on the front of {len(states)} candidates ({counts}) in {minutes:.1f} minutes. "
-        f"Budget: {limits}. Hypervolume {front.hypervolume:.3f}. Started {description['started']}."
-    )
+    members = " and ".join(f"{len(front.members)} models on the front of {front.hardware['name']}" for front in fronts)
+    found = [
+        f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
+        *(f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {front.hypervolume:.3f}." for front in fronts),
+        f"Started {description['started']}.",
+        *(
+            f"Latency was predicted before each trial on {name} with a mean error of {100 * told['mean_abs_error']:.1f} % "
+            f"over {told['n']} trials."
+            for name, told in description.get("prediction", {}).items()
+        ),
+    ]
+    return " ".join(found)
+
+
+def _limits(front: Front) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in front.budget.items()) or "without limit"
 
 
 def _front_note(front: Front) -> str:
+    if front.estimated:
+        return (
+            f"Latencies are ESTIMATES from published peaks of the device ({front.hardware['source']}, {front.hardware['date']}), "
+            "not measurements: good for ranking, not for promises. Quality is of the files, scored on this machine."
+        )
     if not front.verified:
         return "This search is not finished: figures are from the validation split and from single timings during the search."
+    disturbed = [m.id for m in (front.baseline, *front.members) if m.timing.disturbed]
     return (
         f"Blue: the front, scored on {front.baseline.quality.n_test} test examples and timed again in a fresh process in turn "
-        "with the baseline; bars are one standard error of the difference (paired with the baseline) and the 95 % interval of "
-        "the median latency. Grey: dominated candidates, by validation split and timings during the search; those far below the "
-        "front lie outside the picture. Drag the line, move the slider or type a budget."
+        "with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
+        f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
+        f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by validation split and timings during "
+        "the search; those far below the front lie outside the picture. Drag the line, move the slider or type a budget."
+        + (f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}." if disturbed else "")
     )
 
 
-def _front_figure(front: Front, trials: Sequence[Trial]) -> go.Figure:
+def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
     shown = {member.id for member in front.members}
-    rest = [t for t in trials[1:] if t.quality and t.latency_ms and t.id not in shown]
+    rest = [one for one in seen[1:] if one.trial.id not in shown]
     members = front.members or (front.baseline,)
-    baseline = front.baseline
+    baseline, about = front.baseline, front.baseline.latency_ms.about
     figure = go.Figure()
     figure.add_scatter(
-        x=[t.latency_ms.median for t in rest if t.latency_ms],
-        y=[-t.quality.drop_validation for t in rest if t.quality],
-        text=[f"{t.id}<br>{describe_sizes(t.sizes)}" for t in rest],
+        x=[one.latency for one in rest],
+        y=[-one.drop for one in rest],
+        text=[f"{one.trial.id}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
         mode="markers",
         name="dominated",
         marker={"color": _FADED, "size": 7, "opacity": 0.5},
-        hovertemplate="%{text}<br>%{x:.2f} ms, %{y:+.2f} points<extra></extra>",
+        hovertemplate=f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} points<extra></extra>",
     )
     figure.add_scatter(
-        x=[m.latency_ms.median for m in members],
+        x=[m.latency_ms.value for m in members],
         y=[-m.quality.drop_reported for m in members],
         error_x={
             "type": "data",
             "symmetric": False,
-            "array": [m.latency_ms.ci95[1] - m.latency_ms.median for m in members],
-            "arrayminus": [m.latency_ms.median - m.latency_ms.ci95[0] for m in members],
+            "array": [m.latency_ms.interval[1] - m.latency_ms.value for m in members],
+            "arrayminus": [m.latency_ms.value - m.latency_ms.interval[0] for m in members],
         },
-        error_y={"type": "data", "array": [m.quality.drop_test_stderr or m.quality.drop_validation_stderr for m in members]},
-        text=[f"{m.id}, {m.speedup:.2f}x<br>{describe_sizes(m.sizes)}" for m in members],
+        error_y={"type": "data", "array": [m.quality.drop_stderr_reported for m in members]},
+        text=[f"{m.id}, {about}{m.speedup:.2f}x<br>{describe_sizes(m.sizes)}" for m in members],
         mode="lines+markers",
         name="front",
         line={"color": _ACCENT, "width": 1, "dash": "dot"},
         marker={"color": _ACCENT, "size": 11},
-        hovertemplate="%{text}<br>%{x:.2f} ms, %{y:+.2f} points<extra></extra>",
+        hovertemplate=f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} points<extra></extra>",
     )
     figure.add_scatter(
-        x=[baseline.latency_ms.median],
+        x=[baseline.latency_ms.value],
         y=[0],
         mode="markers+text",
         text=["baseline fp32"],
         textposition="top left",
         name="baseline",
         marker={"symbol": "diamond", "color": _INK, "size": 12},
-        hovertemplate="baseline<br>%{x:.2f} ms<extra></extra>",
+        hovertemplate=f"baseline<br>{about}%{{x:.2f}} ms<extra></extra>",
     )
     figure.add_shape(
         type="line",
         xref="x",
         yref="paper",
-        x0=baseline.latency_ms.median,
-        x1=baseline.latency_ms.median,
+        x0=baseline.latency_ms.value,
+        x1=baseline.latency_ms.value,
         y0=0,
         y1=1,
         line={"color": "#c2410c", "width": 3},
@@ -144,7 +207,7 @@ def _front_figure(front: Front, trials: Sequence[Trial]) -> go.Figure:
         **_LAYOUT,
         height=460,
         legend={"orientation": "h", "y": 1.08},
-        xaxis_title="latency, ms (median)",
+        xaxis_title="latency, ms, estimated" if front.estimated else f"latency, ms ({front.baseline.latency_ms.statistic})",
         yaxis_title=f"{front.metric} against the baseline, points",
     )
     figure.update_xaxes(rangemode="tozero")
@@ -154,18 +217,17 @@ def _front_figure(front: Front, trials: Sequence[Trial]) -> go.Figure:
     return figure
 
 
-def _settings_figure(trials: Sequence[Trial]) -> go.Figure:
-    scored = [trial for trial in trials[1:] if trial.quality and trial.speedup]
-    found = dict.fromkeys(name for trial in scored for name in trial.candidate)
-    names = [name for name in found if len({json.dumps(t.candidate[name]) for t in scored if name in t.candidate}) > 1]
+def _settings_figure(scored: Sequence[_Seen]) -> go.Figure:
+    found = dict.fromkeys(name for one in scored for name in one.trial.candidate)
+    names = [name for name in found if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1]
     rows = max(1, len(names))
     figure = make_subplots(rows=rows, cols=2, horizontal_spacing=0.12, vertical_spacing=0.35 / rows)
     for row, name in enumerate(names, 1):
-        having = [trial for trial in scored if name in trial.candidate]
-        numeric = all(isinstance(t.candidate[name], int | float) for t in having)
-        values = [t.candidate[name] if numeric else json.dumps(t.candidate[name]).strip('"[]') for t in having]
-        losses = [-t.quality.drop_validation for t in having if t.quality]
-        speedups = [t.speedup for t in having]
+        having = [one for one in scored if name in one.trial.candidate]
+        chosen = [one.trial.candidate[name] for one in having]
+        numeric = all(isinstance(value, int | float) for value in chosen)
+        values = chosen if numeric else [json.dumps(value).strip('"[]') for value in chosen]
+        losses, speedups = [-one.drop for one in having], [one.speedup for one in having]
         for column, (y, colour) in enumerate(((losses, speedups), (speedups, losses)), 1):
             figure.add_scatter(
                 x=values,
@@ -174,7 +236,7 @@ def _settings_figure(trials: Sequence[Trial]) -> go.Figure:
                 showlegend=False,
                 row=row,
                 col=column,
-                text=[t.id for t in having],
+                text=[one.trial.id for one in having],
                 marker={"color": colour, "colorscale": "Viridis", "size": 8, "opacity": 0.85},
                 hovertemplate="%{text}: %{x}, %{y:.2f}<extra></extra>",
             )
@@ -185,8 +247,9 @@ def _settings_figure(trials: Sequence[Trial]) -> go.Figure:
     return figure
 
 
-def _hypervolume_figure(trials: Sequence[Trial]) -> go.Figure:
-    points = [[(1 / t.speedup, t.quality.drop_validation)] if t.quality and t.speedup else [] for t in trials]
+def _hypervolume_figure(trials: Sequence[Trial], name: str) -> go.Figure:
+    scores = [trial.scores.get(name) for trial in trials]
+    points = [[(1 / s.timing.speedup, s.quality.drop_validation)] if s and s.quality else [] for s in scores]
     areas = [hypervolume(front) for front in accumulate(points, lambda a, b: a + b)]
     minutes = [seconds / 60 for seconds in accumulate(trial.seconds for trial in trials)]
     figure = go.Figure()
@@ -202,50 +265,51 @@ def _hypervolume_figure(trials: Sequence[Trial]) -> go.Figure:
     return figure
 
 
-def _table(front: Front) -> str:
-    head = "".join(
-        f"<th>{name}</th>"
-        for name in (
-            "model",
-            "ms (median)",
-            "p90",
-            "speedup",
-            "95 % interval",
-            front.metric,
-            "loss, points",
-            "± s.e.",
-            "MB",
-            "what it is",
-        )
-    )
-    rows = [_row(member, f' id="row-{escape(member.id)}"') for member in front.members]
+def _table(front: Front, index: int) -> str:
+    latency = front.baseline.latency_ms
+    names = [
+        "model",
+        "ms (estimated)" if front.estimated else f"ms ({latency.statistic})",
+        "speedup",
+        f"{100 * latency.confidence:g} % interval",
+        front.metric,
+        "loss, points",
+        "± s.e.",
+        "MB",
+        "peak MB",
+        "format",
+        "what it is",
+    ]
+    head = "".join(f"<th>{name}</th>" for name in names)
+    rows = [_row(member, f' id="row-{index}-{escape(member.id)}"') for member in front.members]
     if front.baseline.id not in {member.id for member in front.members}:
         rows.append(_row(front.baseline, ' class="baseline"'))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
 def _row(member: Member, attributes: str) -> str:
-    quality = member.quality
-    stderr = quality.drop_validation_stderr if quality.drop_test_stderr is None else quality.drop_test_stderr
+    quality, timing = member.quality, member.timing
+    measured = member.latency_ms.basis == "measured"
+    about = member.latency_ms.about
     cells = (
         member.id,
-        f"{member.latency_ms.median:.2f}",
-        f"{member.latency_ms.p90:.2f}",
-        f"{member.speedup:.2f}x",
-        f"{member.speedup_ci95[0]:.2f}-{member.speedup_ci95[1]:.2f}",
+        f"{about}{member.latency_ms.value:.2f}",
+        f"{about}{member.speedup:.2f}x",
+        f"{timing.speedup_interval[0]:.2f}-{timing.speedup_interval[1]:.2f}" if measured else "-",
         f"{quality.reported:.4f}",
         f"{quality.drop_reported:.2f}",
-        f"{stderr:.2f}",
+        f"{quality.drop_stderr_reported:.2f}",
         f"{member.weight_bytes / 1e6:.1f}",
-        f"{describe_sizes(member.sizes)}; {member.candidate.get('quantization.scheme', 'fp32')}",
+        "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
+        timing.precision,
+        describe_sizes(member.sizes),
     )
     return f"<tr{attributes}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _facts(description: dict[str, Any]) -> str:
-    inputs, data, device = description["inputs"], description["data"], description["device"]
+    inputs, data = description["inputs"], description["data"]
     dropped = ", ".join(f"{count} {reason}" for reason, count in data["dropped"].items() if count) or "none"
-    hardware = ", ".join(f"{key} {value}" for key, value in inputs["hardware"].items() if key not in ("name", "description"))
     facts = {
         "model": inputs["model"],
         "data": data["source"],
@@ -253,12 +317,26 @@ def _facts(description: dict[str, Any]) -> str:
         "examples dropped": dropped,
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
-        "hardware profile": f"{inputs['hardware']['name']}: {inputs['hardware']['description']} ({hardware})",
-        "device": f"{device['cpu']}, {device['cores']} cores, {device['memory_bytes'] / 2**30:.0f} GiB",
-        "CPU features": " ".join(device["features"]) or "unknown",
+        **{f"hardware profile {hardware['name']}": _hardware(hardware) for hardware in inputs["hardware"]},
+        **{f"device of {name}": _device(found) for name, found in description["devices"].items()},
         "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),
     }
     return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items()) + "</dl>"
+
+
+def _hardware(hardware: dict[str, Any]) -> str:
+    shown = {
+        k: v for k, v in hardware.items() if k not in ("name", "description", "fingerprint", "peaks") and v not in (None, "", [])
+    }
+    return f"{hardware['description']} ({', '.join(f'{key} {value}' for key, value in shown.items())})"
+
+
+def _device(found: dict[str, Any]) -> str:
+    if "cpu" not in found:
+        return ", ".join(f"{key} {value}" for key, value in found.items())
+    gpu = f", {found['gpu']}" if found.get("gpu") else ""
+    features = " ".join(found["features"]) or "no int8 features known"
+    return f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB, {features}{gpu}"
 
 
 def _html(figure: go.Figure, name: str, first: bool = False, draggable: bool = False) -> str:
@@ -271,13 +349,22 @@ def _script(value: Any) -> str:
     return json.dumps(value).replace("</", "<\\/")
 
 
-def _for_script(member: Member) -> dict[str, Any]:
-    quality = member.quality
+def _for_script(front: Front) -> dict[str, Any]:
+    members = front.members or (front.baseline,)
     return {
-        "id": member.id,
-        "latency": member.latency_ms.median,
-        "speedup": member.speedup,
-        "quality": quality.reported,
-        "qualityText": f"{quality.reported:.4f} ({0 - quality.drop_reported:+.2f} points)",
-        "candidate": member.candidate,
+        "name": front.hardware["name"],
+        "estimated": front.estimated,
+        "budget": front.budget.get("max_latency_ms", front.balanced.latency_ms.value),
+        "models": [
+            {
+                "id": member.id,
+                "latency": member.latency_ms.value,
+                "slow": member.latency_ms.interval[1],
+                "speedup": member.speedup,
+                "quality": member.quality.reported,
+                "qualityText": f"{member.quality.reported:.4f} ({0 - member.quality.drop_reported:+.2f} points)",
+                "candidate": member.candidate,
+            }
+            for member in members
+        ],
     }

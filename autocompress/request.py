@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from autocompress import environment
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import HardwareProfile
@@ -17,6 +17,8 @@ from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns
 
 DEFAULT_TRIALS = 50
+_STATE = ("memory_bytes", "busy_cores", "governor")
+"""What a device may change between a run and its resume."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Request:
         model: folder or hub id of a fine-tuned classifier, or of an encoder with ``finetune``.
         task: ``text-classification``.
         data: csv, tsv, json(l) or parquet file, or a dataset id on the hub.
-        hardware: what latency is measured under.
+        hardware: what latency is measured under; every device gets a front of its own.
         space: what is searched.
         out: the run folder, new or empty.
         columns: of the data; usual names are found.
@@ -35,7 +37,8 @@ class Request:
         test: likewise; scored once, at the end.
         unlabeled: text file, a line each, for the teacher to label.
         finetune: train the model on the data first (2 epochs) and compress the result.
-        budget: constraints on every model of the front.
+        budget: constraints on every model of a front.
+        budgets: constraints of single devices, by name of the profile, in place of ``budget``.
         trials: candidates beside the baseline; 50 when no time limit is given either.
         time_limit_s: seconds for everything, verification included.
         sampler: ``tpe`` or ``random``.
@@ -49,7 +52,7 @@ class Request:
     model: str
     task: str
     data: str
-    hardware: HardwareProfile
+    hardware: tuple[HardwareProfile, ...]
     space: SearchSpace
     out: Path
     columns: Columns = field(default_factory=Columns)
@@ -58,6 +61,7 @@ class Request:
     unlabeled: str | None = None
     finetune: bool = False
     budget: Budget = field(default_factory=Budget)
+    budgets: Mapping[str, Budget] = field(default_factory=dict)
     trials: int | None = None
     time_limit_s: float | None = None
     sampler: str = "tpe"
@@ -69,6 +73,15 @@ class Request:
             raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
         if self.sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
+        names = [profile.name for profile in self.hardware]
+        if not names:
+            raise UserError("no hardware profile is given")
+        for name in names:
+            if names.count(name) > 1:
+                raise UserError(f"hardware profile {name} is given twice")
+        for name in self.budgets:
+            if name not in names:
+                raise UserError(f"a limit is set for {name}, which is not among the hardware profiles {', '.join(names)}")
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
         if self.time_limit_s is not None and self.time_limit_s <= 0:
@@ -79,11 +92,16 @@ class Request:
         """Trials beside the baseline; without any limit given, 50."""
         return DEFAULT_TRIALS if self.trials is None and self.time_limit_s is None else self.trials
 
-    def inputs(self, weights: str) -> dict[str, Any]:
+    def budget_on(self, name: str) -> Budget:
+        """The constraints on one device."""
+        return self.budgets.get(name, self.budget)
+
+    def inputs(self, weights: str, fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
         """What a resumed run must share with its beginning; the limits on trials and time may change.
 
         Args:
             weights: digest of the model's, before any fine-tuning.
+            fingerprints: of the devices, by name of the profile.
         """
         files = {name: getattr(self, name) for name in ("data", "validation", "test", "unlabeled")}
         return {
@@ -93,10 +111,12 @@ class Request:
             **{name: path and fingerprint(path) for name, path in files.items()},
             "columns": [self.columns.text, self.columns.text_pair, self.columns.label],
             "finetune": self.finetune,
-            "hardware": self.hardware.as_dict(),
+            "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),
-            "budget": self.budget.as_dict(),
+            "budgets": {profile.name: self.budget_on(profile.name).as_dict() for profile in self.hardware},
             "sampler": self.sampler,
             "seed": self.seed,
-            "device": {key: value for key, value in environment.device().items() if key != "memory_bytes"},
+            "devices": {
+                name: {key: value for key, value in found.items() if key not in _STATE} for name, found in fingerprints.items()
+            },
         }

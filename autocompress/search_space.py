@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -129,6 +129,27 @@ class SearchSpace:
         return replace(
             self, parameters=parameters, corners=tuple({**c, name: SETTINGS.by_name[name].default} for c in self.corners)
         )
+
+    def limited(self, name: str, allowed: Collection[Value]) -> tuple[SearchSpace, list[Value]]:
+        """The space without the choices of a setting that are not allowed, and without the corners that have them.
+
+        Returns:
+            The space, and the choices that went.
+
+        Raises:
+            UserError: no choice would be left.
+        """
+        found = [p.values.values for p in self.parameters if p.name == name and isinstance(p.values, Choices)]
+        dropped = [value for values in found for value in values if value not in allowed]
+        if not dropped:
+            return self, []
+        left = Choices(tuple(value for values in found for value in values if value in allowed))
+        if not left.values:
+            offered = ", ".join(map(str, allowed))
+            raise UserError(f"search space {self.name}: {name} is {', '.join(map(str, dropped))}, the devices offer {offered}")
+        parameters = tuple(replace(p, values=left) if p.name == name else p for p in self.parameters)
+        corners = tuple(corner for corner in self.corners if corner[name] in allowed)
+        return replace(self, parameters=parameters, corners=corners), dropped
 
     def candidate(self, chosen: Mapping[str, Value]) -> Candidate:
         """The candidate of a point of this space."""

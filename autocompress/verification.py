@@ -1,4 +1,4 @@
-"""From trials to the front: provisional while a search runs, verified at its end."""
+"""From trials to fronts, one for each device: provisional while a search runs, verified at its end."""
 
 from __future__ import annotations
 
@@ -8,124 +8,150 @@ from dataclasses import asdict, replace
 
 import numpy as np
 
-from autocompress.export import annotate
+from autocompress.artifact import annotate
 from autocompress.files import write_json
-from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Budget, Front, Member, Quality, hypervolume, non_dominated, tied, without_ties
+from autocompress.pareto import SCHEMA, Budget, Front, Member, hypervolume, non_dominated, tied, without_ties
+from autocompress.scores import Quality
 from autocompress.tasks.text_classification import METRIC
 from autocompress.workbench import Bits, Workbench, drop, unpack
 
 
-def standing(trials: Sequence[Trial], budget: Budget, bench: Workbench) -> list[Trial]:
-    """The completed trials within the budget, on the validation split, that no other one beats: is better or equal in measured
-    speedup and validation quality, and not tied.
+def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial]:
+    """The completed trials within a device's limits, on the validation split, that no other one beats there: is better or equal
+    in measured speedup and validation quality, and not tied.
 
     A trial whose files are gone was beaten before.
     """
-    fit = [t for t in trials if t.state == "complete" and violation(t, budget) <= 0 and (bench.models / t.id).is_dir()]
-    stderr = _paired_stderr(trials, bench)
-    members = [_member(trial) for trial in fit]
+    fit = [t for t in trials if t.state == "complete" and _fits(t, name, bench) and (bench.models / t.id).is_dir()]
+    stderr = _paired_stderr(trials, name, bench)
+    members = [_member(trial, name) for trial in fit]
 
     def beaten(i: int) -> bool:
-        rivals = [j for j in range(len(fit)) if j != i and non_dominated([losses(fit[j]), losses(fit[i])]) == [0]]
+        rivals = [j for j in range(len(fit)) if j != i and non_dominated([_point(members[j]), _point(members[i])]) == [0]]
         return any(not tied(members[i], members[j], stderr(members[i], members[j])) for j in rivals)
 
     return [trial for i, trial in enumerate(fit) if not beaten(i)]
 
 
-def _paired_stderr(trials: Sequence[Trial], bench: Workbench) -> Callable[[Member, Member], float]:
-    answers = {trial.id: unpack(trial.correct, len(bench.task.validation.rows)) for trial in trials if trial.correct}
+def all_standing(trials: Sequence[Trial], bench: Workbench) -> list[Trial]:
+    """``standing`` on any device."""
+    found = {trial.id: trial for name in bench.devices for trial in standing(trials, name, bench)}
+    return list(found.values())
+
+
+def _fits(trial: Trial, name: str, bench: Workbench) -> bool:
+    return violation(trial, name, bench.budgets[name]) <= 0 and bench.too_much(name, trial.scores[name].timing) is None
+
+
+def _point(member: Member) -> tuple[float, float]:
+    return 1 / member.speedup, 1 - member.quality.validation
+
+
+def _paired_stderr(trials: Sequence[Trial], name: str, bench: Workbench) -> Callable[[Member, Member], float]:
+    answers = {
+        trial.id: unpack(score.correct, len(bench.task.validation.rows))
+        for trial in trials
+        if (score := trial.scores.get(name)) and score.correct
+    }
     return lambda a, b: drop(answers[a.id], answers[b.id])[1]
 
 
-def misses(trial: Trial, budget: Budget) -> dict[str, float]:
+def misses(trial: Trial, name: str, budget: Budget) -> dict[str, float]:
     """``Budget.violations`` on the validation split; of speed alone for a trial that was not scored."""
-    assert trial.latency_ms is not None and trial.speedup is not None
-    share, lost = (trial.quality.validation, trial.quality.drop_validation) if trial.quality else (1.0, 0.0)
-    return budget.violations(trial.latency_ms.median, trial.speedup, share, lost)
+    score = trial.scores[name]
+    share, lost = (score.quality.validation, score.quality.drop_validation) if score.quality else (1.0, 0.0)
+    return budget.violations(score.timing.latency_ms.value, score.timing.speedup, share, lost)
 
 
-def violation(trial: Trial, budget: Budget) -> float:
+def violation(trial: Trial, name: str, budget: Budget) -> float:
     """Sum of what is missed; zero when the budget is met."""
-    return sum(max(0.0, miss) for miss in misses(trial, budget).values())
+    return sum(max(0.0, miss) for miss in misses(trial, name, budget).values())
 
 
-def losses(trial: Trial) -> tuple[float, float]:
-    """(latency relative to the baseline, 1 - validation quality), both to be minimised.
+def losses(trial: Trial) -> tuple[float, ...]:
+    """Latency relative to the baseline on each device, then 1 - validation quality on the worst, all to be minimised.
 
-    A stopped trial counts with the quality it had; one that was never scored with none.
+    A stopped trial counts with the quality it had; one that was never scored with none; one that was never timed with the latency
+    that was predicted.
     """
-    assert trial.speedup is not None
-    if trial.quality is not None:
-        return 1 / trial.speedup, 1 - trial.quality.validation
-    return 1 / trial.speedup, 1 - trial.rungs[-1][1] if trial.rungs else 1.0
+    latencies = [1 / score.timing.speedup for score in trial.scores.values()] or list(trial.predicted.values())
+    scored = [score.quality.validation for score in trial.scores.values() if score.quality]
+    quality = min(scored) if scored else trial.rungs[-1][1] if trial.rungs else 0.0
+    return (*latencies, 1 - quality)
 
 
-def covered(trials: Sequence[Trial]) -> float:
+def _covered(trials: Sequence[Trial], name: str) -> float:
     """Hypervolume of the completed trials, on validation quality."""
-    done = [trial for trial in trials if trial.state == "complete" and trial.quality and trial.speedup]
-    return hypervolume([(1 / (t.speedup or 1), t.quality.drop_validation if t.quality else 0) for t in done])
+    scores = [trial.scores[name] for trial in trials if trial.state == "complete"]
+    return hypervolume([(1 / score.timing.speedup, score.quality.drop_validation) for score in scores if score.quality])
 
 
-def _member(trial: Trial) -> Member:
-    assert trial.quality and trial.latency_ms and trial.speedup and trial.speedup_ci95 and trial.sizes
-    return Member(
-        trial.id,
-        trial.candidate,
-        trial.quality,
-        trial.latency_ms,
-        trial.speedup,
-        trial.speedup_ci95,
-        trial.weight_bytes or 0,
-        trial.path or "",
-        trial.sizes,
-    )
+def _member(trial: Trial, name: str) -> Member:
+    score = trial.scores[name]
+    assert score.quality and trial.sizes and trial.path
+    return Member(trial.id, trial.candidate, score.quality, score.timing, trial.weight_bytes or 0, trial.path, trial.sizes)
 
 
-def write_front(run: Run, front: Front) -> None:
+def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
     """Replace ``front.json``."""
-    write_json(run.folder / "front.json", front.as_dict())
+    write_json(run.folder / "front.json", {"schema": SCHEMA, "fronts": [front.as_dict() for front in fronts]})
 
 
-def provisional(trials: Sequence[Trial], chosen: Sequence[Trial], budget: Budget, profile: HardwareProfile) -> Front:
-    """The front so far, on the validation split and the timings made during the search.
-
-    Args:
-        chosen: the standing ones.
-    """
-    fit = [chosen[i] for i in non_dominated([losses(trial) for trial in chosen])]
-    members = sorted((_member(trial) for trial in fit), key=lambda m: m.latency_ms.median)
-    return Front(METRIC, _member(trials[0]), profile.as_dict(), budget.as_dict(), covered(trials), tuple(members), verified=False)
+def provisional(trials: Sequence[Trial], name: str, bench: Workbench) -> Front:
+    """A device's front so far, on the validation split and the timings made during the search."""
+    found = [_member(trial, name) for trial in standing(trials, name, bench)]
+    members = sorted((found[i] for i in non_dominated([_point(m) for m in found])), key=lambda m: m.latency_ms.value)
+    return _front(name, bench, _member(trials[0], name), _covered(trials, name), members, verified=False)
 
 
-def verified(trials: Sequence[Trial], bench: Workbench, profile: HardwareProfile) -> tuple[Front, list[Member]]:
-    """The final front: standing trials timed once more in a fresh process in turn with the baseline, and scored on the test
-    split from their ONNX files; what is over budget, tied or dominated by those numbers goes.
+def verified(trials: Sequence[Trial], bench: Workbench) -> tuple[list[Front], dict[str, list[Member]]]:
+    """The final fronts: standing trials timed once more in a fresh process in turn with the baseline, and scored on the test
+    split from their files; what is over budget, tied or dominated by those numbers goes.
 
     Returns:
-        The front, and the members that are over budget.
+        A front per device, and the members that are over its budget, by device.
     """
-    chosen = standing(trials, bench.budget, bench)
-    files = [bench.models / trial.id / "model.onnx" for trial in chosen]
-    baseline_latency, timings = bench.timer(bench.baseline_file, files, final=True)
-    baseline_answers = bench.answers(bench.baseline_file, bench.task.test)
-    uncut = _member(trials[0])
-    tested = _tested(uncut.quality, baseline_answers, baseline_answers)
-    baseline = replace(uncut, latency_ms=baseline_latency, quality=tested)
-    members = []
-    for trial, file, timing in zip(chosen, files, timings, strict=True):
-        found = replace(_member(trial), latency_ms=timing.latency_ms, speedup=timing.speedup, speedup_ci95=timing.speedup_ci95)
-        quality = _tested(found.quality, baseline_answers, bench.answers(file, bench.task.test))
-        members.append(baseline if trial.number == 0 else replace(found, quality=quality))
-    fit = [member for member in members if all(miss <= 0 for miss in bench.budget.of(member).values())]
-    untied = without_ties(fit, _paired_stderr(trials, bench))
-    stay = [untied[i] for i in non_dominated([(m.latency_ms.median, 1 - m.quality.validation) for m in untied])]
-    points = [(1 / member.speedup, member.quality.drop_validation) for member in stay]
-    for member in {m.id: m for m in (baseline, *stay)}.values():
-        annotate(bench.run.folder / member.path, {"scores": member_scores(member)})
-    front = Front(METRIC, baseline, profile.as_dict(), bench.budget.as_dict(), hypervolume(points), tuple(stay), verified=True)
-    return front, [member for member in members if member not in fit]
+    chosen = all_standing(trials, bench)
+    tested = {trial.id: bench.answers(bench.models / trial.id, bench.task.test) for trial in (*chosen, trials[0])}
+    fronts, rejected = [], {}
+    for name, device in bench.devices.items():
+        there = standing(trials, name, bench)
+        baseline_timing, timings = device.time(bench.baseline_folder, [bench.models / t.id for t in there], final=True)
+        reference = tested["t000"][name]
+        uncut = _member(trials[0], name)
+        baseline = replace(uncut, timing=baseline_timing, quality=_tested(uncut.quality, reference, reference))
+        members = []
+        for trial, timing in zip(there, timings, strict=True):
+            found = _member(trial, name)
+            quality = _tested(found.quality, reference, tested[trial.id][name])
+            members.append(baseline if trial.number == 0 else replace(found, timing=timing, quality=quality))
+        fit = [m for m in members if bench.budgets[name].admits(m) and bench.too_much(name, m.timing) is None]
+        rejected[name] = [member for member in members if member not in fit]
+        untied = without_ties(fit, _paired_stderr(trials, name, bench))
+        stay = [untied[i] for i in non_dominated([(m.latency_ms.value, 1 - m.quality.validation) for m in untied])]
+        points = [(1 / member.speedup, member.quality.drop_validation) for member in stay]
+        fronts.append(_front(name, bench, baseline, hypervolume(points), stay, verified=True))
+    _annotate(fronts, bench)
+    return fronts, rejected
+
+
+def _front(name: str, bench: Workbench, baseline: Member, area: float, members: Sequence[Member], *, verified: bool) -> Front:
+    device = bench.devices[name]
+    hardware = device.profile.as_dict() | {"lengths": list(device.lengths)}
+    return Front(METRIC, baseline, hardware, bench.budgets[name].as_dict(), area, tuple(members), verified)
+
+
+def _annotate(fronts: Sequence[Front], bench: Workbench) -> None:
+    """Write the scores of every member into its folder, and what its latency was measured for."""
+    scores: dict[str, dict[str, object]] = {}
+    for front in fronts:
+        for member in (front.baseline, *front.members):
+            described = asdict(member)
+            found = {key: described[key] for key in ("quality", "timing", "weight_bytes")}
+            scores.setdefault(member.path, {})[front.hardware["name"]] = found | {"lengths": front.hardware["lengths"]}
+    for path, found_by_device in scores.items():
+        annotate(bench.run.folder / path, {"scores": found_by_device})
 
 
 def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:
@@ -134,12 +160,6 @@ def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:
     for folder in (run.folder / "models").iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
-
-
-def member_scores(member: Member) -> dict[str, object]:
-    """What ``autocompress.json`` says of a member's scores."""
-    described = asdict(member)
-    return {key: described[key] for key in ("quality", "latency_ms", "speedup", "speedup_ci95", "weight_bytes")}
 
 
 def _tested(quality: Quality, baseline: Bits, answers: Bits) -> Quality:

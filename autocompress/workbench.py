@@ -1,11 +1,11 @@
-"""Everything a search needs to try one candidate: the teacher with its outputs, importance, baseline and timer."""
+"""Everything a search needs to try one candidate: the teacher with its outputs, importance, baseline and devices."""
 
 from __future__ import annotations
 
 import errno
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -16,12 +16,13 @@ from torch import nn
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.export import export_model
+from autocompress.hardware.cores import reserved
 from autocompress.importance import fisher, magnitude
-from autocompress.interfaces import Family, Timer
+from autocompress.interfaces import Device, Family
 from autocompress.journal import Run, Trial
-from autocompress.onnx_runtime import predict
-from autocompress.pareto import Budget, Quality
+from autocompress.pareto import Budget
 from autocompress.recovery import Recovery, Teacher, TransferSet
+from autocompress.scores import Quality, Score, Timing
 from autocompress.structure import Importance, Structure
 from autocompress.tasks.text_classification import Split, TextClassification, correct
 from autocompress.techniques import SETTINGS
@@ -34,9 +35,9 @@ _IMPORTANCE_EXAMPLES = 512
 _CALIBRATION_EXAMPLES = 128
 
 Bits = NDArray[np.bool_]
-Promote = Callable[[int, float, float, float], str | None]
-"""(recovery steps done, validation quality, speedup, seconds that the remaining steps take) -> None to go on, or the reason
-to stop; may raise ``OutOfTime``."""
+Promote = Callable[[int, float, Mapping[str, Timing], float], str | None]
+"""(recovery steps done, validation quality, timings by device, seconds that the remaining steps take) -> None to go on, or the
+reason to stop; may raise ``OutOfTime``."""
 
 
 class OutOfTime(Exception):
@@ -72,7 +73,12 @@ def drop(baseline: Bits, answers: Bits) -> tuple[float, float]:
 
 @dataclass
 class Workbench:
-    """See ``prepare``."""
+    """See ``prepare``.
+
+    Args:
+        devices: by name of their profiles, the first one first.
+        budgets: likewise.
+    """
 
     run: Run
     task: TextClassification
@@ -82,9 +88,8 @@ class Workbench:
     importance: dict[str, Importance]
     teacher: Teacher
     tokenizer_files: Path
-    timer: Timer
-    batch_size: int
-    budget: Budget
+    devices: Mapping[str, Device]
+    budgets: Mapping[str, Budget]
     seed: int
 
     @classmethod
@@ -95,78 +100,59 @@ class Workbench:
         model: nn.Module,
         family: Family,
         tokenizer_files: Path,
-        timer: Timer,
-        batch_size: int,
-        budget: Budget,
+        devices: Mapping[str, Device],
+        budgets: Mapping[str, Budget],
         seed: int,
     ) -> Workbench:
-        """Score the importance of every head and neuron, from the first training examples.
-
-        Args:
-            batch_size: at which artifacts are scored, the profile's.
-        """
+        """Score the importance of every head and neuron, from the first training examples."""
         rows, labels = task.train.rows[:_IMPORTANCE_EXAMPLES], task.train.labels[:_IMPORTANCE_EXAMPLES]
         starts = range(0, len(rows), 32)
         batches = [(task.batch(rows[i : i + 32]), labels[i : i + 32]) for i in starts]
         importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
         transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
         teacher = Teacher(model, family, transfer, run.folder / "scratch")
-        return cls(
-            run,
-            task,
-            model,
-            family,
-            family.structure(model),
-            importance,
-            teacher,
-            tokenizer_files,
-            timer,
-            batch_size,
-            budget,
-            seed,
-        )
+        full = family.structure(model)
+        return cls(run, task, model, family, full, importance, teacher, tokenizer_files, devices, budgets, seed)
 
     @property
     def models(self) -> Path:
         return self.run.folder / "models"
 
     @property
-    def baseline_file(self) -> Path:
-        return self.models / "t000" / "model.onnx"
+    def baseline_folder(self) -> Path:
+        return self.models / "t000"
 
     def baseline(self) -> Trial:
         """Trial 0: the teacher itself, exported in fp32."""
         started = time.monotonic()
         candidate = SETTINGS.candidate({}).without("recovery")
-        parity = self._export(self.model, self.full, candidate, 0)
-        latency, _ = self.timer(self.baseline_file, [self.baseline_file], final=False)
-        answers = self.answers(self.baseline_file, self.task.validation)
-        quality = Quality(float(answers.mean()), 0.0, 0.0)
+        parity = self.export(self.model, self.full, candidate, self.baseline_folder)
+        timings = {name: device.time(self.baseline_folder, [], final=False)[0] for name, device in self.devices.items()}
+        answers = self.answers(self.baseline_folder, self.task.validation)
+        scores = {
+            name: Score(timing, Quality(float(answers[name].mean()), 0.0, 0.0), pack(answers[name]))
+            for name, timing in timings.items()
+        }
         return Trial(
             0,
             candidate.as_dict(),
             "complete",
             self.full.sizes(),
-            None,
-            ((0, quality.validation),),
-            quality,
-            pack(answers),
-            latency,
-            1.0,
-            (1.0, 1.0),
-            self.baseline_file.stat().st_size,
-            parity,
-            time.monotonic() - started,
-            "models/t000",
+            rungs=((0, min(float(found.mean()) for found in answers.values())),),
+            scores=scores,
+            weight_bytes=(self.baseline_folder / "model.onnx").stat().st_size,
+            parity=parity,
+            seconds=time.monotonic() - started,
+            path="models/t000",
         )
 
-    def evaluate(self, number: int, candidate: Candidate, structure: Structure, baseline: Bits, promote: Promote) -> Trial:
+    def evaluate(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Trial, promote: Promote) -> Trial:
         """Cut, time, recover, export, score. Failures come back as failed trials.
 
         The candidate is timed before it is trained, so one that misses a latency limit costs seconds.
 
         Args:
-            baseline: which validation examples the baseline answers correctly.
+            found: what is known of the trial.
             promote: decides after each rung.
 
         Raises:
@@ -174,8 +160,7 @@ class Workbench:
             OutOfTime: ``promote`` said so.
         """
         started = time.monotonic()
-        found = Trial(number, candidate.as_dict(), "failed", structure.sizes())
-        if shutil.disk_usage(self.run.folder).free < 4 * self.baseline_file.stat().st_size:
+        if shutil.disk_usage(self.run.folder).free < 4 * (self.baseline_folder / "model.onnx").stat().st_size:
             raise OSError(errno.ENOSPC, "no room for another model")
         try:
             found = self._try(found, candidate, structure, baseline, promote)
@@ -191,56 +176,72 @@ class Workbench:
             shutil.rmtree(self.models / found.id, ignore_errors=True)
         return replace(found, seconds=time.monotonic() - started)
 
-    def _try(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Bits, promote: Promote) -> Trial:
-        number, file = found.number, self.models / found.id / "model.onnx"
+    def _try(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Trial, promote: Promote) -> Trial:
+        folder = self.models / found.id
         student = self.family.cut(self.model, structure)
         steps = int(candidate.number("recovery.steps", 0))
 
-        def export_and_time() -> Trial:
-            parity = self._export(student, structure, candidate, number)
-            [timing] = self.timer(self.baseline_file, [file], final=False)[1]
-            return replace(
-                found,
-                parity=parity,
-                latency_ms=timing.latency_ms,
-                speedup=timing.speedup,
-                speedup_ci95=timing.speedup_ci95,
-                weight_bytes=file.stat().st_size,
-            )
+        def export_and_time() -> tuple[Trial, dict[str, Timing]]:
+            parity = self.export(student, structure, candidate, folder)
+            timings = {
+                name: device.time(self.baseline_folder, [folder], final=False)[1][0] for name, device in self.devices.items()
+            }
+            scores = {name: Score(timing) for name, timing in timings.items()}
+            size = (folder / "model.onnx").stat().st_size
+            return replace(found, parity=parity, scores=scores, weight_bytes=size), timings
 
-        found = export_and_time()
-        latency, speedup = found.latency_ms, found.speedup
-        assert latency is not None and speedup is not None
-        if not self.budget.admits_speed(latency.median, speedup):
-            return replace(found, state="over-budget", reason=f"{latency.median:.3g} ms, {speedup:.2f}x")
+        found, timings = export_and_time()
+        misses = [miss for name, timing in timings.items() if (miss := self.too_much(name, timing))]
+        if len(misses) == len(timings):
+            return replace(found, state="over-budget", reason="; ".join(misses))
         if steps:
-            recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, number))
+            recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, found.number))
             for rung in rungs(steps):
                 before, begun = recovery.done, time.monotonic()
-                recovery.advance(rung)
+                with reserved():
+                    recovery.advance(rung)
                 remaining_s = (time.monotonic() - begun) / (rung - before) * (steps - rung)
                 quality = float(self._torch_answers(student).mean())
                 found = replace(found, rungs=(*found.rungs, (rung, quality)))
-                reason = promote(rung, quality, speedup, remaining_s)
+                reason = promote(rung, quality, timings, remaining_s)
                 if reason is not None:
                     return replace(found, state="stopped", reason=reason)
-            recovery.advance(steps)
-            found = export_and_time()
-        answers = self.answers(file, self.task.validation)
-        quality_found = Quality(float(answers.mean()), *drop(baseline, answers))
-        return replace(
-            found,
-            state="complete",
-            quality=quality_found,
-            correct=pack(answers),
-            path=f"models/{found.id}",
-            rungs=(*found.rungs, (steps, quality_found.validation)),
-        )
+            with reserved():
+                recovery.advance(steps)
+            found, timings = export_and_time()
+        answers = self.answers(folder, self.task.validation)
+        scores = {name: self._scored(timing, answers[name], baseline.scores[name]) for name, timing in timings.items()}
+        worst = min(float(bits.mean()) for bits in answers.values())
+        return replace(found, state="complete", scores=scores, path=f"models/{found.id}", rungs=(*found.rungs, (steps, worst)))
 
-    def answers(self, file: Path, split: Split) -> Bits:
-        """Which examples an artifact answers correctly, run at the profile's batch size."""
-        batches = [dict(batch.inputs) for batch in self.task.batches(split.rows, self.batch_size)]
-        return correct(predict(file, batches), split.labels)
+    def _scored(self, timing: Timing, answers: Bits, baseline: Score) -> Score:
+        reference = unpack(baseline.correct or "", len(answers))
+        return Score(timing, Quality(float(answers.mean()), *drop(reference, answers)), pack(answers))
+
+    def too_much(self, name: str, timing: Timing) -> str | None:
+        """What a model needs beyond a device's limits of latency and memory; None when it needs no more."""
+        where = f" on {name}" if len(self.devices) > 1 else ""
+        if not self.budgets[name].admits_speed(timing.latency_ms.value, timing.speedup):
+            return f"{timing}{where}"
+        if self.memory_excess(name, timing) > 0:
+            limit, eaten = self.devices[name].profile.memory_limit_mb, (timing.memory_bytes or 0) / 1e6
+            return f"{timing.latency_ms.about}{eaten:.0f} MB of memory at the peak, the limit is {limit:g}{where}"
+        return None
+
+    def memory_excess(self, name: str, timing: Timing) -> float:
+        """By how much a model misses the device's limit of memory, as a share of it; zero when it holds."""
+        limit = self.devices[name].profile.memory_limit_mb
+        return 0.0 if limit is None or timing.memory_bytes is None else max(0.0, timing.memory_bytes / (limit * 1e6) - 1)
+
+    def answers(self, model: Path, split: Split) -> dict[str, Bits]:
+        """Which examples an artifact answers correctly on each device, run at its profile's batch size."""
+        known: dict[object, Bits] = {}
+        for device in self.devices.values():
+            kind = device.answers_like, device.profile.batch_size
+            if kind not in known:
+                batches = [dict(batch.inputs) for batch in self.task.batches(split.rows, device.profile.batch_size)]
+                known[kind] = correct(device.predict(model, batches), split.labels)
+        return {name: known[device.answers_like, device.profile.batch_size] for name, device in self.devices.items()}
 
     def _torch_answers(self, student: nn.Module) -> Bits:
         split = self.task.validation
@@ -249,6 +250,7 @@ class Workbench:
             answers[where] = correct(logits.numpy(), split.labels[where])
         return answers
 
-    def _export(self, model: nn.Module, structure: Structure, candidate: Candidate, number: int) -> dict[str, float]:
+    def export(self, model: nn.Module, structure: Structure, candidate: Candidate, target: Path) -> dict[str, float]:
+        """Write a model folder; see ``export_model``."""
         calibration = self.task.batches(self.task.train.rows[:_CALIBRATION_EXAMPLES], 32)
-        return export_model(model, structure, candidate, self.models / f"t{number:03}", calibration, self.tokenizer_files)
+        return export_model(model, structure, candidate, target, calibration, self.tokenizer_files)

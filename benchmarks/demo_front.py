@@ -22,10 +22,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autocompress import demo, environment
+from autocompress import demo
 from autocompress.console import Progressing, front_table, out
-from autocompress.engine import search
+from autocompress.hardware.agent import describe
 from autocompress.pareto import Front, hypervolume
+from autocompress.session import search
 from autocompress.teacher import cache_folder
 
 DROPS = (0.5, 1.0, 1.5, 2.0, 3.0)
@@ -84,7 +85,7 @@ def main() -> None:
         "space": options.space,
         "runs": runs,
         "median": {"speedup_within": medians, "hypervolume_test": statistics.median(r["hypervolume_test"] for r in runs)},
-        "device": environment.device(),
+        "device": describe(),
     }
     print(json.dumps(result, indent=2))
 

@@ -18,7 +18,7 @@ def main(model: str, data: str, run: str) -> None:
     result = search(model, data, hardware="cpu-1-thread", space="quantization-only", out=run, budget=Budget(max_drop=5.0))
     for member in result.front.members:
         print(
-            f"{member.id}: {member.latency_ms.median:.2f} ms, {member.speedup:.2f}x, drop {member.quality.drop_reported:.2f} points"
+            f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop {member.quality.drop_reported:.2f} points"
         )
     try:
         best = result.front.pick(max_latency_ms=3.0)

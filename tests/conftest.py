@@ -1,37 +1,67 @@
-"""Shared: real sentences, a tiny model on disk, a timer that does not depend on the machine."""
+"""Shared: real sentences, a tiny model on disk, a device that does not depend on the machine."""
 
 from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
 
 from autocompress import demo
-from autocompress.interfaces import Timing
-from autocompress.pareto import Latency
+from autocompress.artifact import onnx_file, scheme_of
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.onnx_runtime import predict
+from autocompress.scores import Latency, Timing
 
 torch.set_num_threads(1)
 
 
-class SizeTimer:
-    """Latency is proportional to the size of the ONNX file: 1 ms per 100 kB."""
+class SizeDevice:
+    """Latency is proportional to the size of the ONNX file: 1 ms per 100 kB, times the pace."""
 
-    def __init__(self) -> None:
+    answers_like = "local onnxruntime-cpu"
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int], pace: float = 1.0) -> None:
+        self.profile, self.lengths, self.pace = profile, tuple(lengths), pace
+        self.fingerprint: dict[str, Any] = {"cpu": "size", "cores": 1, "features": [], "memory_bytes": 2**30, "busy_cores": 0.0}
         self.calls = 0
+        self.closed = 0
 
-    def __call__(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Latency, list[Timing]]:
+    def milliseconds(self, model: Path) -> float:
+        """One inference of a model folder."""
+        return onnx_file(model).stat().st_size / 1e5
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
         self.calls += 1
-        sizes = [path.stat().st_size / 1e5 for path in (baseline, *models)]
-        latencies = [Latency(size, size * 1.1, (size * 0.99, size * 1.01), 30) for size in sizes]
-        speedups = [sizes[0] / size for size in sizes[1:]]
-        return latencies[0], [Timing(l, s, (s * 0.98, s * 1.02)) for l, s in zip(latencies[1:], speedups, strict=True)]
+        times = [self.pace * self.milliseconds(path) for path in (baseline, *models)]
+        timings = []
+        for ms, path in zip(times, (baseline, *models), strict=True):
+            speedup = times[0] / ms
+            latency = Latency(ms, ms * 1.1, ms * 1.2, (ms * 0.99, ms * 1.01), 30)
+            interval = (speedup * 0.98, speedup * 1.02)
+            timings.append(Timing(latency, speedup, interval, scheme_of(path), ms, ms, memory_bytes=10**6))
+        return timings[0], timings[1:]
+
+    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+        return predict(onnx_file(model), batches)
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Latency tables and fine-tuned teachers of earlier sessions do not count."""
+    os.environ["AUTOCOMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")
@@ -83,8 +113,3 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)
     return folder
-
-
-@pytest.fixture
-def timer() -> SizeTimer:
-    return SizeTimer()

@@ -37,6 +37,7 @@ def test_the_edges_of_every_domain(domain: Domain, allowed: list[Any], refused: 
 def test_an_untouched_model_has_only_what_says_so() -> None:
     assert SETTINGS.candidate({}).as_dict() == {
         "layers.keep": 1.0,
+        "width.latency": 1.0,
         "heads.keep": 1.0,
         "ffn.keep": 1.0,
         "recovery.steps": 0,
@@ -56,11 +57,16 @@ def test_the_rule_means_nothing_beside(keep: Any) -> None:
         ({"heads.keep": 0}, "heads.importance", "magnitude"),
         ({"heads.keep": 1}, "heads.allocation", "uniform"),
         ({"ffn.keep": 0.0}, "ffn.allocation", "uniform"),
+        ({"width.latency": 0.5}, "heads.keep", 0.5),
+        ({"width.latency": 0.5}, "ffn.keep", 0.0),
+        ({"width.latency": 0.5, "heads.keep": 0.5}, "heads.importance", "magnitude"),
+        ({"width.latency": 0.5, "ffn.keep": 0.5}, "ffn.allocation", "uniform"),
         ({"recovery.steps": 0}, "recovery.learning_rate", 1e-3),
         ({"recovery.steps": 0}, "recovery.temperature", 4.0),
         ({"recovery.steps": 8, "recovery.objectives": ["hidden-states"]}, "recovery.temperature", 4.0),
         ({"recovery.steps": 8, "recovery.objectives": ["logits"]}, "recovery.layer_map", "last"),
         ({"quantization.scheme": "int8-dynamic"}, "quantization.block_size", 128),
+        ({"quantization.scheme": "fp16"}, "quantization.spared", "first"),
     ],
 )
 def test_inactive_settings_are_dropped(beside: dict[str, Any], name: str, value: Any) -> None:
@@ -75,9 +81,11 @@ def test_inactive_settings_are_dropped(beside: dict[str, Any], name: str, value:
         ({"layers.keep": 0.5}, "layers.rule", "top"),
         ({"heads.keep": 0.5}, "heads.importance", "magnitude"),
         ({"ffn.keep": 0.5}, "ffn.allocation", "uniform"),
+        ({"layers.keep": 0.5}, "width.latency", 0.5),
         ({"recovery.steps": 8}, "recovery.temperature", 4.0),
         ({"recovery.steps": 8, "recovery.objectives": ["hidden-states"]}, "recovery.layer_map", "last"),
         ({"quantization.scheme": "int4-weights"}, "quantization.block_size", 128),
+        ({"quantization.scheme": "int8-static"}, "quantization.spared", "ends"),
     ],
 )
 def test_active_settings_tell_candidates_apart(beside: dict[str, Any], name: str, value: Any) -> None:
@@ -89,10 +97,12 @@ def test_settings_stand_in_order_of_application() -> None:
     chosen = {"quantization.scheme": "int8-dynamic", "ffn.keep": 0.0, "layers.keep": [0, 2]}
     assert list(SETTINGS.candidate(chosen).as_dict().items()) == [
         ("layers.keep", [0, 2]),
+        ("width.latency", 1.0),
         ("heads.keep", 1.0),
         ("ffn.keep", 0.0),
         ("recovery.steps", 0),
         ("quantization.scheme", "int8-dynamic"),
+        ("quantization.spared", "none"),
     ]
 
 
@@ -130,6 +140,7 @@ def test_less_whole_sections() -> None:
     assert candidate.without("recovery", "quantization") == structural
     assert [name for name, _ in structural.settings] == [
         "layers.keep",
+        "width.latency",
         "heads.keep",
         "heads.importance",
         "heads.allocation",
@@ -143,6 +154,7 @@ def test_less_whole_sections() -> None:
         ({"layers.kep": 0.5}, "here: unknown setting 'layers.kep'; known are layers.keep, layers.rule, "),
         ({"heads.keep": 1.5}, "here: heads.keep is 1.5, allowed is a number from 0 to 1"),
         ({"heads.keep": True}, "here: heads.keep is True, allowed is"),
+        ({"width.latency": 0.01}, "here: width.latency is 0.01, allowed is a number from 0.02 to 1"),
         ({"recovery.steps": {"low": 1}}, "here: recovery.steps is {'low': 1}, allowed is a whole number from 0 to 1000000"),
         ({"layers.rule": "middle", "layers.keep": 1.0}, "here: layers.rule is 'middle', allowed is one of uniform, "),
     ],

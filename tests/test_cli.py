@@ -3,26 +3,44 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
 
+from autocompress import resources, session
+from autocompress.artifact import facts
 from autocompress.cli import main
-from autocompress.engine import search
-from autocompress.pareto import load_front
-from tests.conftest import SizeTimer
+from autocompress.errors import UserError
+from autocompress.hardware.agent import FEWEST_PROCESSES, FEWEST_ROUNDS
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.pareto import Budget, load_front, load_fronts
+from autocompress.request import Request
+from autocompress.session import search
+from tests.conftest import SizeDevice
+from tests.test_engine import BOTH, DEPTH, Farm, space
 
 
 @pytest.fixture(scope="module")
 def run(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("runs") / "quantized"
-    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, timer=SizeTimer())
+    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, connect=SizeDevice)
+    return out
+
+
+@pytest.fixture(scope="module")
+def pair(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on two devices, ``cpu-1-thread`` and ``old``, whose fastest models differ."""
+    out = tmp_path_factory.mktemp("runs") / "pair"
+    search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=Farm())
     return out
 
 
@@ -30,7 +48,7 @@ def test_front_prints_every_member(run: Path, capsys: pytest.CaptureFixture[str]
     assert main(["front", str(run)]) == 0
     printed = capsys.readouterr().out
     for member in load_front(run).members:
-        assert f"{member.latency_ms.median:.2f}" in printed
+        assert f"{member.latency_ms.value:.2f}" in printed
         assert member.id in printed
 
 
@@ -41,13 +59,14 @@ def test_front_as_json_is_front_json(run: Path, capsys: pytest.CaptureFixture[st
 
 def test_pick_by_each_limit_agrees_with_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     front = load_front(run)
-    fastest = front.members[0]
-    for option, value, limit in (
-        ("--max-latency", f"{fastest.latency_ms.median * 1.001}ms", {"max_latency_ms": fastest.latency_ms.median * 1.001}),
-        ("--min-speedup", f"{fastest.speedup * 0.999}x", {"min_speedup": fastest.speedup * 0.999}),
+    slow, least = front.members[0].latency_ms.interval[1] * 1.001, front.members[0].timing.speedup_interval[0] * 0.999
+    limits: tuple[tuple[str, str, dict[str, Any]], ...] = (
+        ("--max-latency", f"{slow}ms", {"max_latency_ms": slow}),
+        ("--min-speedup", f"{least}x", {"min_speedup": least}),
         ("--min-quality", "0.1", {"min_quality": 0.1}),
         ("--max-drop", "50", {"max_drop": 50.0}),
-    ):
+    )
+    for option, value, limit in limits:
         assert main(["pick", str(run), option, value, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["id"] == front.pick(**limit).id
 
@@ -98,18 +117,234 @@ def test_measure_an_exported_folder_a_transformers_folder_and_a_file(
     run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     profile = tmp_path / "quick.toml"
-    profile.write_text(
-        'description = "quick"\nruntime = "onnxruntime-cpu"\nthreads = 1\nbatch_size = 1\nsequence_length = 16\n'
-        "final_seconds = 0.1\n"
-    )
+    profile.write_text('extends = "cpu-1-thread"\nsequence_length = 16\nfinal_seconds = 0.1\nstatistic = "median"\n')
     for model in (run / "models/t000", tiny_model, run / "models/t000/model.onnx"):
         assert main(["measure", str(model), "--hardware", str(profile), "--json"]) == 0
         measured = json.loads(capsys.readouterr().out)
-        latency = measured["latency_ms"]
-        assert latency["basis"] == "measured"
-        assert latency["n"] >= 30
-        assert 0 < latency["ci95"][0] <= latency["median"] <= latency["ci95"][1]
-        assert latency["median"] <= latency["p90"]
+        assert measured["model"] == str(model)
+        assert (measured["hardware"]["name"], measured["hardware"]["sequence_length"]) == ("quick", 16)
+        timing, latency = measured["timing"], measured["timing"]["latency_ms"]
+        assert (latency["basis"], latency["statistic"], latency["confidence"]) == ("measured", "median", 0.95)
+        assert latency["n"] >= FEWEST_PROCESSES * FEWEST_ROUNDS
+        assert 0 < latency["interval"][0] <= latency["value"] <= latency["interval"][1]
+        assert latency["value"] <= latency["p90"] <= latency["slowest"]
+        assert (timing["speedup"], timing["speedup_interval"]) == (1.0, [1.0, 1.0])
+        assert timing["cpu_ms"] > 0 and timing["wall_ms"] > 0 and timing["memory_bytes"] > 0
+    assert main(["measure", str(tiny_model), "--hardware", str(profile)]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"{tiny_model} on quick: [\d.e+-]+ ms \(95 % [\d.e+-]+ to [\d.e+-]+\), median of \d+ rounds, p90 [\d.e+-]+ ms, "
+        rf"wall [\d.e+-]+ ms, \d+ MB at the peak(, [\d.e+-]+ mJ)?(, disturbed: other work took the cores)?",
+        line,
+    )
+
+
+def test_an_exported_folder_is_measured_at_the_lengths_of_its_task(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The profile that a model was searched for wants the task's own lengths; its folder has recorded them."""
+    from autocompress import measure
+
+    out, asked = tmp_path / "run", list[tuple[int, ...]]()
+
+    def connect(profile: Any, lengths: Any) -> SizeDevice:
+        asked.append(tuple(lengths))
+        return SizeDevice(profile, lengths)
+
+    search(tiny_model, data_file, "cpu-1-thread-task", "quantization-only", out, trials=1, connect=SizeDevice)
+    monkeypatch.setattr(measure, "connect", connect)
+    model = out / "models/t000"
+    assert main(["measure", str(model), "--hardware", "cpu-1-thread-task", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["timing"]["latency_ms"]["value"]
+    assert found == (model / "model.onnx").stat().st_size / 1e5
+    assert main(["measure", str(model), "--hardware", "cpu-1-thread"]) == 0
+    recorded = tuple(facts(model)["scores"]["cpu-1-thread-task"]["lengths"])
+    assert asked == [recorded, (32,)] and len(recorded) == 8
+
+
+def test_an_exported_folder_is_measured_at_the_length_that_the_profile_asks_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a profile of that name had another length when the model was found."""
+    from autocompress import measure
+
+    asked = list[tuple[int, ...]]()
+
+    def connect(profile: Any, lengths: Any) -> SizeDevice:
+        asked.append(tuple(lengths))
+        return SizeDevice(profile, lengths)
+
+    monkeypatch.setattr(measure, "connect", connect)
+    (tmp_path / "cpu-1-thread.toml").write_text('extends = "cpu-1-thread"\nsequence_length = 16\n')
+    assert main(["measure", str(run / "models/t000"), "--hardware", str(tmp_path / "cpu-1-thread.toml")]) == 0
+    assert asked == [(16,)]
+
+
+def test_the_front_of_one_device_or_of_all(pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fronts = load_fronts(pair)
+    assert main(["front", str(pair), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads((pair / "front.json").read_text())
+    assert main(["front", str(pair), "--json", "--hardware", "old"]) == 0
+    [shown] = json.loads(capsys.readouterr().out)["fronts"]
+    assert shown == json.loads(json.dumps(fronts["old"].as_dict()))
+    assert main(["front", str(pair)]) == 0
+    printed = capsys.readouterr().out
+    for name, front in fronts.items():
+        assert f"{len(front.members)} models on {name} (accuracy on test)" in printed
+    assert main(["front", str(pair), "--hardware", "old"]) == 0
+    printed = capsys.readouterr().out
+    assert "models on old" in printed and "models on cpu-1-thread" not in printed
+
+
+def test_pick_and_export_for_one_of_two_devices(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    fronts = load_fronts(pair)
+    picked = {}
+    for options, name in (([], "cpu-1-thread"), (["--hardware", "cpu-1-thread"], "cpu-1-thread"), (["--hardware", "old"], "old")):
+        assert main(["pick", str(pair), "--min-speedup", "2.4x", "--json", *options]) == 0
+        picked[name] = json.loads(capsys.readouterr().out)
+        best = fronts[name].pick(min_speedup=2.4)
+        assert (picked[name]["id"], picked[name]["timing"]["speedup"]) == (best.id, best.speedup)
+    assert picked["old"]["id"] != picked["cpu-1-thread"]["id"]
+    out = tmp_path / "mine"
+    assert main(["export", str(pair), "--min-speedup", "2.4x", "--hardware", "old", "--out", str(out)]) == 0
+    assert facts(out)["candidate"] == picked["old"]["candidate"]
+    capsys.readouterr()
+    assert main(["pick", str(pair), "--min-speedup", "2.4x", "--hardware", "phone"]) == 2
+    assert capsys.readouterr().err == f"autocompress: --hardware phone: {pair} has fronts for cpu-1-thread, old\n"
+
+
+def test_the_export_that_pick_proposes_is_of_the_model_it_names(
+    pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the model is not on the front of the first device."""
+    monkeypatch.chdir(tmp_path)
+    best = load_fronts(pair)["old"].pick(min_speedup=2.4)
+    assert main(["pick", str(pair), "--min-speedup", "2.4x", "--hardware", "old"]) == 0
+    line, proposed = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{best.id}: ")
+    [command] = re.findall(r"export: autocompress (export .*)", proposed)
+    assert main(shlex.split(command)) == 0, capsys.readouterr().err
+    assert facts(tmp_path / "my-model")["candidate"] == best.candidate
+
+
+def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fastest = load_front(run).members[0]
+    low, high = fastest.latency_ms.interval
+    for limit in (["--max-latency", f"{fastest.latency_ms.value * 1.001}ms"], ["--min-speedup", f"{fastest.speedup * 0.999}x"]):
+        assert main(["pick", str(run), *limit]) == 1
+        assert capsys.readouterr().err == (
+            f"autocompress: {fastest.id} meets the request at {fastest.latency_ms.value:.3g} ms, but its interval "
+            f"({low:.3g} to {high:.3g} ms) crosses it; --allow-tie takes it\n"
+        )
+        assert main(["pick", str(run), *limit, "--allow-tie", "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["id"] == fastest.id
+    out = tmp_path / "mine"
+    limit = ["--max-latency", f"{fastest.latency_ms.value * 1.001}ms"]
+    assert main(["export", str(run), *limit, "--out", str(out)]) == 1
+    assert not out.exists()
+    assert main(["export", str(run), *limit, "--out", str(out), "--allow-tie"]) == 0
+    assert facts(out)["candidate"] == fastest.candidate
+
+
+def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cores")) -> list[str]:
+    """A search's command line, of a model that is not there."""
+    request = "search --model m --task text-classification --data d.csv --space demo --out /no/such/run"
+    return [*request.split(), *(word for name in hardware for word in ("--hardware", name)), *limits.split()]
+
+
+@pytest.mark.parametrize(
+    ("limits", "first", "second"),
+    [
+        ("", Budget(), Budget()),
+        ("--max-latency 3ms", Budget(max_latency_ms=3.0), Budget(max_latency_ms=3.0)),
+        (
+            "--max-latency cpu-1-thread=3ms --max-latency cpu-all-cores=0.02s",
+            Budget(max_latency_ms=3.0),
+            Budget(max_latency_ms=20.0),
+        ),
+        ("--max-latency 5ms --max-latency cpu-all-cores=20ms", Budget(max_latency_ms=5.0), Budget(max_latency_ms=20.0)),
+        ("--max-latency cpu-all-cores=20ms --max-latency 5ms", Budget(max_latency_ms=5.0), Budget(max_latency_ms=20.0)),
+        ("--min-speedup cpu-1-thread=2x", Budget(min_speedup=2.0), Budget()),
+        ("--min-speedup cpu-1-thread=2x --max-latency cpu-all-cores=20ms", Budget(min_speedup=2.0), Budget(max_latency_ms=20.0)),
+        (
+            "--max-drop 1.5 --max-latency cpu-all-cores=20ms",
+            Budget(max_drop=1.5),
+            Budget(max_drop=1.5, max_latency_ms=20.0),
+        ),
+    ],
+)
+def test_limits_of_single_devices(limits: str, first: Budget, second: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Request] = []
+
+    def record(request: Request, listener: object) -> None:
+        asked.append(request)
+        raise UserError("recorded")
+
+    monkeypatch.setattr(session, "search_for", record)
+    assert main(words(limits)) == 2
+    [request] = asked
+    assert [profile.name for profile in request.hardware] == ["cpu-1-thread", "cpu-all-cores"]
+    assert [request.budget_on(profile.name) for profile in request.hardware] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            "--max-latency phone=3ms",
+            "a limit is set for phone, which is not among the hardware profiles cpu-1-thread, cpu-all-cores",
+        ),
+        ("--max-latency 3ms --max-latency 4ms", "--max-latency is given twice"),
+        ("--max-latency cpu-1-thread=3ms --max-latency cpu-1-thread=4ms", "--max-latency is given twice for cpu-1-thread"),
+        ("--min-speedup cpu-1-thread=3x --min-speedup cpu-1-thread=3x", "--min-speedup is given twice for cpu-1-thread"),
+        ("--max-latency 3ms --min-speedup 2x", "give --max-latency or --min-speedup, not both for one device"),
+        (
+            "--max-latency cpu-1-thread=3ms --min-speedup cpu-1-thread=2x",
+            "give --max-latency or --min-speedup, not both for one device",
+        ),
+        ("--max-latency 3ms --min-speedup cpu-1-thread=2x", "give --max-latency or --min-speedup, not both for one device"),
+        (
+            "--max-latency cpu-1-thread=3",
+            "--max-latency is '3': give a number with its unit (us, ms, s), such as 3ms",
+        ),
+        ("--max-latency cpu-1-thread=", "--max-latency is '': give a number with its unit (us, ms, s), such as 3ms"),
+        ("--min-speedup cpu-1-thread=2ms", "--min-speedup is '2ms': give a number with its unit (x), such as 2x"),
+    ],
+)
+def test_mistakes_in_limits_of_single_devices(limits: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(words(limits)) == 2
+    assert capsys.readouterr().err == f"autocompress: {message}\n"
+
+
+def test_a_search_on_two_devices_from_the_command_line(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    original = session.search_for
+    monkeypatch.setattr(session, "search_for", lambda request, listener: original(request, listener, Farm()))
+    (tmp_path / "old.toml").write_text('extends = "cpu-1-thread"\n')
+    (tmp_path / "space.toml").write_text('[layers]\nkeep = [1.0, 0.5]\n[quantization]\nscheme = ["fp32", "int8-dynamic"]\n')
+    options = {
+        "--model": tiny_model,
+        "--task": "text-classification",
+        "--data": data_file,
+        "--space": tmp_path / "space.toml",
+        "--out": tmp_path / "run",
+        "--max-latency": "old=3.5ms",
+    }
+    request = [str(word) for pair in options.items() for word in pair]
+    assert main(["search", *request, "--hardware", "cpu-1-thread", "--hardware", str(tmp_path / "old.toml")]) == 0
+    printed = capsys.readouterr()
+    fronts = load_fronts(tmp_path / "run")
+    assert list(fronts) == ["cpu-1-thread", "old"]
+    for name, front in fronts.items():
+        assert f"{len(front.members)} models on {name} (accuracy on test)" in printed.out
+    assert "latency foretold on old: " in printed.out
+    assert [member.latency_ms.value for member in fronts["old"].members] == [3.0]
+    [baseline] = [line for line in printed.err.splitlines() if line.startswith("t000")]
+    score = fronts["cpu-1-thread"].baseline
+    assert f"baseline: {score.quality.validation:.4f} (+0.0)  {score.latency_ms.value:.2f} ms  1.00x  5.00 ms  1.00x" in baseline
 
 
 def test_report_is_one_file_that_needs_no_network(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -120,11 +355,18 @@ def test_report_is_one_file_that_needs_no_network(run: Path, capsys: pytest.Capt
     assert "<script src" not in page
     assert "<link" not in page
     for member in load_front(run).members:
-        assert f'id="row-{member.id}"' in page
+        assert f'id="row-0-{member.id}"' in page
 
 
 def test_reading_commands_answer_without_torch(run: Path) -> None:
-    for arguments in (["--help"], ["front", str(run)], ["pick", str(run), "--max-drop", "50"], ["space", "validate", "demo"]):
+    for arguments in (
+        ["--help"],
+        ["front", str(run)],
+        ["pick", str(run), "--max-drop", "50"],
+        ["space", "validate", "demo"],
+        ["profile", "list"],
+        ["profile", "show", "gpu-cuda"],
+    ):
         code = (
             "import sys\nfrom autocompress.cli import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
@@ -143,7 +385,11 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     ]
     assert main(["profile", "show", "cpu-1-thread-seq128"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["threads"], shown["batch_size"], shown["sequence_length"]) == (1, 1, 128)
+    assert (shown["class"], shown["threads"], shown["batch_size"], shown["sequence_length"]) == ("cpu", 1, 1, 128)
+    assert main(["profile", "list"]) == 0
+    listed = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in listed] == resources.names("hw_profiles")
+    assert f"{'gpu-h200':24} {HardwareProfile.load('gpu-h200').description}" in listed
     assert main(["space", "validate", "quantization-only"]) == 0
     assert capsys.readouterr().out == "quantization-only: valid, 2 settings, 1 corners\n"
 

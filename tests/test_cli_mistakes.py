@@ -11,28 +11,52 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from autocompress import resources
 from autocompress.cli import main
+from autocompress.hardware import authoring
 
-Change = Callable[[Path, dict[str, str]], None]
+Options = dict[str, tuple[str, ...]]
+"""Option -> its values; given more than once where there are several."""
+Change = Callable[[Path, Options], None]
 
 
-def _set(option: str, value: str) -> Change:
-    return lambda folder, options: options.update({option: value})
+def _set(option: str, *values: str) -> Change:
+    return lambda folder, options: options.update({option: values})
 
 
 def _file(option: str, name: str, text: str) -> Change:
-    def change(folder: Path, options: dict[str, str]) -> None:
+    def change(folder: Path, options: Options) -> None:
         (folder / name).write_text(text, encoding="utf-8")
-        options[option] = str(folder / name)
+        options[option] = (str(folder / name),)
+
+    return change
+
+
+def _profile(**changes: str | None) -> Change:
+    """A profile with these keys set to TOML, or taken away."""
+    return _file("--hardware", "p.toml", _toml(_PROFILE | changes))
+
+
+def _toml(values: dict[str, str | None]) -> str:
+    return "".join(f"{key} = {value}\n" for key, value in values.items() if value is not None)
+
+
+def _profiles(**texts: str) -> Change:
+    """Several files, the first of which is the profile asked for."""
+
+    def change(folder: Path, options: Options) -> None:
+        for name, text in texts.items():
+            (folder / f"{name}.toml").write_text(text, encoding="utf-8")
+        options["--hardware"] = (str(folder / f"{next(iter(texts))}.toml"),)
 
     return change
 
 
 def _model(edit: Callable[[Path], object]) -> Change:
-    def change(folder: Path, options: dict[str, str]) -> None:
-        shutil.copytree(options["--model"], folder / "model")
+    def change(folder: Path, options: Options) -> None:
+        shutil.copytree(options["--model"][0], folder / "model")
         edit(folder / "model")
-        options["--model"] = str(folder / "model")
+        options["--model"] = (str(folder / "model"),)
 
     return change
 
@@ -61,14 +85,21 @@ def _without_tokenizer(model: Path) -> None:
         path.unlink()
 
 
-def _other_run(folder: Path, options: dict[str, str]) -> None:
-    Path(options["--out"]).mkdir()
-    (Path(options["--out"]) / "run.json").write_text("{}")
+def _other_run(folder: Path, options: Options) -> None:
+    out = Path(options["--out"][0])
+    out.mkdir()
+    (out / "run.json").write_text("{}")
 
 
-def _full_folder(folder: Path, options: dict[str, str]) -> None:
-    Path(options["--out"]).mkdir()
-    (Path(options["--out"]) / "notes.txt").write_text("mine")
+def _full_folder(folder: Path, options: Options) -> None:
+    out = Path(options["--out"][0])
+    out.mkdir()
+    (out / "notes.txt").write_text("mine")
+
+
+def _namesake(folder: Path, options: Options) -> None:
+    (folder / "cpu-1-thread.toml").write_text('extends = "cpu-1-thread"\n')
+    options["--hardware"] = ("cpu-1-thread", str(folder / "cpu-1-thread.toml"))
 
 
 def _rows(*rows: str) -> str:
@@ -76,7 +107,17 @@ def _rows(*rows: str) -> str:
 
 
 _TWENTY = [f"a fine film number {i},{i % 2}" for i in range(60)]
-_PROFILE = 'description = "x"\nruntime = "onnxruntime-cpu"\nthreads = 1\nbatch_size = 1\nsequence_length = 32\n'
+_PROFILE: dict[str, str | None] = {
+    "description": '"x"',
+    "class": '"cpu"',
+    "runtime": '"onnxruntime-cpu"',
+    "threads": "1",
+    "batch_size": "1",
+    "sequence_length": "32",
+}
+_PEAKS = "{ gops = { fp32 = 10.0 }, memory_gb_per_s = 12.5, overhead_us = 3.0, efficiency = 0.5 }"
+_DATASHEET: dict[str, str | None] = {"basis": '"datasheet"', "source": '"its datasheet"', "date": '"2026-01-31"', "peaks": _PEAKS}
+_CUDA: dict[str, str | None] = {"class": '"gpu"', "runtime": '"torch-cuda"', "threads": None}
 
 MISTAKES: dict[str, tuple[Change, str]] = {
     "model folder missing": (_set("--model", "/no/such/model"), "model folder /no/such/model does not exist"),
@@ -118,15 +159,85 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "unknown profile": (_set("--hardware", "cpu-2"), "unknown hardware profile 'cpu-2'"),
     "profile file missing": (_set("--hardware", "my.toml"), "hardware profile file my.toml does not exist"),
     "profile not TOML": (_file("--hardware", "p.toml", "= 3"), "not valid TOML"),
-    "profile key unknown": (_file("--hardware", "p.toml", _PROFILE + "cores = 2\n"), "unknown key 'cores'"),
-    "profile key missing": (_file("--hardware", "p.toml", _PROFILE.replace("threads = 1\n", "")), "missing key 'threads'"),
-    "profile type wrong": (_file("--hardware", "p.toml", _PROFILE.replace("threads = 1", 'threads = "1"')), "must be of type int"),
-    "profile out of range": (
-        _file("--hardware", "p.toml", _PROFILE.replace("batch_size = 1", "batch_size = 0")),
-        "batch_size is 0",
+    "profile key unknown": (_profile(cores="2"), "unknown key 'cores'; known are description, class, runtime, "),
+    "profile key missing": (_profile(**{"class": None}), "missing key 'class'"),
+    "profile key by its name in Python": (_profile(device_class='"cpu"'), "unknown key 'device_class'; did you mean class?"),
+    "profile text wrong": (_profile(description="3"), "description is 3, it must be of type str"),
+    "profile class wrong": (_profile(**{"class": "1"}), "class is 1, it must be of type str"),
+    "profile whole number wrong": (_profile(threads='"1"'), "threads is '1', it must be of type int"),
+    "profile whole number with a fraction": (_profile(batch_size="1.5"), "batch_size is 1.5, it must be of type int"),
+    "profile truth wrong": (_profile(cuda_graphs="1"), "cuda_graphs is 1, it must be of type bool"),
+    "profile number wrong": (_profile(trial_seconds='"2"'), "trial_seconds is '2', it must be of type int or float"),
+    "profile number true": (_profile(confidence="true"), "confidence is True, it must be of type int or float"),
+    "profile limit wrong": (_profile(memory_limit_mb='"all"'), "memory_limit_mb is 'all', it must be of type int or float"),
+    "profile length wrong": (_profile(sequence_length="[32]"), "sequence_length is [32], it must be of type int or str"),
+    "profile list wrong": (_profile(precisions='"fp32"'), "precisions is 'fp32', it must be of type a list of names"),
+    "profile list of numbers": (_profile(precisions="[32]"), "precisions is [32], it must be of type a list of names"),
+    "profile table wrong": (_profile(fingerprint='"a cpu"'), "fingerprint is 'a cpu', it must be of type dict"),
+    "profile peaks wrong": (_profile(peaks="10.0"), "peaks is 10.0, it must be of type dict"),
+    "profile out of range": (_profile(batch_size="0"), "batch_size is 0, allowed is a whole number from 1 to 4096"),
+    "profile length unknown": (_profile(sequence_length='"long"'), "sequence_length is 'long', allowed is a whole number"),
+    "profile class unknown": (_profile(**{"class": '"tpu"'}), "class is 'tpu', allowed is cpu, gpu, edge"),
+    "profile runtime unknown": (_profile(runtime='"tpu"'), "runtime is 'tpu', allowed is onnxruntime-cpu, onnxruntime-cuda"),
+    "profile statistic unknown": (_profile(statistic='"max"'), "statistic is 'max', allowed is median, mean, p10"),
+    "profile format unknown": (_profile(precisions='["int3"]'), "precisions is ['int3'], allowed is a list of fp32, fp16"),
+    "profile location unknown": (_profile(location='"board"'), "location is 'board', allowed is local, ssh://[user@]host"),
+    "profile location malformed": (
+        _profile(**{"class": '"edge"', "location": '"ssh://"'}),
+        "device location 'ssh://' is malformed; allowed is ssh://[user@]host[:port]",
     ),
-    "profile runtime unknown": (_file("--hardware", "p.toml", _PROFILE.replace("onnxruntime-cpu", "tpu")), "runtime is 'tpu'"),
     "profile longer than the model": (_set("--hardware", "cpu-1-thread-seq128"), "the model takes 64 tokens at most"),
+    "class is a GPU, runtime is not": (_profile(**{"class": '"gpu"'}), "class is gpu, but the runtime is onnxruntime-cpu"),
+    "class is a CPU, runtime is not": (
+        _profile(**(_CUDA | {"class": '"cpu"'})),
+        "class is cpu, but the runtime is torch-cuda",
+    ),
+    "threads for CUDA": (_profile(**(_CUDA | {"threads": "4"})), "threads mean nothing to a CUDA runtime; leave them out"),
+    "CUDA graphs of onnxruntime": (_profile(cuda_graphs="true"), "cuda_graphs are of torch-cuda only"),
+    "int8 for torch-cuda": (
+        _profile(**(_CUDA | {"precisions": '["int8-dynamic"]'})),
+        "torch-cuda computes in fp32, fp16 and bf16 only",
+    ),
+    "datasheet without peaks": (_profile(**(_DATASHEET | {"peaks": None})), "datasheet needs peaks, source and date"),
+    "datasheet without source": (_profile(**(_DATASHEET | {"source": None})), "datasheet needs peaks, source and date"),
+    "peaks without datasheet": (_profile(peaks=_PEAKS), "peaks are for basis = datasheet only"),
+    "peaks without fp32": (
+        _profile(**(_DATASHEET | {"peaks": _PEAKS.replace("fp32", "fp16")})),
+        "p.toml: peaks: gops names no fp32",
+    ),
+    "datasheet with a fingerprint": (_profile(**(_DATASHEET | {"fingerprint": '{ cpu = "x" }'})), "a fingerprint is of a measured"),
+    "profile extends itself": (_profiles(p='extends = "p.toml"\n'), "profiles extend each other in a loop: p.toml -> p.toml"),
+    "profiles extend each other": (
+        _profiles(p='extends = "q.toml"\n', q='extends = "p.toml"\n'),
+        "profiles extend each other in a loop: p.toml -> q.toml -> p.toml",
+    ),
+    "profile extends a missing file": (_profiles(p='extends = "q.toml"\n'), "q.toml does not exist"),
+    "profile extends a missing name": (_profiles(p='extends = "cpu-7"\n'), "unknown hardware profile 'cpu-7'"),
+    "profile extends a number": (_profiles(p="extends = 7\n"), "extends is 7, it must be a profile's name or path"),
+    "device given twice": (_set("--hardware", "cpu-1-thread", "cpu-1-thread"), "hardware profile cpu-1-thread is given twice"),
+    "two devices of one name": (_namesake, "hardware profile cpu-1-thread is given twice"),
+    "second device unknown": (_set("--hardware", "cpu-1-thread", "cpu-2"), "unknown hardware profile 'cpu-2'"),
+    "second device longer than the model": (
+        _set("--hardware", "cpu-1-thread", "cpu-1-thread-seq128"),
+        "hardware profile cpu-1-thread-seq128: sequence_length is 128, the model takes 64 tokens at most",
+    ),
+    "a device of another fingerprint": (
+        _profile(fingerprint='{ cpu = "a cpu of old" }'),
+        "hardware profile p is of another device: its cpu is 'a cpu of old', here it is ",
+    ),
+    "no format that a device speeds up": (
+        _file("--space", "s.toml", '[quantization]\nscheme = ["fp16"]\n'),
+        "search space s: quantization.scheme is fp16, the devices offer ",
+    ),
+    "onnxruntime without CUDA": (
+        _profile(**(_CUDA | {"runtime": '"onnxruntime-cuda"'})),
+        "hardware profile p: onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it",
+    ),
+    "no GPU for torch": (_set("--hardware", "gpu-cuda"), "hardware profile gpu-cuda: torch-cuda needs an NVIDIA GPU, "),
+    "no GPU for the second device": (
+        _set("--hardware", "cpu-1-thread", "gpu-cuda"),
+        "hardware profile gpu-cuda: torch-cuda needs an NVIDIA GPU, ",
+    ),
     "unknown space": (_set("--space", "galaxy"), "unknown search space 'galaxy'"),
     "space file missing": (_set("--space", "my.toml"), "search space file my.toml does not exist"),
     "space section unknown": (_file("--space", "s.toml", "[colour]\nkeep = [1.0]\n"), "unknown setting 'colour.keep'"),
@@ -152,22 +263,27 @@ MISTAKES: dict[str, tuple[Change, str]] = {
 }
 
 
+NEED_NO_GPU = ("onnxruntime without CUDA", "no GPU for torch", "no GPU for the second device")
+
+
 @pytest.mark.parametrize("name", MISTAKES)
 def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
     name: str, tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = {
-        "--model": str(tiny_model),
-        "--task": "text-classification",
-        "--data": str(data_file),
-        "--hardware": "cpu-1-thread",
-        "--space": "quantization-only",
-        "--out": str(tmp_path / "run"),
+    if name in NEED_NO_GPU and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    options: Options = {
+        "--model": (str(tiny_model),),
+        "--task": ("text-classification",),
+        "--data": (str(data_file),),
+        "--hardware": ("cpu-1-thread",),
+        "--space": ("quantization-only",),
+        "--out": (str(tmp_path / "run"),),
     }
     change, message = MISTAKES[name]
     change(tmp_path, options)
     before = sorted(path for path in tmp_path.rglob("*"))
-    code = main(["search", *(word for pair in options.items() for word in pair)])
+    code = main(["search", *(word for option, values in options.items() for value in values for word in (option, value))])
     printed = capsys.readouterr()
     errors = [line for line in printed.err.splitlines() if not line.endswith("...")]
     assert len(errors) == 1, printed.err
@@ -188,18 +304,44 @@ def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
         (["export", "/no/such/run", "--trial", "t001", "--out", "x"], "holds no front.json"),
         (["report", "/no/such/run"], "holds no front.json"),
         (["measure", "/no/such/model", "--hardware", "cpu-1-thread"], "neither an .onnx file nor a folder"),
+        (["front", "/no/such/run", "--hardware", "board"], "holds no front.json"),
+        (["measure", "/no/such/model"], "the following arguments are required: --hardware"),
+        (["measure", "/no/such/model", "--hardware", "nothing"], "unknown hardware profile 'nothing'"),
         (["profile", "show", "nothing"], "unknown hardware profile 'nothing'"),
+        (["profile", "new"], "the following arguments are required: NAME"),
+        (["profile", "new", "p", "--runtime", "tpu"], "runtime is 'tpu', allowed is onnxruntime-cpu, "),
+        (
+            ["profile", "new", "p", "--threads", "-1"],
+            "threads is -1, allowed is a whole number from 0 (all cores) to 1024",
+        ),
+        (["profile", "new", "p", "--threads", "many"], "argument --threads: invalid int value: 'many'"),
+        (["profile", "new", "p", "--sequence-length", "long"], "sequence_length is 'long', allowed is a whole number"),
+        (["profile", "new", "p", "--device", "board"], "location is 'board', allowed is local, ssh://[user@]host[:port]"),
+        (["profile", "new", "p", "--python", "/opt/python"], "python is for a device that is not local"),
+        (
+            ["profile", "new", "p", "--runtime", "torch-cuda", "--device", "ssh://board"],
+            "torch-cuda runs on this machine only",
+        ),
+        (
+            ["doctor", "--device", "board"],
+            "device location 'board' is malformed; allowed is ssh://[user@]host[:port] or cmd:WRAPPER",
+        ),
+        (["doctor", "--ssh-config", "/no/such/config", "--device", "ssh://board"], "no file /no/such/config"),
         (["space", "show", "nothing"], "unknown search space 'nothing'"),
         (["space", "validate", "nothing.toml"], "does not exist"),
         (["dance"], "invalid choice: 'dance'"),
         ([], "the following arguments are required: COMMAND"),
     ],
 )
-def test_other_commands(arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_other_commands(
+    arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert main(arguments) == 2
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1
     assert message in errors[0]
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_resuming_nothing(tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -207,3 +349,53 @@ def test_resuming_nothing(tiny_model: Path, data_file: Path, tmp_path: Path, cap
     assert main(["search", *options, "--space", "demo", "--out", str(tmp_path / "run"), "--resume"]) == 2
     assert "holds no run" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
+
+
+def test_a_new_profile_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    assert main(["profile", "new", str(tmp_path / "mine")]) == 2
+    assert capsys.readouterr().err == f"autocompress: {path} exists already; give another name\n"
+    assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"] and path.read_text() == "mine"
+
+
+def test_a_new_profile_in_a_folder_that_is_not_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(authoring, "gains", lambda host, runtime: {"fp32": 1.0})
+    assert main(["profile", "new", str(tmp_path / "no" / "mine")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("autocompress: ") and str(tmp_path / "no") in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ("torch-cuda", "hardware profile mine: torch-cuda needs an NVIDIA GPU, "),
+        ("onnxruntime-cuda", "hardware profile mine: onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it"),
+    ],
+)
+def test_a_new_profile_of_a_gpu_that_is_not_there(
+    runtime: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "new", str(tmp_path / "mine"), "--runtime", runtime]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"autocompress: {message}")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_model_without_a_task_has_no_lengths_of_its_own(tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", str(tiny_model), "--hardware", "cpu-1-thread-task"]) == 2
+    assert capsys.readouterr().err == (
+        "autocompress: hardware profile cpu-1-thread-task: sequence_length is 'task', and there is no task here; "
+        "extend the profile with a number\n"
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize("name", [name for name in resources.names("hw_profiles") if name.startswith("gpu-cuda")])
+def test_measured_on_a_gpu_that_is_not_there(name: str, tiny_model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["measure", str(tiny_model), "--hardware", name]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"autocompress: hardware profile {name}: torch-cuda needs an NVIDIA GPU, ")

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from autocompress.engine import search
 from autocompress.pareto import load_front
-from tests.conftest import SizeTimer
+from autocompress.session import search
+from tests.conftest import SizeDevice
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -26,14 +26,17 @@ def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     printed = run("quickstart.py", str(tiny_model), str(data_file), str(tmp_path / "run")).splitlines()
     front = load_front(tmp_path / "run")
     best = front.pick(max_latency_ms=3.0)
-    assert [line.split(":")[0] for line in printed[:-1]] == [member.id for member in front.members]
+    assert printed[:-1] == [
+        f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop {member.quality.drop_reported:.2f} points"
+        for member in front.members
+    ]
     assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
 
 
 @pytest.mark.parametrize("text", ["a fine film", "dull beyond words"])
 def test_run_exported(text: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, trials=1, timer=SizeTimer())
+    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, trials=1, connect=SizeDevice)
     answer, logits = run("run_exported.py", str(out / "models/t000"), text).split(" ", 1)
     from transformers import AutoTokenizer
 

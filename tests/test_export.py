@@ -28,15 +28,16 @@ from transformers import (
 )
 
 from autocompress import export
+from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.export import annotate, export_model, load_model
+from autocompress.export import export_model
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch
 from autocompress.onnx_runtime import predict
 from autocompress.structure import Layer, Structure
 from autocompress.teacher import load_classifier, load_config
 from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import SCHEMES
+from autocompress.techniques.quantization import SCHEMES, onnx_format
 from autocompress.training import tensors
 from tests.tiny_models import MODELS, build, inputs
 
@@ -129,13 +130,14 @@ def test_weights_left_are_all_that_is_stored(sample: Sample, folder: Path) -> No
 def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path) -> None:
     parity = sample.export(tmp_path / "t", quantization__scheme=scheme)
     described = read(tmp_path / "t" / "autocompress.json")
-    assert described["parity"] == parity and described["quantization"] == {"scheme": scheme, "left_in_fp32": {}}
+    assert described["quantization"] == {"scheme": scheme, "layers": [scheme] * 3, "left_in_fp32": {}}
+    assert described["parity"] == parity
     assert 0 <= parity["fp32_max_abs_difference"] <= 1e-4
     expected = logits(FAMILY.cut(sample.model, CUT), sample.calibration[0]).numpy()
     found = predict(tmp_path / "t" / "model.onnx", [sample.calibration[0].inputs])
     assert parity["max_abs_difference"] == pytest.approx(float(np.abs(found - expected).max()), rel=1e-6)
     assert parity["agreement"] == (found.argmax(1) == expected.argmax(1)).mean()
-    assert (parity["max_abs_difference"] <= 1e-4) == (scheme == "fp32")
+    assert (parity["max_abs_difference"] <= 1e-4) == (onnx_format(scheme) == "fp32")
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])

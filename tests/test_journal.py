@@ -12,21 +12,33 @@ import pytest
 
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Latency, Quality
+from autocompress.scores import Latency, Quality, Score, Timing
 
 INPUTS = {"model": "abc", "seed": 0, "space": {"parameters": {"layers.keep": "1.0 | 0.5"}}, "unlabeled": None}
 FAILED = Trial(3, {"layers.keep": [0, 9]}, "failed", reason="layers.keep names layer 9", seconds=0.25)
+TIMING = Timing(
+    Latency(1.25, 1.5, 2.0, (1.2, 1.3), 40, "p10", 0.9),
+    3.3,
+    (3.2, 3.4),
+    "int8-dynamic",
+    wall_ms=1.3,
+    cpu_ms=1.25,
+    disturbed=True,
+    memory_bytes=12_345_678,
+    energy_mj=4.5,
+)
+ESTIMATE = Timing(Latency(9.0, 9.0, 9.0, (9.0, 9.0), 0, basis="datasheet"), 2.0, (2.0, 2.0))
 COMPLETE = Trial(
     number=12,
     candidate={"layers.keep": [0, 2], "recovery.objectives": ["logits"], "quantization.scheme": "int8-dynamic"},
     state="complete",
     sizes={"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]},
     rungs=((0, 0.517), (32, 0.84375)),
-    quality=Quality(0.84375, 3.125, 0.9),
-    correct="ff80",
-    latency_ms=Latency(1.25, 1.5, (1.2, 1.3), 40),
-    speedup=3.3,
-    speedup_ci95=(3.2, 3.4),
+    scores={
+        "board": Score(TIMING, Quality(0.84375, 3.125, 0.9), "ff80"),
+        "phone": Score(ESTIMATE),
+    },
+    predicted={"board": 0.31, "phone": 0.5},
     weight_bytes=1_234_567,
     parity={"logits": 1e-6},
     seconds=41.5,
@@ -46,6 +58,7 @@ def test_trials_come_back_as_they_were(run: Run) -> None:
     assert run.trials() == [FAILED, COMPLETE]
     assert Run.resume(run.folder, INPUTS).trials() == [FAILED, COMPLETE]
     assert [trial.id for trial in run.trials()] == ["t003", "t012"]
+    assert list(run.trials()[1].scores) == ["board", "phone"]
 
 
 def test_one_line_per_trial(run: Run) -> None:
@@ -79,7 +92,7 @@ def test_a_first_line_cut_short_leaves_none(run: Run) -> None:
 
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_no_trace(run: Run) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        run.append(replace(COMPLETE, speedup=float("nan")))
+        run.append(replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))}))
     assert run.trials_file.read_bytes() == b""
 
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import CandidateFailed
+from autocompress.interfaces import Knowledge
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.layer_truncation import RULES, LayerTruncation
@@ -16,7 +17,7 @@ def kept(layers: int, keep: object, rule: str = "uniform", structure: Structure 
     """Layers of the original model that are left."""
     structure = structure or Structure.full([2] * layers, [4] * layers)
     candidate = SETTINGS.candidate({"layers.keep": keep, "layers.rule": rule})
-    return [layer.source for layer in LayerTruncation().refine(structure, candidate, {}).layers]
+    return [layer.source for layer in LayerTruncation().refine(structure, candidate, Knowledge({})).layers]
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_refine(layers: int, keep: object, rule: str, left: list[int]) -> None:
 
 def test_by_default_the_structure_is_left_alone() -> None:
     structure = Structure.full([2, 2], [4, 4])
-    assert LayerTruncation().refine(structure, SETTINGS.candidate({}), {}) is structure
+    assert LayerTruncation().refine(structure, SETTINGS.candidate({}), Knowledge({})) is structure
 
 
 def test_counts_the_layers_that_are_left() -> None:

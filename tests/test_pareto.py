@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import RequestUnmet, UserError
-from autocompress.pareto import Budget, Front, Latency, Member, Quality, hypervolume, load_front, non_dominated, without_ties
+from autocompress.pareto import Budget, Front, Member, hypervolume, load_front, load_fronts, non_dominated, without_ties
+from autocompress.scores import Latency, Quality, Timing
 
 BASELINE_MS = 8.0
 DESIGN = [(1 / 2.25, 0.5), (1 / 3.3, 0.1), (1 / 4.75, 1.7), (1 / 7, 2.3), (1 / 10, 4.9), (1 / 12, 8.4)]
@@ -19,17 +20,24 @@ DESIGN = [(1 / 2.25, 0.5), (1 / 3.3, 0.1), (1 / 4.75, 1.7), (1 / 7, 2.3), (1 / 1
 
 
 def member(id: str, ms: float, test: float, *, validation: float | None = None, spread: float = 0.0, size: int = 1000) -> Member:
-    """A member of a front whose baseline takes 8 ms and has 0.875 on both splits."""
+    """A member of a front whose baseline takes 8 ms and has 0.875 on both splits; ``spread`` is of its latency."""
     validation = test if validation is None else validation
     quality = Quality(validation, 100 * (0.875 - validation), 0.5, test, 0.01, 1000, 100 * (0.875 - test), 0.5)
-    latency = Latency(ms, 1.25 * ms, (ms - spread, ms + spread), 40)
-    speedup, candidate = BASELINE_MS / ms, {"layers.keep": [0, 2], "quantization.scheme": "int8-dynamic"}
+    latency = Latency(ms, 1.25 * ms, 1.5 * ms, (ms - spread, ms + spread), 40)
+    timing = Timing(latency, BASELINE_MS / ms, (BASELINE_MS / (ms + spread), BASELINE_MS / (ms - spread)), "int8-dynamic", ms, ms)
+    candidate = {"layers.keep": [0, 2], "quantization.scheme": "int8-dynamic"}
     sizes = {"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}
-    return Member(id, candidate, quality, latency, speedup, (speedup, speedup), size, f"models/{id}", sizes)
+    return Member(id, candidate, quality, timing, size, f"models/{id}", sizes)
 
 
-def front(*members: Member) -> Front:
-    return Front("accuracy", member("t000", BASELINE_MS, 0.875), {"threads": 1}, {"max_drop": 9.0}, 0.5, members, verified=True)
+def front(*members: Member, name: str = "board") -> Front:
+    hardware = {"name": name, "threads": 1}
+    return Front("accuracy", member("t000", BASELINE_MS, 0.875), hardware, {"max_drop": 9.0}, 0.5, members, verified=True)
+
+
+def write(folder: Path, *fronts: Front, schema: Any = 2) -> None:
+    value = {"schema": schema, "fronts": [found.as_dict() for found in fronts]}
+    (folder / "front.json").write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
 
 
 FAST, MIDDLE, GOOD = member("t003", 1.0, 0.8125), member("t002", 2.0, 0.84375), member("t001", 4.0, 0.875)
@@ -119,7 +127,7 @@ def test_a_model_more_never_covers_less(points: list[tuple[float, float]]) -> No
         ({"max_drop": 4.0, "min_quality": 0.85}, GOOD),
     ],
 )
-def test_pick(limits: dict[str, float], picked: Member) -> None:
+def test_pick(limits: dict[str, Any], picked: Member) -> None:
     assert FRONT.pick(**limits) == picked
 
 
@@ -135,6 +143,80 @@ def test_a_limit_admits_a_drop_that_equals_it_but_for_rounding() -> None:
     """7 of 1,000 sentences lost are 0.7000000000000001 points."""
     exact = replace(MIDDLE, quality=replace(MIDDLE.quality, drop_test=100 * (7 / 1000)))
     assert front(exact).pick(max_drop=0.7) == exact
+
+
+UNSURE_FAST, UNSURE_GOOD = member("t003", 1.0, 0.8125, spread=0.25), member("t001", 4.0, 0.875, spread=1.0)
+"""From 0.75 to 1.25 ms and 6.4x to 10.7x; from 3 to 5 ms and 1.6x to 2.7x."""
+
+
+@pytest.mark.parametrize(
+    ("limits", "picked", "with_tie"),
+    [
+        ({"max_latency_ms": 5.0}, "t001", "t001"),
+        ({"max_latency_ms": 4.999}, "t003", "t001"),
+        ({"max_latency_ms": 4.0}, "t003", "t001"),
+        ({"max_latency_ms": 3.999}, "t003", "t003"),
+        ({"max_latency_ms": 1.25}, "t003", "t003"),
+        ({"min_speedup": 1.6}, "t001", "t001"),
+        ({"min_speedup": 1.601}, "t003", "t001"),
+        ({"min_speedup": 2.0}, "t003", "t001"),
+        ({"min_speedup": 2.001}, "t003", "t003"),
+        ({"max_drop": 0.0}, "t001", "t001"),
+        ({"min_quality": 0.8}, "t003", "t003"),
+    ],
+)
+def test_a_member_whose_interval_crosses_the_limit_is_picked_only_where_ties_are_allowed(
+    limits: dict[str, Any], picked: str, with_tie: str
+) -> None:
+    unsure = front(UNSURE_FAST, UNSURE_GOOD)
+    assert unsure.pick(**limits).id == picked
+    assert unsure.pick(**limits, allow_tie=True).id == with_tie
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"max_latency_ms": 1.2},
+            "t003 meets the request at 1 ms, but its interval (0.75 to 1.25 ms) crosses it; --allow-tie takes it",
+        ),
+        (
+            {"min_speedup": 7.0},
+            "t003 meets the request at 1 ms, but its interval (0.75 to 1.25 ms) crosses it; --allow-tie takes it",
+        ),
+        (
+            {"max_latency_ms": 4.5, "max_drop": 0.0},
+            "t001 meets the request at 4 ms, but its interval (3 to 5 ms) crosses it; --allow-tie takes it",
+        ),
+    ],
+)
+def test_when_only_ties_meet_a_request_the_refusal_says_so(limits: dict[str, Any], message: str) -> None:
+    unsure = front(UNSURE_FAST, UNSURE_GOOD)
+    with pytest.raises(RequestUnmet, match="^" + re.escape(message) + "$"):
+        unsure.pick(**limits)
+    assert unsure.pick(**limits, allow_tie=True).id == message[:4]
+
+
+def test_beyond_an_interval_no_tie_helps() -> None:
+    with pytest.raises(RequestUnmet, match="the nearest is t003, limited by its latency: "):
+        front(UNSURE_FAST, UNSURE_GOOD).pick(max_latency_ms=0.9, allow_tie=True)
+
+
+def test_the_tie_that_is_named_is_the_one_that_would_be_taken() -> None:
+    """Of two members whose intervals cross the limit, --allow-tie takes the more accurate one."""
+    fast, good = member("t003", 1.0, 0.80, spread=0.5), member("t001", 1.2, 0.85, spread=0.5)
+    crossing = front(fast, good)
+    assert crossing.pick(max_latency_ms=1.25, allow_tie=True) == good
+    with pytest.raises(RequestUnmet, match=r"^t001 meets the request at 1\.2 ms, but its interval \(0\.7 to 1\.7 ms\) crosses it"):
+        crossing.pick(max_latency_ms=1.25)
+
+
+def test_estimates_have_no_interval_to_cross() -> None:
+    latency = Latency(1.0, 1.0, 1.0, (1.0, 1.0), 0, basis="datasheet")
+    estimated = replace(FAST, timing=Timing(latency, 8.0, (8.0, 8.0)))
+    found = replace(front(estimated), baseline=replace(FRONT.baseline, timing=Timing(replace(latency, value=8.0), 1.0, (1.0, 1.0))))
+    assert found.pick(max_latency_ms=1.0) == estimated
+    assert found.estimated and not FRONT.estimated
 
 
 def test_pick_among_equals() -> None:
@@ -155,7 +237,7 @@ def test_pick_among_equals() -> None:
         ({"max_latency_ms": 3.9, "max_drop": 0.0}, "t001", "latency"),
     ],
 )
-def test_a_request_that_no_model_meets(limits: dict[str, float], nearest: str, limiting: str) -> None:
+def test_a_request_that_no_model_meets(limits: dict[str, Any], nearest: str, limiting: str) -> None:
     with pytest.raises(RequestUnmet, match=f"the nearest is {nearest}, limited by its {limiting}: "):
         FRONT.pick(**limits)
 
@@ -184,7 +266,7 @@ def test_an_empty_front_meets_no_request() -> None:
         ({"min_quality": 86.0}, "min_quality is 86: it is a share"),
     ],
 )
-def test_limits_that_make_no_sense(limits: dict[str, float], message: str) -> None:
+def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match="^" + re.escape(message)):
         FRONT.pick(**limits)
 
@@ -198,6 +280,15 @@ def test_budget() -> None:
     assert Budget(max_drop=1.0).as_dict() == {"max_drop": 1.0}
     assert [budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))] == [True, False, False]
     assert Budget().admits_speed(1e9, 1e-9)
+
+
+def test_a_budget_is_met_for_certain_at_the_slow_end_of_the_intervals() -> None:
+    for limit, met, certain in ((5.0, True, True), (4.5, True, False), (3.9, False, False)):
+        budget = Budget(max_latency_ms=limit)
+        assert (budget.admits(UNSURE_GOOD), budget.admits(UNSURE_GOOD, certain=True)) == (met, certain)
+        assert budget.of(UNSURE_GOOD) == pytest.approx({"latency": 4 / limit - 1})
+        assert budget.of(UNSURE_GOOD, certain=True) == pytest.approx({"latency": 5 / limit - 1})
+    assert Budget(min_speedup=2.0).of(UNSURE_GOOD, certain=True) == pytest.approx({"speedup": 2.0 / 1.6 - 1})
 
 
 def test_balanced() -> None:
@@ -248,29 +339,59 @@ def test_who_ties_with_a_dropped_member_alone_stays() -> None:
 
 def test_front_json_round_trip(tmp_path: Path) -> None:
     untested = replace(GOOD, quality=Quality(0.86, 1.5, 0.7), candidate={"layers.keep": 1.0})
-    for original in (FRONT, front(), replace(front(FAST, untested), verified=False)):
-        (tmp_path / "front.json").write_text(json.dumps(original.as_dict(), allow_nan=False), encoding="utf-8")
+    measured = replace(GOOD.timing, cpu_ms=None, disturbed=True, memory_bytes=10**6, energy_mj=1.5)
+    for original in (FRONT, front(), replace(front(FAST, untested), verified=False), front(replace(GOOD, timing=measured))):
+        write(tmp_path, original)
         assert load_front(tmp_path) == original
+        assert load_fronts(tmp_path) == {"board": original}
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"schema": 2}, "front.json: schema is 2, this version reads 1"),
-        ({"schema": "1"}, "front.json: schema is '1', this version reads 1"),
-        ({"members": [{"id": "t001"}]}, "front.json is damaged: "),
-        ({"members": 3}, "front.json is damaged: "),
-        ({"baseline": None}, "front.json is damaged: "),
-        ({"colour": "red"}, "front.json is damaged: "),
-    ],
-)
-def test_a_front_of_another_kind(tmp_path: Path, change: dict[str, Any], message: str) -> None:
-    (tmp_path / "front.json").write_text(json.dumps(FRONT.as_dict() | change), encoding="utf-8")
-    with pytest.raises(UserError, match=re.escape(message)):
+def test_the_fronts_of_several_devices(tmp_path: Path) -> None:
+    """They stand in the order in which the search was given the devices."""
+    slow, quick = front(GOOD, name="slow"), front(FAST, name="a-quick")
+    write(tmp_path, slow, quick)
+    assert list(load_fronts(tmp_path).items()) == [("slow", slow), ("a-quick", quick)]
+    assert load_front(tmp_path) == slow
+    assert load_front(tmp_path, "slow") == slow
+    for name in ("a-quick", "a-quick.toml", "profiles/a-quick.toml"):
+        assert load_front(tmp_path, name) == quick
+    for name in ("quick", "slow.toml.toml"):
+        with pytest.raises(UserError, match=re.escape(f"--hardware {name}: {tmp_path} has fronts for slow, a-quick") + "$"):
+            load_front(tmp_path, name)
+
+
+@pytest.mark.parametrize("schema", [1, 3, "2", None])
+def test_a_front_of_another_schema(tmp_path: Path, schema: Any) -> None:
+    write(tmp_path, FRONT, schema=schema)
+    with pytest.raises(UserError, match=re.escape(f"front.json: schema is {schema!r}, this version reads 2") + "$"):
         load_front(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b'{"schema": 1}', b'{"metric": "\xff"}'])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"members": [{"id": "t001"}]},
+        {"members": 3},
+        {"baseline": None},
+        {"colour": "red"},
+        {"hardware": {}},
+        {"hardware": 3},
+        {"members": [FAST.__dict__ | {"quality": FAST.quality.__dict__, "timing": None}]},
+        {"members": [FAST.__dict__ | {"quality": None, "timing": None}]},
+    ],
+    ids=str,
+)
+def test_a_front_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None:
+    value = {"schema": 2, "fronts": [FRONT.as_dict() | change]}
+    (tmp_path / "front.json").write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(UserError, match=re.escape("front.json is damaged: ")):
+        load_front(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"{}", b'{"schema": 2}', b'{"schema": 2, "fronts": 3}', b'{"schema": 2, "fronts": []}', b'"\xff"'],
+)
 def test_a_damaged_front(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "front.json").write_bytes(content)
     with pytest.raises(UserError, match=re.escape(f"{tmp_path / 'front.json'} is damaged: ")):

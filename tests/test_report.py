@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +13,23 @@ import pytest
 
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Front, Latency, Member, Quality
+from autocompress.pareto import Front, Member
 from autocompress.report import write_report
-from autocompress.verification import write_front
+from autocompress.scores import Latency, Quality, Score, Timing
+from autocompress.verification import write_fronts
 
+CPU: dict[str, Any] = {"name": "cpu", "description": "a </script> machine", "threads": 1, "fingerprint": {}, "source": ""}
+PHONE: dict[str, Any] = {"name": "<phone>", "description": "a phone", "source": "its <datasheet>", "date": "2026-01-31"}
 DESCRIPTION: dict[str, Any] = {
     "inputs": {
         "model": "models/<mine>",
-        "hardware": {"name": "cpu", "description": "a </script> machine", "threads": 1},
+        "hardware": [CPU],
         "space": {"name": "encoder"},
         "sampler": "tpe",
         "seed": 0,
     },
     "data": {"source": "d.csv", "train": 1, "validation": 2, "test": 3, "unlabeled": 0, "dropped": {"train repeated": 4}},
-    "device": {"cpu": "a cpu", "cores": 2, "memory_bytes": 2**34, "features": ["avx2"]},
+    "devices": {"cpu": {"cpu": "a <cpu>", "cores": 2, "memory_bytes": 2**34, "features": ["avx2"], "gpu": ""}},
     "versions": {"torch": "2"},
     "started": "2026-11-20T00:00:00+00:00",
 }
@@ -33,39 +38,63 @@ SIZES = {"layers": [0, 1], "heads": [2, 4], "ffn": [8, 8]}
 
 def member(number: int, ms: float, drop: float) -> Member:
     quality = Quality(0.9 - drop / 100, drop, 0.5, 0.88 - drop / 100, 0.01, 1000, drop, 0.5)
-    latency = Latency(ms, ms * 1.1, (ms * 0.99, ms * 1.01), 30)
     speedup = 6 / ms
+    latency = Latency(ms, ms * 1.1, ms * 1.2, (ms * 0.99, ms * 1.01), 30, "median")
+    timing = Timing(latency, speedup, (speedup * 0.98, speedup * 1.02), "int8-dynamic", ms, ms, memory_bytes=7_000_000)
     settings = {"heads.keep": 0.5, "quantization.scheme": "int8-dynamic"}
-    return Member(f"t{number:03}", settings, quality, latency, speedup, (speedup, speedup), 10**6, f"models/t{number:03}", SIZES)
+    return Member(f"t{number:03}", settings, quality, timing, 10**6, f"models/t{number:03}", SIZES)
+
+
+def estimated(found: Member, factor: float) -> Member:
+    """The same model on a device known from its datasheet, so many times slower."""
+    ms = factor * found.latency_ms.value
+    latency = Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet")
+    return replace(found, timing=Timing(latency, found.speedup, (found.speedup, found.speedup), memory_bytes=3_000_000))
+
+
+BASELINE = member(0, 6.0, 0.0)
+# rectangles, (1 - ms / 6) * (5 - drop) / 5: 0.33, 0.60, 0.45
+MEMBERS = (member(1, 1.0, 3.0), member(2, 2.0, 0.5), member(3, 3.0, 0.5 - 0.05))
+FRONT = Front("accuracy", BASELINE, CPU, {}, 0.7, MEMBERS, verified=True)
+ESTIMATED = Front(
+    "accuracy", estimated(BASELINE, 10), PHONE, {"max_latency_ms": 25.0}, 0.25, (estimated(MEMBERS[1], 10),), verified=True
+)
+
+
+def trial(found: Member, scores: dict[str, Score], predicted: dict[str, float]) -> Trial:
+    return Trial(int(found.id[1:]), found.candidate, "complete", SIZES, None, ((0, 0.9),), scores, predicted, 5, seconds=15.0)
+
+
+def start(folder: Path, description: dict[str, Any], fronts: Sequence[Front]) -> Run:
+    run = Run.start(folder, description)
+    for m in (BASELINE, *MEMBERS):
+        scores = {"cpu": Score(m.timing, m.quality, "00")}
+        if len(fronts) > 1:
+            scores["<phone>"] = Score(estimated(m, 10).timing, m.quality, "00")
+        run.append(trial(m, scores, {}))
+    run.append(Trial(4, {"heads.keep": 0.25}, "failed", reason="export"))
+    write_fronts(run, fronts)
+    return run
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    run = Run.start(tmp_path / "run", DESCRIPTION)
-    # rectangles, (1 - ms / 6) * (5 - drop) / 5: 0.33, 0.60, 0.45
-    members = (member(1, 1.0, 3.0), member(2, 2.0, 0.5), member(3, 3.0, 0.5 - 0.05))
-    baseline = member(0, 6.0, 0.0)
-    for m in (baseline, *members):
-        number = int(m.id[1:])
-        run.append(
-            Trial(
-                number,
-                m.candidate,
-                "complete",
-                SIZES,
-                None,
-                ((0, 0.9),),
-                m.quality,
-                "00",
-                m.latency_ms,
-                m.speedup,
-                m.speedup_ci95,
-                5,
-            )
-        )
-    run.append(Trial(4, {"heads.keep": 0.25}, "failed", reason="export"))
-    write_front(run, Front("accuracy", baseline, DESCRIPTION["inputs"]["hardware"], {}, 0.7, members, verified=True))
-    return run
+    return start(tmp_path / "run", DESCRIPTION, [FRONT])
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Run:
+    """A run on two devices, one of them estimated."""
+    description = DESCRIPTION | {
+        "inputs": DESCRIPTION["inputs"] | {"hardware": [CPU, PHONE]},
+        "devices": DESCRIPTION["devices"] | {"<phone>": {"source": "its <datasheet>", "date": "2026-01-31"}},
+        "prediction": {"cpu": {"mean_abs_error": 0.0314, "n": 17}},
+    }
+    return start(tmp_path / "run", description, [FRONT, ESTIMATED])
+
+
+def page_of(run: Run) -> str:
+    return write_report(run.folder).read_text(encoding="utf-8")
 
 
 def script_value(page: str, name: str) -> Any:
@@ -74,28 +103,127 @@ def script_value(page: str, name: str) -> Any:
     return json.loads(found[1])
 
 
+def section(page: str, index: int) -> str:
+    found = re.search(rf'<section id="device-{index}"(.*?)</section>', page, re.DOTALL)
+    assert found is not None
+    return found[1]
+
+
+def row(page: str, id: str) -> dict[str, str]:
+    """Cells of a table's row by the heads of their columns."""
+    table = next(found for found in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in found)
+    [cells] = re.findall(rf'<tr id="{id}"[^>]*>(.*?)</tr>', table)
+    return dict(zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True))
+
+
 def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> None:
-    page = write_report(run.folder).read_text(encoding="utf-8")
-    models = script_value(page, "models")
+    page = page_of(run)
+    [device] = script_value(page, "devices")
+    models = device["models"]
     assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [("t001", 1.0, 6.0), ("t002", 2.0, 3.0), ("t003", 3.0, 2.0)]
     assert [m["quality"] for m in models] == pytest.approx([0.85, 0.875, 0.8755])
+    assert [m["slow"] for m in models] == pytest.approx([1.01, 2.02, 3.03])
     assert models[1]["qualityText"] == "0.8750 (-0.50 points)"
     assert script_value(page, "run") == str(run.folder)
-    assert "show(2.0, true);" in page
+    assert (device["budget"], device["estimated"]) == (2.0, False)
+    assert "show(device.budget, true);" in page
 
 
 def test_the_page_counts_what_happened(run: Run) -> None:
-    page = write_report(run.folder).read_text(encoding="utf-8")
-    assert "3 models on the front of 4 candidates (3 complete, 1 failed)" in page
+    page = page_of(run)
+    assert "3 models on the front of cpu, from 4 candidates (3 complete, 1 failed) in 1.0 minutes." in page
+    assert "cpu: budget without limit, hypervolume 0.700." in page
     assert "<dt>examples dropped</dt><dd>4 train repeated</dd>" in page
     assert page.count('<tr class="baseline">') == 1
+    assert re.findall(r'<tr id="([^"]+)"', page) == ["row-0-t001", "row-0-t002", "row-0-t003"]
+    assert "scored on 1000 test examples" in page and "95 % interval of the median latency" in page
+
+
+def test_a_row_has_everything_that_was_measured(run: Run) -> None:
+    assert row(page_of(run), "row-0-t002") == {
+        "model": "t002",
+        "ms (median)": "2.00",
+        "speedup": "3.00x",
+        "95 % interval": "2.94-3.06",
+        "accuracy": "0.8750",
+        "loss, points": "0.50",
+        "± s.e.": "0.50",
+        "MB": "1.0",
+        "peak MB": "7",
+        "format": "int8-dynamic",
+        "what it is": "2 layers, heads 2-4, FFN 8",
+    }
 
 
 def test_nothing_of_the_users_is_read_as_markup(run: Run) -> None:
-    page = write_report(run.folder).read_text(encoding="utf-8")
+    page = page_of(run)
     assert "models/&lt;mine&gt; on cpu" in page
     assert "a &lt;/script&gt; machine" in page
-    assert "<mine>" not in page
+    assert "<dt>device of cpu</dt><dd>a &lt;cpu&gt;, 2 cores, 16 GiB, avx2</dd>" in page
+    assert "<mine>" not in page and "<cpu>" not in page
+
+
+def test_one_device_has_no_switch(run: Run) -> None:
+    page = page_of(run)
+    assert "<select" not in page and page.count("<section ") == 1
+    assert "<h2>The front</h2>" in page
+
+
+def test_each_device_has_a_section_and_the_first_is_shown(pair: Run) -> None:
+    page = page_of(pair)
+    assert page.count("<section ") == 2
+    assert not section(page, 0).startswith(" hidden") and section(page, 1).startswith(" hidden")
+    assert '<option value="0">cpu</option><option value="1">&lt;phone&gt;</option>' in page
+    assert "<h2>The front on cpu</h2>" in section(page, 0) and "<h2>The front on &lt;phone&gt;</h2>" in section(page, 1)
+    assert re.findall(r'<tr id="([^"]+)"', page) == ["row-0-t001", "row-0-t002", "row-0-t003", "row-1-t002"]
+    assert "<phone>" not in page.replace(json.dumps("<phone>"), "")
+    first, second = script_value(page, "devices")
+    assert [m["latency"] for m in first["models"]] == [1.0, 2.0, 3.0]
+    assert [m["latency"] for m in second["models"]] == [20.0]
+    assert (second["budget"], second["estimated"]) == (25.0, True)
+
+
+def test_the_command_for_another_device_names_it(pair: Run) -> None:
+    """The trial need not be on the front of the first device, which ``autocompress export`` takes by default."""
+    assert "--hardware" in page_of(pair)
+
+
+def test_the_summary_of_two_devices(pair: Run) -> None:
+    page = page_of(pair)
+    counted = "3 models on the front of cpu and 1 models on the front of &lt;phone&gt;, from 4 candidates (3 complete, 1 failed)"
+    assert f"{counted} in 1.0 minutes." in page
+    assert "cpu: budget without limit, hypervolume 0.700. &lt;phone&gt;: budget max latency ms 25, hypervolume 0.250." in page
+    assert "Latency was predicted before each trial on cpu with a mean error of 3.1 % over 17 trials." in page
+    assert "<dt>device of &lt;phone&gt;</dt><dd>source its &lt;datasheet&gt;, date 2026-01-31</dd>" in page
+
+
+def test_estimates_are_called_estimates_and_measurements_are_not(pair: Run) -> None:
+    page = page_of(pair)
+    measured, guessed = section(page, 0), section(page, 1)
+    assert "ESTIMATES from published peaks of the device (its &lt;datasheet&gt;, 2026-01-31)" in guessed
+    found = row(page, "row-1-t002")
+    assert (found["ms (estimated)"], found["speedup"], found["95 % interval"], found["peak MB"]) == ("~20.00", "~3.00x", "-", "~3")
+    assert "<th>ms (median)</th>" in measured and "<th>ms (median)</th>" not in guessed
+    assert "ESTIMATE" not in measured and "~" not in re.sub(r"(?s)<script.*?</script>", "", measured)
+
+
+def test_disturbed_timings_are_named(run: Run) -> None:
+    assert "Disturbed" not in page_of(run)
+    shaken = replace(MEMBERS[2], timing=replace(MEMBERS[2].timing, disturbed=True))
+    write_fronts(run, [replace(FRONT, members=(*MEMBERS[:2], shaken))])
+    assert "Disturbed by other work on the machine while timed: t003." in page_of(run)
+
+
+def test_an_unfinished_search_says_so(run: Run) -> None:
+    write_fronts(run, [replace(FRONT, verified=False)])
+    assert "This search is not finished: figures are from the validation split" in page_of(run)
+
+
+def test_an_empty_front_shows_the_baseline(run: Run) -> None:
+    write_fronts(run, [replace(FRONT, members=())])
+    page = page_of(run)
+    assert [model["id"] for device in script_value(page, "devices") for model in device["models"]] == ["t000"]
+    assert "0 models on the front of cpu" in page
 
 
 def test_a_damaged_run_is_one_clear_line(run: Run) -> None:

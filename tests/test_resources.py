@@ -7,6 +7,7 @@ import sys
 import venv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from autocompress import resources
@@ -56,10 +57,10 @@ def test_the_message_lists_what_there_is() -> None:
 
 
 def test_the_wheel_brings_spaces_and_profiles(tmp_path: Path) -> None:
-    """Built, installed in a fresh environment, and read from another folder."""
+    """Built, installed in a fresh environment beside its dependencies, and read from another folder."""
 
-    def run(*command: str | Path, cwd: Path = tmp_path) -> str:
-        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    def run(*command: str | Path, cwd: Path = tmp_path, **variables: str) -> str:
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | variables
         return subprocess.run(command, cwd=cwd, env=environment, check=True, capture_output=True, text=True).stdout
 
     run(sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", tmp_path, cwd=ROOT)
@@ -77,7 +78,8 @@ print(profile.threads, profile.batch_size, profile.sequence_length)
 print(*resources.names("hw_profiles"))
 print(*resources.names("search_spaces"))
 """
-    home, profile, profiles, spaces = run(python, "-c", code).splitlines()
+    dependencies = str(Path(np.__file__).parents[1])
+    home, profile, profiles, spaces = run(python, "-c", code, PYTHONPATH=dependencies).splitlines()
     assert Path(home).is_relative_to(tmp_path / "venv")
     assert profile == "1 1 32"
     assert profiles.split() == resources.names("hw_profiles")

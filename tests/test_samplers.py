@@ -21,6 +21,7 @@ SPACE = SearchSpace.from_mapping(
     "test",
     {
         "layers": {"keep": [1.0, 0.5, [0, 2]], "rule": ["top", "bottom"]},
+        "width": {"latency": [1.0, 0.5]},
         "heads": {"keep": {"low": 0.1, "high": 0.7, "step": 0.2}, "importance": "fisher", "allocation": "uniform"},
         "recovery": {
             "steps": {"low": 0, "high": 40, "step": 10},
@@ -38,18 +39,19 @@ SPACE = SearchSpace.from_mapping(
 )
 
 
-def make(algorithm: str, seed: int, space: SearchSpace = SPACE) -> Sampler:
-    return OptunaSampler(space, algorithm, seed)
+def make(algorithm: str, seed: int, space: SearchSpace = SPACE, devices: int = 1) -> Sampler:
+    return OptunaSampler(space, algorithm, seed, devices)
 
 
-def play(algorithm: str, seed: int, count: int) -> list[dict[str, Value]]:
+def play(algorithm: str, seed: int, count: int, devices: int = 1) -> list[dict[str, Value]]:
     """The points proposed when every fifth trial fails and every third misses the budget."""
-    sampler, points = make(algorithm, seed), []
+    sampler, points = make(algorithm, seed, devices=devices), []
     for i in range(count):
         handle, point = sampler.ask()
         points.append(point)
-        width = SETTINGS.candidate(point).number("heads.keep")
-        sampler.tell(handle, None if i % 5 == 4 else (width, 1 - width**2), violation=float(i % 3 == 2))
+        width = SETTINGS.candidate(point).number("heads.keep", 0.5)
+        latencies = [width, 1 - width / 2, 0.5][:devices]
+        sampler.tell(handle, None if i % 5 == 4 else (*latencies, 1 - width**2), violation=float(i % 3 == 2))
     return points
 
 
@@ -62,13 +64,15 @@ def allowed(parameter: Parameter, value: Value) -> bool:
     return values.low <= value <= values.high and abs(steps - round(steps)) < 1e-9
 
 
+@pytest.mark.parametrize("devices", [1, 3])
 @pytest.mark.parametrize("algorithm", SAMPLERS)
-def test_never_leaves_the_space(algorithm: str) -> None:
-    points = play(algorithm, 0, 40)
+def test_never_leaves_the_space(algorithm: str, devices: int) -> None:
+    points = play(algorithm, 0, 40, devices)
     for point in points:
         active = [parameter for parameter in SPACE.parameters if parameter.setting.when(SETTINGS.complete(point))]
         assert list(point) == [parameter.name for parameter in active]
         assert all(allowed(parameter, point[parameter.name]) for parameter in active)
+        assert ("heads.keep" in point) == (point["width.latency"] == 1.0)
     for parameter in SPACE.parameters:
         if isinstance(parameter.values, Choices):
             assert {point[parameter.name] for point in points if parameter.name in point} == set(parameter.values.values)
@@ -83,8 +87,9 @@ def test_corners_come_first_in_order(algorithm: str, seed: int) -> None:
 
 @pytest.mark.parametrize("algorithm", SAMPLERS)
 def test_the_seed_decides(algorithm: str) -> None:
-    assert play(algorithm, 1, 20) == play(algorithm, 1, 20)
-    assert play(algorithm, 1, 20)[3:] != play(algorithm, 2, 20)[3:]
+    for devices in (1, 2):
+        assert play(algorithm, 1, 20, devices) == play(algorithm, 1, 20, devices)
+        assert play(algorithm, 1, 20, devices)[3:] != play(algorithm, 2, 20, devices)[3:]
 
 
 def test_the_same_seed_proposes_the_same_in_another_process() -> None:

@@ -88,6 +88,45 @@ def test_without_a_parameter_it_stays_at_its_default(tmp_path: Path) -> None:
     assert [corner["heads.keep"] for corner in space.corners] == [0.5, 0.25]
 
 
+def test_limited_to_what_devices_offer_it_loses_the_rest_and_the_corners_that_have_it(tmp_path: Path) -> None:
+    space = load(
+        tmp_path,
+        """
+        [heads]
+        keep = [1.0, 0.5]
+        [quantization]
+        scheme = ["int4-weights", "fp32", "int8-dynamic", "fp16"]
+        [[corners]]
+        heads.keep = 0.5
+        [[corners]]
+        quantization.scheme = "int8-dynamic"
+        [[corners]]
+        quantization.scheme = "fp16"
+        """,
+    )
+    limited, dropped = space.limited("quantization.scheme", {"fp32", "int8-dynamic", "bf16"})
+    assert dropped == ["int4-weights", "fp16"]
+    assert [parameter.values for parameter in limited.parameters] == [Choices((1.0, 0.5)), Choices(("fp32", "int8-dynamic"))]
+    assert [(corner["heads.keep"], corner["quantization.scheme"]) for corner in limited.corners] == [
+        (0.5, "fp32"),
+        (1.0, "int8-dynamic"),
+    ]
+    assert (limited.name, limited.description) == (space.name, space.description)
+
+
+def test_limited_to_what_it_has_it_stays_as_it_is(tmp_path: Path) -> None:
+    space = load(tmp_path, SPACE)
+    assert space.limited("quantization.scheme", ("fp32", "int8-dynamic", "fp16")) == (space, [])
+    assert space.limited("quantization.block_size", (7,)) == (space, [])
+
+
+def test_limited_to_nothing_it_is_refused(tmp_path: Path) -> None:
+    space = load(tmp_path, "[quantization]\nscheme = ['int8-static', 'int8-dynamic']")
+    message = "search space mine: quantization.scheme is int8-static, int8-dynamic, the devices offer fp32, fp16"
+    with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
+        space.limited("quantization.scheme", ("fp32", "fp16"))
+
+
 @pytest.mark.parametrize("name", sorted({"demo", *resources.names("search_spaces")}))
 def test_shipped_spaces(name: str) -> None:
     space = SearchSpace.load(name)

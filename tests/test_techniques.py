@@ -11,9 +11,10 @@ import pytest
 from autocompress.candidate import OneOf, Value
 from autocompress.errors import UserError
 from autocompress.importance import CRITERIA
-from autocompress.interfaces import Technique
+from autocompress.interfaces import Knowledge, Technique
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, TECHNIQUES, resolve
+from autocompress.techniques.unit_pruning import UnitPruning
 
 FULL = Structure.full([6, 6, 6, 6, 6], [20, 20, 20, 20, 20])
 UNEVEN = Structure((Layer(0, (1, 4), tuple(range(0, 20, 3))), Layer(2, (), (5,)), Layer(3, (0, 2, 5), ()), Layer(4, (3,), (0, 19))))
@@ -28,12 +29,25 @@ def random_importance(seed: int) -> Importance:
     )
 
 
+def latency(structure: Structure) -> float:
+    """A head takes 3, a neuron 1, a layer 2, and what is in no layer 8."""
+    return 8 + sum(2 + 3 * len(layer.heads) + len(layer.ffn) for layer in structure.layers)
+
+
 IMPORTANCE = {criterion: random_importance(seed) for seed, criterion in enumerate(CRITERIA)}
+KNOWLEDGE = Knowledge(IMPORTANCE, latency)
 
 
 def keep_setting(technique: Technique) -> str:
-    [name] = [setting.name for setting in technique.settings if setting.name.endswith(".keep")]
+    """The setting that says how much is left."""
+    [name] = [setting.name for setting in technique.settings if setting.name.endswith((".keep", ".latency"))]
     return name
+
+
+def reachable(technique: Technique, structure: Structure, strength: float) -> bool:
+    """Without any heads and neurons a share of the latency is left."""
+    empty = Structure(tuple(Layer(layer.source, (), ()) for layer in structure.layers))
+    return technique.name != "latency-pruning" or latency(empty) <= strength * latency(structure)
 
 
 def variants(technique: Technique) -> list[dict[str, Value]]:
@@ -44,7 +58,7 @@ def variants(technique: Technique) -> list[dict[str, Value]]:
 
 def refined(technique: Technique, structure: Structure, **settings: Any) -> Structure:
     candidate = SETTINGS.candidate({name.replace("__", "."): value for name, value in settings.items()})
-    return technique.refine(structure, candidate, IMPORTANCE)
+    return technique.refine(structure, candidate, KNOWLEDGE)
 
 
 def units(structure: Structure) -> set[tuple[int, str, int]]:
@@ -80,7 +94,8 @@ def test_defaults_change_nothing(technique: Technique, structure: Structure) -> 
 def test_stronger_never_keeps_more(technique: Technique, structure: Structure) -> None:
     keep = keep_setting(technique)
     domain = SETTINGS.by_name[keep].domain
-    strengths = [strength for strength in STRENGTHS if domain.allows(strength)]
+    strengths = [strength for strength in STRENGTHS if domain.allows(strength) and reachable(technique, structure, strength)]
+    assert len(strengths) >= 4
     for chosen in variants(technique):
         found = [refined(technique, structure, **{keep: strength}, **chosen) for strength in strengths]
         counts = [len(units(one)) for one in found]
@@ -99,7 +114,7 @@ def test_what_is_kept_stays_in_order(technique: Technique, structure: Structure)
             assert list(layer.heads) == sorted(set(layer.heads)) and list(layer.ffn) == sorted(set(layer.ffn))
 
 
-@pytest.mark.parametrize("technique", TECHNIQUES[1:], ids=["heads", "ffn"])
+@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if isinstance(t, UnitPruning)], ids=["heads", "ffn"])
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_weaker_pruning_contains_stronger(technique: Technique, allocation: str, criterion: str) -> None:
@@ -142,3 +157,12 @@ def test_layers_go_first_and_the_rest_is_ranked_by_what_is_left() -> None:
 
 def test_uncut_candidate_resolves_to_the_full_structure() -> None:
     assert resolve(FULL, SETTINGS.candidate({}), IMPORTANCE) == FULL
+
+
+def test_pruning_by_latency_comes_after_the_layers_and_in_place_of_the_shares() -> None:
+    """Three layers take 128; three quarters of that stay, whatever share of heads and neurons is asked for."""
+    chosen = {"layers.keep": [0, 2, 3], "width.latency": 0.75, "heads.keep": 0.5, "ffn.keep": 0.25}
+    found = resolve(FULL, SETTINGS.candidate(chosen), IMPORTANCE, latency)
+    assert [layer.source for layer in found.layers] == [0, 2, 3]
+    assert 96 - 3 < latency(found) <= 96
+    assert found == resolve(FULL, SETTINGS.candidate({"layers.keep": [0, 2, 3], "width.latency": 0.75}), IMPORTANCE, latency)

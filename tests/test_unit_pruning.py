@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
+from autocompress.interfaces import Knowledge
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.techniques.unit_pruning import UnitPruning, allocate
@@ -74,7 +75,7 @@ def test_importance_is_that_of_the_layer_in_the_uncut_model() -> None:
 
 def test_importance_is_that_of_the_units_still_there() -> None:
     importance = {"fisher": Importance(scores([9, 1, 9, 2]), scores([1]))}
-    left = HEADS.refine(Structure((Layer(0, (1, 3), (0,)),)), candidate(heads_keep=0.5), importance)
+    left = HEADS.refine(Structure((Layer(0, (1, 3), (0,)),)), candidate(heads_keep=0.5), Knowledge(importance))
     assert left == Structure((Layer(0, (3,), (0,)),))
 
 
@@ -84,8 +85,8 @@ def test_the_criterion_asked_for_ranks() -> None:
         "magnitude": Importance(scores([1]), scores([1, 2, 3, 4])),
     }
     full = Structure.full([1], [4])
-    by_fisher = FFN.refine(full, candidate(ffn_keep=0.5), importance)
-    by_magnitude = FFN.refine(full, candidate(ffn_keep=0.5, ffn_importance="magnitude"), importance)
+    by_fisher = FFN.refine(full, candidate(ffn_keep=0.5), Knowledge(importance))
+    by_magnitude = FFN.refine(full, candidate(ffn_keep=0.5, ffn_importance="magnitude"), Knowledge(importance))
     assert [by_fisher.layers[0].ffn, by_magnitude.layers[0].ffn] == [(0, 1), (2, 3)]
     assert by_fisher.head_counts == by_magnitude.head_counts == (1,)
 
@@ -99,9 +100,9 @@ def test_heads_and_neurons_are_cut_apart() -> None:
 
 @pytest.mark.parametrize("technique", [HEADS, FFN], ids=["heads", "ffn"])
 def test_all_and_none(technique: UnitPruning) -> None:
-    importance = {"fisher": Importance(scores([1, 2]), scores([1, 2]))}
+    known = Knowledge({"fisher": Importance(scores([1, 2]), scores([1, 2]))})
     full = Structure.full([2], [2])
-    assert technique.refine(full, SETTINGS.candidate({}), importance) is full
-    emptied = technique.refine(full, SETTINGS.candidate({f"{technique.section}.keep": 0}), importance)
+    assert technique.refine(full, SETTINGS.candidate({}), known) is full
+    emptied = technique.refine(full, SETTINGS.candidate({f"{technique.section}.keep": 0}), known)
     assert getattr(emptied.layers[0], technique.section) == ()
-    assert technique.refine(emptied, SETTINGS.candidate({f"{technique.section}.keep": 0.5}), importance) == emptied
+    assert technique.refine(emptied, SETTINGS.candidate({f"{technique.section}.keep": 0.5}), known) == emptied

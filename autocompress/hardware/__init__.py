@@ -1,1 +1,1 @@
-"""Hardware profiles and how latency is measured under them."""
+"""Hardware profiles, and the devices behind them."""

@@ -1,133 +1,74 @@
-"""Latency, timed in turn with the baseline.
+"""From rounds to latencies: statistics, intervals, and whether the machine was disturbed.
 
-All models of a session run round-robin, so that a slow spell of the machine hits all of them alike; each timed run follows 5 ms
-of untimed ones of the same model, so that caches are as in service and not as the model before left them (a small int8 model
-timed right after the fp32 one looked 40 % slower). The speedup is the median of the baseline's times over the median of the
-model's, and its 95 % interval is bootstrapped over rounds.
-
-On one thread a run's time is the CPU time of the calling thread, which onnxruntime then computes in: other processes on
-the machine do not count. On several threads it is wall time.
+The speedup is the baseline's estimate over that of the model, timed in turn in the same processes, and its interval is bootstrapped
+over processes and their rounds. On one CPU thread a round counts the CPU time of the thread that calls, in which onnxruntime then
+computes, so other processes do not count; otherwise wall time.
 """
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.hardware.agent import estimate, resampled
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Timing
-from autocompress.onnx_runtime import Model
-from autocompress.pareto import Latency
+from autocompress.scores import Latency, Timing
 
-MIN_ROUNDS = 30
-_WARM_UP_ROUNDS = 5
-_WARM_SECONDS = 0.005
-_RESAMPLES = 400
+DISTURBED = 1.1
+"""Wall over CPU time, in sum, above which other work took the cores."""
 
 
-class OnnxRuntimeTimer:
-    """A ``Timer`` for ONNX files on this machine's CPU; always in a fresh process, since one that trains runs them a fifth
-    slower."""
-
-    def __init__(self, profile: HardwareProfile) -> None:
-        self.profile = profile
-
-    def __call__(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Latency, list[Timing]]:
-        seconds = (self.profile.final_seconds if final else self.profile.trial_seconds) * max(1, len(models))
-        request = {"profile": self.profile.as_dict(), "paths": [str(path) for path in (baseline, *models)], "seconds": seconds}
-        command = [sys.executable, "-m", "autocompress.hardware.timing"]
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
-        if done.returncode != 0:
-            kind, _, message = done.stderr.strip().rpartition("\n")[2].partition(": ")
-            raise (UserError if kind.endswith("UserError") else CandidateFailed)(message or f"timing ended with {done.returncode}")
-        return summarise(np.array(json.loads(done.stdout)))
-
-
-def time_rounds(paths: Sequence[Path], profile: HardwareProfile, seconds: float) -> NDArray[np.float64]:
-    """Milliseconds of each run, shape (rounds, models); the first model is the baseline.
-
-    Runs at least 30 rounds, then until every speedup (the latency of a model alone) is as precise as the profile wants, or
-    the time is up.
-    """
-    threads = profile.intra_op_threads
-    clock: Callable[[], int] = time.thread_time_ns if threads == 1 else time.perf_counter_ns
-    runs = [_prepared(Model(path, threads), profile) for path in paths]
-    for _ in range(_WARM_UP_ROUNDS):
-        for run in runs:
-            run()
-    rounds: list[list[float]] = []
-    end = time.perf_counter() + seconds
-    while True:
-        times = []
-        for run in runs:
-            warm = time.perf_counter() + _WARM_SECONDS
-            while True:
-                run()
-                if time.perf_counter() > warm:
-                    break
-            start = clock()
-            run()
-            times.append((clock() - start) / 1e6)
-        rounds.append(times)
-        if len(rounds) >= MIN_ROUNDS and len(rounds) % MIN_ROUNDS == 0:
-            found = np.array(rounds)
-            if time.perf_counter() > end or _precise(found, profile.target_precision):
-                return found
-
-
-def _prepared(model: Model, profile: HardwareProfile) -> Callable[[], object]:
-    shape = (profile.batch_size, profile.sequence_length)
-    inputs = {name: np.ones(shape, np.int64) for name in model.input_names}
-    if "token_type_ids" in inputs:
-        inputs["token_type_ids"][:] = 0
-    inputs["input_ids"] = np.random.default_rng(0).integers(2, 20, shape)
-    return lambda: model(inputs)
-
-
-def _precise(rounds: NDArray[np.float64], target: float) -> bool:
-    alone, timings = summarise(rounds)
-    found = [(timing.speedup, timing.speedup_ci95) for timing in timings] or [(alone.median, alone.ci95)]
-    return all((high - low) / 2 <= target * middle for middle, (low, high) in found)
-
-
-def summarise(rounds: NDArray[np.float64]) -> tuple[Latency, list[Timing]]:
-    """The baseline's latency and each model's timing.
+def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile) -> list[Timing]:
+    """A timing per model.
 
     Args:
-        rounds: milliseconds, shape (rounds, models), the baseline first.
+        processes: milliseconds, of shape (rounds, models) each, the baseline first.
     """
-    count = len(rounds)
-    picks = np.random.default_rng(0).integers(0, count, (_RESAMPLES, count))
-    medians = np.median(rounds[picks], axis=1)
-    intervals = np.percentile(medians, [2.5, 97.5], axis=0)
-    ratio_intervals = np.percentile(medians[:, :1] / medians, [2.5, 97.5], axis=0)
-    middle, p90 = np.median(rounds, axis=0), np.percentile(rounds, 90, axis=0)
-    latencies = [
-        Latency(float(middle[i]), float(p90[i]), (float(intervals[0, i]), float(intervals[1, i])), count)
+    tails = [50 * (1 - profile.confidence), 50 * (1 + profile.confidence)]
+    samples, values = resampled(processes, profile.statistic, profile.confidence), estimate(processes, profile.statistic)
+    intervals = np.percentile(samples, tails, axis=0)
+    ratios = np.percentile(samples[:, :1] / samples, tails, axis=0)
+    rounds = np.concatenate(list(processes))
+    return [
+        Timing(
+            Latency(
+                float(values[i]),
+                float(np.percentile(rounds[:, i], 90)),
+                float(rounds[:, i].max()),
+                (float(intervals[0, i]), float(intervals[1, i])),
+                len(rounds),
+                profile.statistic,
+                profile.confidence,
+            ),
+            float(values[0] / values[i]),
+            (float(ratios[0, i]), float(ratios[1, i])),
+        )
         for i in range(rounds.shape[1])
     ]
-    timings = [
-        Timing(latencies[i], float(middle[0] / middle[i]), (float(ratio_intervals[0, i]), float(ratio_intervals[1, i])))
-        for i in range(1, rounds.shape[1])
+
+
+def timings(answer: dict[str, Any], profile: HardwareProfile, precisions: Sequence[str]) -> list[Timing]:
+    """The agent's answer to a ``time`` request as one timing per model, the baseline first.
+
+    Args:
+        precisions: number format of each model.
+    """
+    by_cpu = answer["clock"] == "cpu"
+    processes = [np.array(rounds) for rounds in answer["cpu_ms" if by_cpu else "wall_ms"]]
+    wall, cpu = (np.concatenate([np.array(rounds) for rounds in answer[key]]) for key in ("wall_ms", "cpu_ms"))
+    return [
+        replace(
+            timing,
+            precision=precisions[i],
+            wall_ms=float(np.median(wall[:, i])),
+            cpu_ms=float(np.median(cpu[:, i])) if by_cpu else None,
+            disturbed=by_cpu and bool(wall[:, i].sum() > DISTURBED * cpu[:, i].sum()),
+            memory_bytes=answer["memory_bytes"][i],
+            energy_mj=answer["energy_mj"][i],
+        )
+        for i, timing in enumerate(summarise(processes, profile))
     ]
-    return latencies[0], timings
-
-
-def _serve() -> None:
-    request = json.loads(sys.stdin.read())
-    profile = HardwareProfile(**request["profile"])
-    paths = [Path(path) for path in request["paths"]]
-    rounds = time_rounds(paths, profile, request["seconds"])
-    sys.stdout.write(json.dumps(rounds.tolist()))
-
-
-if __name__ == "__main__":
-    _serve()

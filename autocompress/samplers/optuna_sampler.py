@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import optuna
@@ -23,9 +24,10 @@ class OptunaSampler:
     Args:
         algorithm: ``tpe`` or ``random``.
         seed: same seed and same outcomes told, same points.
+        devices: latencies that an outcome has.
     """
 
-    def __init__(self, space: SearchSpace, algorithm: str, seed: int) -> None:
+    def __init__(self, space: SearchSpace, algorithm: str, seed: int, devices: int = 1) -> None:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         self.space = space
         with warnings.catch_warnings():
@@ -35,7 +37,7 @@ class OptunaSampler:
                 if algorithm == "random"
                 else optuna.samplers.TPESampler(seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True)
             )
-        self.study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
+        self.study = optuna.create_study(directions=["minimize"] * (devices + 1), sampler=sampler)
         self.trials: dict[int, optuna.Trial] = {}
         for corner in space.corners:
             self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in space.parameters})
@@ -49,7 +51,7 @@ class OptunaSampler:
         self.trials[trial.number] = trial
         return trial.number, chosen
 
-    def tell(self, handle: int, losses: tuple[float, float] | None, violation: float = 0.0) -> None:
+    def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
         trial = self.trials.pop(handle)
         if losses is None:
             self.study.tell(trial, state=optuna.trial.TrialState.FAIL)

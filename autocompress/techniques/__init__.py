@@ -5,18 +5,20 @@ Structural techniques apply in the order of ``TECHNIQUES``; quantization convert
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from autocompress.candidate import Candidate, Settings
 from autocompress.distillation.settings import RECOVERY_SETTINGS
-from autocompress.interfaces import Technique
+from autocompress.interfaces import Knowledge, Technique
 from autocompress.structure import Importance, Structure
+from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.quantization import QUANTIZATION_SETTINGS
 from autocompress.techniques.unit_pruning import UnitPruning
 
 TECHNIQUES: tuple[Technique, ...] = (
     LayerTruncation(),
+    LatencyPruning(),
     UnitPruning("head-pruning", "heads", "attention heads"),
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
 )
@@ -25,13 +27,21 @@ SETTINGS = Settings(*(technique.settings for technique in TECHNIQUES), RECOVERY_
 """Every setting a candidate may have."""
 
 
-def resolve(full: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+def resolve(
+    full: Structure,
+    candidate: Candidate,
+    importance: Mapping[str, Importance],
+    latency: Callable[[Structure], float] | None = None,
+) -> Structure:
     """What the candidate leaves of a model.
+
+    Args:
+        importance, latency: see ``Knowledge``.
 
     Raises:
         CandidateFailed: the settings do not fit this model.
     """
-    structure = full
+    structure, knowledge = full, Knowledge(importance, latency)
     for technique in TECHNIQUES:
-        structure = technique.refine(structure, candidate, importance)
+        structure = technique.refine(structure, candidate, knowledge)
     return structure

@@ -5,12 +5,13 @@ Rules after Li et al. 2021 (section on initialisation by truncation) and Sajjad 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from autocompress.candidate import Candidate, OneOf, Setting, Value
 from autocompress.errors import CandidateFailed
-from autocompress.structure import Importance, Structure
+from autocompress.interfaces import Knowledge
+from autocompress.structure import Structure
 
 RULES: dict[str, Callable[[int, int], list[int]]] = {
     "uniform": lambda n, k: [i * n // k for i in range(k)],
@@ -56,7 +57,7 @@ class LayerTruncation:
         ),
     )
 
-    def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+    def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
         keep = candidate.get("layers.keep", 1.0)
         count = len(structure.layers)
         if isinstance(keep, tuple):

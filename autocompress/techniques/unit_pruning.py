@@ -5,7 +5,7 @@ Michel et al. 2019 for heads, Prasanna et al. 2020 for both; the Fisher criterio
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, OneOf, Real, Setting
 from autocompress.importance import CRITERIA
-from autocompress.structure import Importance, Structure
+from autocompress.interfaces import Knowledge
+from autocompress.structure import Structure
 
 
 @dataclass(frozen=True)
 class UnitPruning:
-    """Keeps the most important share of the units that are left; a layer may end with none.
+    """Keeps the most important share of the units that are left; a layer may end with none. Not beside ``width.latency``, which
+    prunes both kinds of units together.
 
     Args:
         name: of the technique.
@@ -35,28 +37,28 @@ class UnitPruning:
     def settings(self) -> tuple[Setting, ...]:
         keep = f"{self.section}.keep"
         return (
-            Setting(keep, Real(0, 1), 1.0, f"share of the {self.noun} kept"),
+            Setting(keep, Real(0, 1), 1.0, f"share of the {self.noun} kept", when=lambda s: s["width.latency"] == 1),
             Setting(
                 f"{self.section}.importance",
                 OneOf(CRITERIA),
                 "fisher",
                 f"how {self.noun} are ranked",
-                when=lambda s: s[keep] not in (0, 1),
+                when=lambda s: s["width.latency"] == 1 and s[keep] not in (0, 1),
             ),
             Setting(
                 f"{self.section}.allocation",
                 OneOf(("global", "uniform")),
                 "global",
                 f"{self.noun} ranked over all layers, or the same share in each",
-                when=lambda s: s[keep] not in (0, 1),
+                when=lambda s: s["width.latency"] == 1 and s[keep] not in (0, 1),
             ),
         )
 
-    def refine(self, structure: Structure, candidate: Candidate, importance: Mapping[str, Importance]) -> Structure:
+    def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
         share = candidate.number(f"{self.section}.keep", 1)
         if share == 1:
             return structure
-        scores = getattr(importance[candidate.text(f"{self.section}.importance", "fisher")], self.section)
+        scores = getattr(knowledge.importance[candidate.text(f"{self.section}.importance", "fisher")], self.section)
         units = [getattr(layer, self.section) for layer in structure.layers]
         left = [scores[layer.source][list(kept)] for layer, kept in zip(structure.layers, units, strict=True)]
         chosen = allocate(left, share, candidate.text(f"{self.section}.allocation", "global"))

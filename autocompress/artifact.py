@@ -1,0 +1,75 @@
+"""Reads the model folders that ``export`` writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_model as load_weights
+from torch import nn
+from transformers import AutoConfig
+
+from autocompress.errors import UserError
+from autocompress.families import family_of
+from autocompress.files import write_json
+
+REFUSED = {"model_type": "autocompress", "vocab_size": "compressed: load it with autocompress.load_model"}
+"""Stands in config.json so that every loader of transformers refuses the folder: even a model class that is named outright,
+with ``ignore_mismatched_sizes``, would fill cut weights with fresh random ones."""
+
+
+def onnx_file(model: Path) -> Path:
+    """The ONNX file of a model folder; of an ONNX file itself."""
+    return model / "model.onnx" if model.is_dir() else model
+
+
+def facts(folder: Path) -> dict[str, Any]:
+    """``autocompress.json``; empty for what autocompress did not write.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    path = folder / "autocompress.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except ValueError as error:
+        raise UserError(f"{path} is damaged: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("quantization", "scores")):
+        raise UserError(f"{path} is damaged: it is not as autocompress writes it")
+    if not all(isinstance(score, dict) for score in found.get("scores", {}).values()):
+        raise UserError(f"{path} is damaged: its scores are not as autocompress writes them")
+    return found
+
+
+def scheme_of(model: Path) -> str:
+    """The number format that a folder was exported in; fp32 for what autocompress did not write."""
+    return str(facts(model).get("quantization", {}).get("scheme", "fp32"))
+
+
+def annotate(folder: Path, added: Mapping[str, Any]) -> None:
+    """Add facts, such as scores, to ``autocompress.json``."""
+    write_json(folder / "autocompress.json", facts(folder) | dict(added))
+
+
+def load_model(folder: str | Path) -> nn.Module:
+    """The compressed model of an exported folder as a transformers model in fp32, in evaluation mode.
+
+    A quantized export loads with the fp32 weights it was made from.
+
+    Raises:
+        UserError: not a folder that autocompress wrote, or damaged.
+    """
+    folder = Path(folder)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("model_type") != REFUSED["model_type"]:
+            raise UserError(f"{folder} was not written by autocompress; load it with transformers")
+        base = AutoConfig.for_model(config["family"], **config["original"])
+        model = family_of(config["family"]).blank(base, config["sizes"])
+        load_weights(model, folder / "model.safetensors")
+    except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+    return model.eval()

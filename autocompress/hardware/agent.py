@@ -1,0 +1,399 @@
+"""What runs on the device: one file that needs Python, numpy and onnxruntime, read by itself or copied to a board.
+
+One JSON request on standard input, one JSON answer as the last line of standard output:
+
+    describe   what the device is
+    time       models in turn with the first one, the baseline
+    memory     peak memory that one model adds to a fresh process (asked by ``time`` of a child process)
+    score      first output of a model for batches of inputs
+
+A ``time`` request is answered from several processes, one after the other, because the pages of memory that a process happens to
+get make it some per cent faster or slower than the next. In each all models run round-robin, so that a slow spell of the machine
+hits all of them alike: in each round a model first runs untimed for 5 ms, so that caches are as in service and not as the model
+before left them, then timed for 5 ms, at least once. A round's time is the median of its runs; no round is ever dropped.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import ctypes
+import gc
+import hashlib
+import io
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+import traceback
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+import onnxruntime
+
+PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
+FEWEST_PROCESSES = 3
+FEWEST_ROUNDS = 10
+"""In each process."""
+_SHARES = 5
+"""Processes that a request's time is meant for."""
+_WARM_UP_ROUNDS = 3
+_BLOCK_SECONDS = 0.005
+_RESAMPLES = 400
+_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16")
+
+
+class Refusal(Exception):
+    """The request cannot be met; the message says why."""
+
+
+def statistic_of(rounds: Any, statistic: str, axis: int = 0) -> Any:
+    """``median``, ``mean`` or ``p10`` along an axis."""
+    if statistic == "mean":
+        return np.mean(rounds, axis=axis)
+    return np.percentile(rounds, 10 if statistic == "p10" else 50, axis=axis)
+
+
+def estimate(processes: Any, statistic: str) -> Any:
+    """Mean over processes of the statistic of their rounds, by model.
+
+    Args:
+        processes: rounds of each, shape (rounds, models).
+    """
+    return np.mean([statistic_of(rounds, statistic) for rounds in processes], axis=0)
+
+
+def resampled(processes: Any, statistic: str, confidence: float) -> Any:
+    """The estimate of 400 bootstrap samples of the processes and of the rounds in each, shape (400, models).
+
+    Few processes tell little of how much processes differ, so the samples are spread out until their percentiles at this confidence
+    are as wide as Student's distribution wants.
+    """
+    count, rng = len(processes), np.random.default_rng(0)
+    by_process = np.array([_resampled_rounds(rounds, statistic, rng) for rounds in processes])
+    picks = rng.integers(0, count, (_RESAMPLES, count))
+    samples = by_process[picks, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    middle = estimate(processes, statistic)
+    return middle * (samples / middle) ** _spread(count - 1, confidence) if count > 1 else samples
+
+
+def _spread(freedom: int, confidence: float) -> float:
+    """Student's quantile over the normal one (Cornish and Fisher's series), and Bessel's correction."""
+    z = NormalDist().inv_cdf((1 + confidence) / 2)
+    series = (
+        (z**3 + z) / (4 * freedom)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * freedom**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * freedom**3)
+    )
+    return float((1 + series / z) * ((freedom + 1) / freedom) ** 0.5)
+
+
+def _resampled_rounds(rounds: Any, statistic: str, rng: Any) -> Any:
+    """400 samples of one process, some at a time, to fit a board's memory."""
+    at_once = max(1, 1_000_000 // rounds.size)
+    sizes = [min(at_once, _RESAMPLES - done) for done in range(0, _RESAMPLES, at_once)]
+    return np.concatenate([statistic_of(rounds[rng.integers(0, len(rounds), (n, len(rounds)))], statistic, axis=1) for n in sizes])
+
+
+def is_precise(processes: Any, statistic: str, confidence: float, target: float) -> bool:
+    """Whether every speedup (of a model alone: its latency) has an interval within ``target`` on either side."""
+    samples, middle = resampled(processes, statistic, confidence), estimate(processes, statistic)
+    ratios, of = (samples[:, :1] / samples[:, 1:], middle[:1] / middle[1:]) if len(middle) > 1 else (samples, middle)
+    tail = 50 * (1 - confidence)
+    low, high = np.percentile(ratios, [tail, 100 - tail], axis=0)
+    return bool(np.all((high - low) / 2 <= target * of))
+
+
+def session(path: str, request: dict[str, Any]) -> Any:
+    """A model ready to run.
+
+    Raises:
+        Refusal: no such provider here, or not a model that onnxruntime can load.
+    """
+    provider = PROVIDERS[request["runtime"]]
+    if provider not in onnxruntime.get_available_providers():
+        raise Refusal(f"onnxruntime {onnxruntime.__version__} here has no {provider}: {request['runtime']} needs it")
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = request["threads"] or os.cpu_count() or 1
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    try:
+        made = onnxruntime.InferenceSession(path, options, providers=[provider])
+    except Exception as error:  # onnxruntime's own errors share no base class
+        raise Refusal(f"onnxruntime cannot load it: {_first_line(error)}") from error
+    if provider not in made.get_providers():
+        raise Refusal(f"{provider} did not start here; onnxruntime fell back to {made.get_providers()[0]}")
+    return made
+
+
+def runner(path: str, request: dict[str, Any]) -> Any:
+    """A function that runs the model once at each of the request's lengths, on random tokens."""
+    made = session(path, request)
+    names = [item.name for item in made.get_inputs()]
+    feeds = []
+    for length in request["lengths"]:
+        shape = (request["batch_size"], length)
+        feed = {name: np.ones(shape, np.int64) for name in names}
+        if "token_type_ids" in feed:
+            feed["token_type_ids"][:] = 0
+        feed["input_ids"] = np.random.default_rng(0).integers(2, 20, shape)
+        feeds.append(feed)
+
+    def run() -> None:
+        for feed in feeds:
+            made.run(None, feed)
+
+    try:
+        run()
+    except Exception as error:
+        raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
+    return run
+
+
+def time_models(request: dict[str, Any]) -> dict[str, Any]:
+    """Wall and CPU milliseconds per inference, per process of shape (rounds, models), until precise enough or out of time."""
+    wanted = zip(request["models"], request["memory"])  # noqa: B905 Python 3.9 has no strict
+    memory = [_in_child(added_memory, {**request, "models": [model]})["bytes"] if asked else None for model, asked in wanted]
+    threads = request["threads"] or os.cpu_count() or 1
+    clock = "cpu" if threads == 1 and request["runtime"] == "onnxruntime-cpu" else "wall"
+    found: list[dict[str, Any]] = []
+    end = time.perf_counter() + request["seconds"]
+    while True:
+        found.append(_in_child(rounds_of_one_process, request))
+        if len(found) >= FEWEST_PROCESSES:
+            processes = [np.array(one[clock]) for one in found]
+            precise = is_precise(processes, request["statistic"], request["confidence"], request["target_precision"])
+            if precise or time.perf_counter() > end:
+                break
+    joules = np.mean([one["energy"] for one in found], axis=0)
+    return {
+        "wall_ms": [one["wall"] for one in found],
+        "cpu_ms": [one["cpu"] for one in found],
+        "clock": clock,
+        "energy_mj": [None if np.isnan(value) else float(value) for value in joules],
+        "memory_bytes": memory,
+    }
+
+
+def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
+    """Wall and CPU milliseconds of each round and model, and mean millijoules by model."""
+    runs = [runner(model["path"], request) for model in request["models"]]
+    for _ in range(_WARM_UP_ROUNDS):
+        for run in runs:
+            run()
+    threads = request["threads"] or os.cpu_count() or 1
+    cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
+    per_inference = len(request["lengths"]) * 1e6
+    rounds: list[list[tuple[float, float, float]]] = []
+    end = time.perf_counter() + request["seconds"] / _SHARES
+    gc.disable()
+    while len(rounds) < FEWEST_ROUNDS or time.perf_counter() < end:
+        rounds.append([_block(run, cpu_clock, per_inference, threads) for run in runs])
+    found = np.array(rounds)
+    return {"wall": found[:, :, 0].tolist(), "cpu": found[:, :, 1].tolist(), "energy": found[:, :, 2].mean(axis=0).tolist()}
+
+
+def _in_child(work: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """What the function returns in a forked process, whose sessions get memory of their own.
+
+    Raises:
+        Refusal: raised there, or the process died.
+    """
+    reading, writing = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            try:
+                found = work(request)
+            except Refusal as refusal:
+                found = {"refused": str(refusal)}
+            except MemoryError:
+                found = {"refused": "out of memory"}
+            with os.fdopen(writing, "w") as file:
+                file.write(json.dumps(found))
+        finally:  # never back into the caller's code
+            if sys.exc_info()[0] is not None:
+                traceback.print_exc()
+            os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as file:
+        text = file.read()
+    status = os.waitpid(child, 0)[1]
+    if not text:
+        signal = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
+        raise Refusal(f"the process ended with {signal}, as when memory runs out")
+    answered: dict[str, Any] = json.loads(text)
+    if "refused" in answered:
+        raise Refusal(answered["refused"])
+    return answered
+
+
+def _block(run: Any, cpu_clock: Any, per_inference: float, threads: int) -> tuple[float, float, float]:
+    """Medians of wall and CPU milliseconds per inference, and mean millijoules (NaN where the machine exposes no energy)."""
+    end = time.perf_counter() + _BLOCK_SECONDS
+    while time.perf_counter() < end:
+        run()
+    wall: list[float] = []
+    cpu: list[float] = []
+    before = _microjoules()
+    end = time.perf_counter() + _BLOCK_SECONDS
+    while not wall or time.perf_counter() < end:
+        wall_start, cpu_start = time.perf_counter_ns(), cpu_clock()
+        run()
+        cpu_end, wall_end = cpu_clock(), time.perf_counter_ns()
+        wall.append((wall_end - wall_start) / per_inference)
+        cpu.append((cpu_end - cpu_start) / per_inference / threads)
+    used = (_microjoules() - before) / 1e3 / (len(wall) * per_inference / 1e6)
+    return float(np.median(wall)), float(np.median(cpu)), used if used >= 0 else float("nan")
+
+
+def _microjoules() -> float:
+    """RAPL's counter of the first package; NaN where it cannot be read."""
+    try:
+        return float(Path("/sys/class/powercap/intel-rapl:0/energy_uj").read_text())
+    except (OSError, ValueError):
+        return float("nan")
+
+
+def added_memory(request: dict[str, Any]) -> dict[str, Any]:
+    """Peak resident bytes that loading a model and running it three times add."""
+    with contextlib.suppress(OSError, AttributeError):  # huge pages would count as a whole
+        ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
+    before = _peak_bytes()
+    run = runner(request["models"][0]["path"], request)
+    for _ in range(2):
+        run()
+    return {"bytes": max(0, _peak_bytes() - before)}
+
+
+def _peak_bytes() -> int:
+    try:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("VmHWM"))
+    except (OSError, StopIteration):
+        import resource
+
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def score(request: dict[str, Any]) -> dict[str, Any]:
+    """First output for all batches, one below the other, as the bytes of an .npy file in base64."""
+    made = session(request["models"][0]["path"], request)
+    batches = np.load(request["batches"]["path"])
+    outputs = []
+    for index in range(request["count"]):
+        feed = {item.name: batches[f"{index}.{item.name}"] for item in made.get_inputs()}
+        try:
+            outputs.append(made.run(None, feed)[0])
+        except Exception as error:
+            raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
+    file = io.BytesIO()
+    np.save(file, np.concatenate(outputs))
+    return {"npy": base64.b64encode(file.getvalue()).decode()}
+
+
+def describe() -> dict[str, Any]:
+    """The device's fingerprint and state."""
+    fields = _cpuinfo()
+    present = set(fields.get("flags", fields.get("Features", "")).split())
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (ValueError, OSError):
+        memory = 0
+    name = _read("/proc/device-tree/model").strip("\0 \n")
+    smi = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").partition(",")
+    return {
+        "system": f"{platform.system()} {platform.machine()}",
+        "cpu": name or fields.get("model name") or platform.processor() or "unknown",
+        "cores": os.cpu_count() or 1,
+        "features": [flag for flag in _FEATURES if flag in present],
+        "l2_bytes": _cache_bytes(2),
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "not exposed",
+        "threads_per_core": 2 if _read("/sys/devices/system/cpu/smt/active").strip() == "1" else 1,
+        "memory_bytes": memory,
+        "gpu": smi[0].strip(),
+        "driver": smi[2].strip(),
+        "python": platform.python_version(),
+        "onnxruntime": onnxruntime.__version__,
+        "providers": onnxruntime.get_available_providers(),
+        "busy_cores": busy_cores(),
+    }
+
+
+def _cache_bytes(level: int) -> int:
+    """Size of a core's cache; 0 where the machine does not say."""
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if _read(str(index / "level")).strip() == str(level):
+            size = _read(str(index / "size")).strip()
+            return int(size.rstrip("KM") or 0) * {"K": 2**10, "M": 2**20}.get(size[-1:], 1)
+    return 0
+
+
+def busy_cores(seconds: float = 0.5) -> float | None:
+    """Cores kept busy by other processes just now; None where the machine does not say."""
+
+    def busy() -> float:
+        counts = [int(field) for field in _read("/proc/stat").split("\n", 1)[0].split()[1:9]]
+        return (sum(counts) - counts[3] - counts[4]) / os.sysconf("SC_CLK_TCK")
+
+    try:
+        before, started, own = busy(), time.perf_counter(), time.process_time()
+        time.sleep(seconds)
+        elapsed = time.perf_counter() - started
+        return max(0.0, (busy() - before - (time.process_time() - own)) / elapsed)
+    except (IndexError, ValueError, OSError):
+        return None
+
+
+def _cpuinfo() -> dict[str, str]:
+    pairs = [line.split(":", 1) for line in _read("/proc/cpuinfo").splitlines() if ":" in line]
+    return {key.strip(): value.strip() for key, value in reversed(pairs)}
+
+
+def _read(path: str) -> str:
+    try:
+        return Path(path).read_text()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def _output(*command: str) -> str:
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _sha256(path: str) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def answer(request: dict[str, Any]) -> dict[str, Any]:
+    """The answer to a request, with its nonce and the hashes of the files that were really read."""
+    try:
+        read = [*request.get("models", ()), *([request["batches"]] if "batches" in request else [])]
+        hashes = [_sha256(file["path"]) for file in read]
+        actions = {"describe": lambda _: describe(), "time": time_models, "score": score}
+        found = actions[request["action"]](request)
+    except Refusal as refusal:
+        return {"nonce": request["nonce"], "refused": str(refusal)}
+    except MemoryError:
+        return {"nonce": request["nonce"], "refused": "out of memory"}
+    return {"nonce": request["nonce"], "sha256": hashes, **found}
+
+
+if __name__ == "__main__":
+    sys.stdout.write("\n" + json.dumps(answer(json.loads(sys.stdin.read()))) + "\n")

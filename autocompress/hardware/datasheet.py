@@ -1,0 +1,77 @@
+"""A device that is not at hand: latency estimated from published peaks (roofline, Williams et al. 2009).
+
+Every product with weights takes the longer of its arithmetic and of reading its weights; every operator adds what starting it
+costs. Products without weights (attention scores) and elementwise work are left out. An estimate may rank candidates; it is
+never called a measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.artifact import onnx_file, scheme_of
+from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
+from autocompress.onnx_runtime import Product, operations, predict
+from autocompress.scores import Latency, Timing
+from autocompress.techniques.quantization import BYTES, onnx_format
+
+
+class DatasheetDevice:
+    """A ``Device`` known from published peaks; answers are those of this machine."""
+
+    answers_like = "local onnxruntime-cpu"
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int]) -> None:
+        assert profile.peaks is not None
+        self.profile, self.lengths, self.peaks = profile, tuple(lengths), profile.peaks
+        self.fingerprint: dict[str, Any] = {"source": profile.source, "date": profile.date}
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        found = [self._estimate(baseline, "fp32"), *(self._estimate(path, self._precision(path)) for path in models)]
+        timings = [
+            Timing(
+                Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet"),
+                found[0][0] / ms,
+                (found[0][0] / ms, found[0][0] / ms),
+                precision,
+                memory_bytes=file_bytes,
+            )
+            for ms, precision, file_bytes in found
+        ]
+        return timings[0], timings[1:]
+
+    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+        return predict(onnx_file(model), batches)
+
+    def close(self) -> None: ...
+
+    def _precision(self, path: Path) -> str:
+        scheme = scheme_of(path)
+        return precision_of(scheme, self.profile) if self.profile.runtime == "torch-cuda" else onnx_format(scheme)
+
+    def _estimate(self, path: Path, precision: str) -> tuple[float, str, int]:
+        """Milliseconds, the number format, and the bytes of the weights."""
+        profile, file = self.profile, onnx_file(path)
+        products, operators = operations(file)
+        file_bytes = file.stat().st_size
+        if profile.runtime == "torch-cuda":
+            products = [Product(product.weights, precision) for product in products]
+            file_bytes = round((path / "model.safetensors").stat().st_size * BYTES[precision] / BYTES["fp32"])
+        ms = [roofline_ms(products, operators, self.peaks, profile.threads, profile.batch_size * length) for length in self.lengths]
+        return float(np.mean(ms)), precision, file_bytes
+
+
+def roofline_ms(products: Sequence[Product], operators: int, peaks: Peaks, threads: int, tokens: int) -> float:
+    """Milliseconds of one inference of so many tokens."""
+    seconds = operators * peaks.overhead_us * 1e-6
+    for product in products:
+        gops = peaks.gops.get(product.scheme, peaks.gops["fp32"]) * peaks.efficiency * threads
+        arithmetic = 2 * product.weights * tokens / (gops * 1e9)
+        reading = product.weights * BYTES[product.scheme] / (peaks.memory_gb_per_s * 1e9)
+        seconds += max(arithmetic, reading)
+    return 1e3 * seconds

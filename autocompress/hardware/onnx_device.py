@@ -1,0 +1,94 @@
+"""ONNX files timed and scored by onnxruntime, on this machine or on a board."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.artifact import onnx_file, scheme_of
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.hardware.cores import reserved
+from autocompress.hardware.host import Host, LocalHost, ask
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.timing import timings
+from autocompress.onnx_runtime import predict
+from autocompress.scores import Timing
+from autocompress.techniques.quantization import onnx_format
+
+_BATCHES_PER_REQUEST = 64
+
+
+class OnnxDevice:
+    """A ``Device``; one agent serves this machine and boards alike.
+
+    Raises:
+        UserError: the device cannot be reached, or lacks the runtime's provider.
+    """
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int], host: Host) -> None:
+        self.profile, self.lengths, self.host = profile, tuple(lengths), host
+        self.is_local = isinstance(host, LocalHost)
+        try:
+            self.fingerprint = described(host)
+        except CandidateFailed as error:
+            host.close()
+            raise UserError(f"hardware profile {profile.name}: {error}") from error
+        provider = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}[profile.runtime]
+        if provider not in self.fingerprint["providers"]:
+            host.close()
+            raise UserError(
+                f"hardware profile {profile.name}: onnxruntime there has no {provider}"
+                + ("; onnxruntime-gpu has it" if "CUDA" in provider else "")
+            )
+
+    @property
+    def answers_like(self) -> str:
+        return f"{self.profile.location} {self.profile.runtime}"
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        profile, paths = self.profile, [baseline, *models]
+        request = {
+            "action": "time",
+            "runtime": profile.runtime,
+            "threads": profile.threads,
+            "batch_size": profile.batch_size,
+            "lengths": self.lengths,
+            "statistic": profile.statistic,
+            "confidence": profile.confidence,
+            "target_precision": profile.target_precision,
+            "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
+            "memory": [final or not models, *([True] * len(models))],
+        }
+        with reserved() if self.is_local else nullcontext():
+            answer = ask(self.host, request, [onnx_file(path) for path in paths])
+        first, *rest = timings(answer, profile, [onnx_format(scheme_of(path)) for path in paths])
+        return first, rest
+
+    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+        if self.is_local and self.profile.runtime == "onnxruntime-cpu":
+            return predict(onnx_file(model), batches)
+        request = {"action": "score", "runtime": self.profile.runtime, "threads": self.profile.threads}
+        pieces = [batches[i : i + _BATCHES_PER_REQUEST] for i in range(0, len(batches), _BATCHES_PER_REQUEST)]
+        return np.concatenate([_outputs(ask(self.host, request, [onnx_file(model)], piece)) for piece in pieces])
+
+    def close(self) -> None:
+        self.host.close()
+
+
+def described(host: Host) -> dict[str, Any]:
+    """What the agent says of its device; raises as ``ask``."""
+    found = ask(host, {"action": "describe"})
+    return {key: value for key, value in found.items() if key not in ("nonce", "sha256")}
+
+
+def _outputs(answer: Mapping[str, Any]) -> NDArray[np.float32]:
+    import base64
+    import io
+
+    outputs: NDArray[np.float32] = np.load(io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False)
+    return outputs

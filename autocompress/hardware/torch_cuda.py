@@ -1,0 +1,211 @@
+"""Compressed torch models on an NVIDIA GPU: low precision, CUDA graphs, CUDA events.
+
+A captured graph takes away the cost of launching hundreds of small kernels, which is most of an eager call at small batch; with
+``cuda_graphs = false`` the same profile times plain eager calls. The baseline runs in the same way in fp32, so a speedup is the
+model's own.
+
+Run as a program it answers one request in a fresh process, as ``agent.py`` does for onnxruntime.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from autocompress.artifact import load_model, scheme_of
+from autocompress.errors import AutocompressError, CandidateFailed, UserError
+from autocompress.hardware.agent import describe, is_precise
+from autocompress.hardware.host import save_batches
+from autocompress.hardware.profile import HardwareProfile, precision_of
+from autocompress.hardware.timing import timings
+from autocompress.scores import Timing
+
+_DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+_BLOCK_MS = 5.0
+_BATCH_ROUNDS = 30
+
+
+class TorchCudaDevice:
+    """A ``Device``.
+
+    Raises:
+        UserError: no CUDA device, or a torch without CUDA.
+    """
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int]) -> None:
+        if not torch.cuda.is_available():
+            lacks = "this torch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
+            raise UserError(f"hardware profile {profile.name}: torch-cuda needs an NVIDIA GPU, {lacks} (torch {torch.__version__})")
+        self.profile, self.lengths = profile, tuple(lengths)
+        self.fingerprint = describe() | {
+            "gpu": torch.cuda.get_device_name(),
+            "cuda": torch.version.cuda,
+            "torch": torch.__version__,
+        }
+
+    answers_like = "torch-cuda"
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        profile = self.profile
+        precisions = ["fp32", *(precision_of(scheme_of(path), profile) for path in models)]
+        answer = _ask(
+            {
+                "action": "time",
+                "models": [str(path) for path in (baseline, *models)],
+                "precisions": precisions,
+                "lengths": self.lengths,
+                "batch_size": profile.batch_size,
+                "cuda_graphs": profile.cuda_graphs,
+                "statistic": profile.statistic,
+                "confidence": profile.confidence,
+                "target_precision": profile.target_precision,
+                "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
+            }
+        )
+        first, *rest = timings(answer, profile, precisions)
+        return first, rest
+
+    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+        with tempfile.TemporaryDirectory() as folder:
+            file, target = Path(folder) / "batches.npz", Path(folder) / "outputs.npy"
+            save_batches(file, batches)
+            request = {"action": "score", "models": [str(model)], "precisions": [precision_of(scheme_of(model), self.profile)]}
+            _ask(request | {"batches": str(file), "count": len(batches), "target": str(target)})
+            outputs: NDArray[np.float32] = np.load(target)
+        return outputs
+
+    def close(self) -> None: ...
+
+
+def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
+    command = [sys.executable, "-m", "autocompress.hardware.torch_cuda"]
+    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    try:
+        answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    except (ValueError, IndexError):
+        last = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise CandidateFailed(f"torch-cuda: the process ended with {done.returncode}: {last}") from None
+    if "refused" in answer:
+        raise CandidateFailed(f"torch-cuda: {answer['refused']}")
+    return answer
+
+
+def _inputs(model: torch.nn.Module, batch_size: int, length: int) -> dict[str, torch.Tensor]:
+    config: Any = model.config
+    shape = (batch_size, length)
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(2, min(20, config.vocab_size), shape))
+    return {"input_ids": tokens.cuda(), "attention_mask": torch.ones(shape, dtype=torch.int64, device="cuda")}
+
+
+def _logits(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    logits: torch.Tensor = model(**inputs).logits
+    return logits
+
+
+def _captured(call: Callable[[], object]) -> Callable[[], object]:
+    """The call as a CUDA graph; warmed up on a stream of its own, as capture demands."""
+    stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for _ in range(3):
+            call()
+    torch.cuda.current_stream().wait_stream(stream)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        call()
+    return graph.replay
+
+
+def _runner(folder: str, precision: str, request: Mapping[str, Any]) -> tuple[Callable[[], None], int]:
+    """A function that runs the model once at each length, and the peak bytes on the device that the model added."""
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    model = load_model(folder).to(device="cuda", dtype=_DTYPES[precision])
+    calls: list[Callable[[], object]] = []
+    for length in request["lengths"]:
+        inputs = _inputs(model, request["batch_size"], length)
+        calls.append(partial(_logits, model, inputs))
+    for call in calls:
+        call()
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
+    if request["cuda_graphs"]:
+        calls = [_captured(call) for call in calls]
+
+    def run() -> None:
+        for call in calls:
+            call()
+
+    return run, peak
+
+
+def _block(run: Callable[[], None], lengths: int) -> float:
+    """Median milliseconds per inference by CUDA events, after as long a time of untimed runs."""
+    found: list[float] = []
+    for timed in (False, True):
+        total = 0.0
+        while total < _BLOCK_MS:
+            start, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+            start.record()
+            run()
+            end.record()
+            end.synchronize()
+            elapsed = start.elapsed_time(end)
+            total += elapsed
+            if timed:
+                found.append(elapsed / lengths)
+    return float(np.median(found))
+
+
+def _time(request: Mapping[str, Any]) -> dict[str, Any]:
+    import time
+
+    pairs = zip(request["models"], request["precisions"], strict=True)
+    runs, memory = zip(*(_runner(folder, precision, request) for folder, precision in pairs), strict=True)
+    rounds: list[list[float]] = []
+    end = time.perf_counter() + request["seconds"]
+    while True:
+        rounds.append([_block(run, len(request["lengths"])) for run in runs])
+        if len(rounds) % _BATCH_ROUNDS == 0:
+            precise = is_precise([np.array(rounds)], request["statistic"], request["confidence"], request["target_precision"])
+            if precise or time.perf_counter() > end:
+                break
+    return {"wall_ms": [rounds], "cpu_ms": [rounds], "clock": "wall", "energy_mj": [None] * len(runs), "memory_bytes": list(memory)}
+
+
+def _score(request: Mapping[str, Any]) -> dict[str, Any]:
+    model = load_model(request["models"][0]).to(device="cuda", dtype=_DTYPES[request["precisions"][0]])
+    batches = np.load(request["batches"])
+    names = {key.partition(".")[2] for key in batches.files}
+    outputs = [
+        model(**{name: torch.from_numpy(batches[f"{index}.{name}"]).cuda() for name in names}).logits.float().cpu().numpy()
+        for index in range(request["count"])
+    ]
+    np.save(request["target"], np.concatenate(outputs))
+    return {}
+
+
+def _serve() -> None:
+    request = json.loads(sys.stdin.read())
+    try:
+        with torch.inference_mode():
+            answer = {"time": _time, "score": _score}[request["action"]](request)
+    except torch.OutOfMemoryError:
+        answer = {"refused": "the device ran out of memory"}
+    except AutocompressError as error:
+        answer = {"refused": str(error)}
+    sys.stdout.write("\n" + json.dumps(answer) + "\n")
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,137 @@
+"""What is measured of a model: latencies under a profile, quality on the task."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Latency:
+    """Time of one inference.
+
+    Args:
+        value: milliseconds; the profile's statistic over all rounds.
+        p90: milliseconds.
+        slowest: milliseconds.
+        interval: confidence interval of ``value``, milliseconds; of an estimate the value itself.
+        n: rounds timed; 0 for an estimate.
+        statistic: median, mean or p10.
+        confidence: of the interval.
+        basis: ``measured``, or ``datasheet`` for an estimate from published peaks.
+    """
+
+    value: float
+    p90: float
+    slowest: float
+    interval: tuple[float, float]
+    n: int
+    statistic: str = "p10"
+    confidence: float = 0.95
+    basis: str = "measured"
+
+    @property
+    def about(self) -> str:
+        """A tilde before figures that are estimates."""
+        return "" if self.basis == "measured" else "~"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Latency:
+        return cls(**value | {"interval": _pair(value["interval"])})
+
+
+@dataclass(frozen=True)
+class Timing:
+    """One model timed in turn with the baseline.
+
+    Args:
+        latency_ms: of the model.
+        speedup: latency of the baseline over that of the model.
+        speedup_interval: at the same confidence.
+        precision: number format that the device computed in.
+        wall_ms: median of the rounds' wall time; None for an estimate.
+        cpu_ms: median of the rounds' CPU time per thread; None where it says nothing of the latency, as on a GPU.
+        disturbed: whether wall and CPU time differ by more than a tenth in sum: other work took the cores.
+        memory_bytes: peak that loading and running the model adds to a fresh process; None where it was not asked for.
+        energy_mj: millijoules per inference of the whole processor; None where the machine exposes none.
+    """
+
+    latency_ms: Latency
+    speedup: float
+    speedup_interval: tuple[float, float]
+    precision: str = "fp32"
+    wall_ms: float | None = None
+    cpu_ms: float | None = None
+    disturbed: bool = False
+    memory_bytes: int | None = None
+    energy_mj: float | None = None
+
+    def __str__(self) -> str:
+        about = self.latency_ms.about
+        return f"{about}{self.latency_ms.value:.3g} ms ({about}{self.speedup:.2f}x{', estimated' if about else ''})"
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Timing:
+        return cls(
+            **value
+            | {
+                "latency_ms": Latency.from_json(value["latency_ms"]),
+                "speedup_interval": _pair(value["speedup_interval"]),
+            }
+        )
+
+
+@dataclass(frozen=True)
+class Quality:
+    """Scores of one model; shares such as 0.875, drops against the baseline in points of a hundred.
+
+    Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
+    is verified.
+    """
+
+    validation: float
+    drop_validation: float
+    drop_validation_stderr: float
+    test: float | None = None
+    test_stderr: float | None = None
+    n_test: int | None = None
+    drop_test: float | None = None
+    drop_test_stderr: float | None = None
+
+    @property
+    def reported(self) -> float:
+        """The test score; the validation score of a front that is not verified yet."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def drop_reported(self) -> float:
+        return self.drop_validation if self.drop_test is None else self.drop_test
+
+    @property
+    def drop_stderr_reported(self) -> float:
+        return self.drop_validation_stderr if self.drop_test_stderr is None else self.drop_test_stderr
+
+
+@dataclass(frozen=True)
+class Score:
+    """One model on one device.
+
+    Args:
+        timing: in turn with the baseline.
+        quality: of what the device answers; None when the model was not scored.
+        correct: validation examples answered correctly, as hex of the packed bits; for paired errors between trials.
+    """
+
+    timing: Timing
+    quality: Quality | None = None
+    correct: str | None = None
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Score:
+        quality = value["quality"] and Quality(**value["quality"])
+        return cls(Timing.from_json(value["timing"]), quality, value["correct"])
+
+
+def _pair(values: Any) -> tuple[float, float]:
+    low, high = values
+    return float(low), float(high)

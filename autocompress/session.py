@@ -1,0 +1,196 @@
+"""From a request to a finished run: reads model and data, reaches the devices, prepares, searches."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autocompress import environment
+from autocompress.distillation.settings import UNLABELED_SHARE
+from autocompress.engine import Clock, Listener, Loop, SearchResult, Silent
+from autocompress.errors import UserError
+from autocompress.families import family_of
+from autocompress.hardware.devices import connect, lengths_of
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.interfaces import Device
+from autocompress.journal import Run
+from autocompress.pareto import Budget
+from autocompress.request import Request
+from autocompress.search_space import SearchSpace
+from autocompress.tasks.text_classification import TextClassification
+from autocompress.tasks.text_classification import load as load_task
+from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
+from autocompress.workbench import Workbench
+
+BUSY_SHARE = 0.25
+"""Of a device's cores kept busy by others, above which a search warns."""
+Connect = Callable[[HardwareProfile, Sequence[int]], Device]
+"""From a profile and the lengths to time, to the device."""
+
+
+def search_for(request: Request, listener: Listener | None = None, connect: Connect = connect) -> SearchResult:
+    """Search, verify, and write the run folder.
+
+    Args:
+        listener: hears of the progress.
+        connect: reaches the devices.
+
+    Raises:
+        UserError: a mistake in the request, or a device that cannot be reached; nothing is written then.
+        RequestUnmet: no model meets the budget of any device; the run folder shows what was tried.
+        SearchFailed: every trial failed.
+        KeyboardInterrupt: stopped; the fronts so far are written, and the run can be resumed.
+    """
+    listener = listener or Silent()
+    clock = Clock(request)
+    if not request.resume:
+        Run.check_free(request.out)
+    listener.stage("reading model and data")
+    task, tokenizer = _load_data(request)
+    request = _fitted(request, task, listener)
+    model: Any = load_classifier(request.model, task.labels if request.finetune else None)
+    model.config.pad_token_id = task.pad_id
+    with contextlib.ExitStack() as stack:
+        devices: dict[str, Device] = {}
+        for profile in request.hardware:
+            lengths = lengths_of(profile, [row.shape[1] for row in task.validation.rows])
+            devices[profile.name] = connect(profile, lengths)
+            stack.callback(devices[profile.name].close)
+        fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
+        _warn_of_load(fingerprints, listener)
+        description = _description(request, weights_digest(model), task, fingerprints)
+        run = Run.resume(request.out, description["inputs"]) if request.resume else Run.start(request.out, description)
+        try:
+            stack.enter_context(run.locked())
+            stack.callback(shutil.rmtree, run.folder / "scratch", ignore_errors=True)
+            run.note(trials=request.most_trials, time_limit_s=request.time_limit_s)
+            if request.finetune:
+                listener.stage("fine-tuning the teacher")
+                model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
+            tokenizer.save_pretrained(run.folder / "tokenizer")
+            listener.stage("preparing the teacher")
+            budgets = {name: request.budget_on(name) for name in devices}
+            family = family_of(model.config.model_type)
+            bench = Workbench.prepare(run, task, model, family, run.folder / "tokenizer", devices, budgets, request.seed)
+            return Loop(request, bench, listener, clock).run()
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise UserError(f"no room left on the disk of {request.out}: free some and go on with --resume") from error
+
+
+def search(
+    model: str | Path,
+    data: str | Path,
+    hardware: str | HardwareProfile | Sequence[str | HardwareProfile],
+    space: str | SearchSpace,
+    out: str | Path,
+    *,
+    task: str = "text-classification",
+    budget: Budget | None = None,
+    listener: Listener | None = None,
+    connect: Connect = connect,
+    **options: Any,
+) -> SearchResult:
+    """Search for the compressed models worth having; the command ``autocompress search`` in Python.
+
+    Args:
+        hardware: a profile, the name of a shipped one, or a TOML path; or several of them, each of which gets a front.
+        space: likewise, one.
+        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``, ``seed``, ``resume``.
+
+    Returns:
+        The verified fronts, whose ``pick`` chooses by budget, and the run folder.
+
+    Raises:
+        See ``search_for``.
+    """
+    listed = [hardware] if isinstance(hardware, str | HardwareProfile) else hardware
+    request = Request(
+        str(model),
+        task,
+        str(data),
+        tuple(profile if isinstance(profile, HardwareProfile) else HardwareProfile.load(profile) for profile in listed),
+        space if isinstance(space, SearchSpace) else SearchSpace.load(space),
+        Path(out),
+        budget=budget or Budget(),
+        **options,
+    )
+    return search_for(request, listener, connect)
+
+
+def _load_data(request: Request) -> tuple[TextClassification, Any]:
+    config = load_config(request.model)
+    tokenizer = load_tokenizer(request.model, config.vocab_size)
+    positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    for profile in request.hardware:
+        if isinstance(profile.sequence_length, int) and profile.sequence_length > positions:
+            raise UserError(
+                f"hardware profile {profile.name}: sequence_length is {profile.sequence_length}, "
+                f"the model takes {positions} tokens at most"
+            )
+    task = load_task(
+        tokenizer,
+        request.data,
+        request.columns,
+        min(tokenizer.model_max_length, positions),
+        None if request.finetune else {name: i for i, name in config.id2label.items()},
+        request.validation,
+        request.test,
+        request.unlabeled,
+    )
+    return task, tokenizer
+
+
+def _fitted(request: Request, task: TextClassification, listener: Listener) -> Request:
+    """The request less what its data and devices have no use for."""
+    space = request.space
+    if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in space.parameters):
+        listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
+        space = space.without(UNLABELED_SHARE)
+    offered = {"fp32", *(name for profile in request.hardware for name in profile.precisions)}
+    narrowed, dropped = space.limited("quantization.scheme", offered)
+    if dropped:
+        names = " and ".join(profile.name for profile in request.hardware)
+        listener.stage(f"{', '.join(map(str, dropped))} not searched: no gain on {names} by its profile")
+    return replace(request, space=narrowed)
+
+
+def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Listener) -> None:
+    for name, found in fingerprints.items():
+        if (found.get("busy_cores") or 0) > BUSY_SHARE * found.get("cores", 1):
+            listener.stage(
+                f"{name}: other processes keep {found['busy_cores']:.1f} of {found['cores']} cores busy; training will be slow and "
+                "latencies less certain"
+            )
+
+
+def _description(
+    request: Request, weights: str, task: TextClassification, fingerprints: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
+    splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
+    return {
+        "schema": 1,
+        "inputs": request.inputs(weights, fingerprints),
+        "trials": request.most_trials,
+        "time_limit_s": request.time_limit_s,
+        "data": {
+            "source": request.data,
+            "labels": task.labels,
+            **splits,
+            "unlabeled": len(task.unlabeled),
+            "dropped": task.dropped,
+        },
+        "versions": environment.versions(),
+        "devices": fingerprints,
+        "threads": torch.get_num_threads(),
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+    }

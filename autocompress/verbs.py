@@ -1,0 +1,279 @@
+"""What the commands do."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from autocompress import resources, units
+from autocompress.errors import AutocompressError, RequestUnmet, UserError
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.pareto import SCHEMA, Budget, Front, Member, load_front, load_fronts
+from autocompress.search_space import SearchSpace
+
+
+def search(options: argparse.Namespace) -> None:
+    """``autocompress search``."""
+    hardware = tuple(HardwareProfile.load(name) for name in options.hardware)
+    budget, budgets = _budgets(options, hardware)
+    space = SearchSpace.load(options.space)
+    from autocompress.request import Request
+    from autocompress.tasks.data import Columns
+
+    _run(
+        Request(
+            options.model,
+            options.task,
+            options.data,
+            hardware,
+            space,
+            options.out,
+            Columns(options.text_column, options.text_pair_column, options.label_column),
+            options.validation,
+            options.test,
+            options.unlabeled,
+            options.finetune,
+            budget,
+            budgets,
+            options.trials,
+            _time_limit(options),
+            options.sampler,
+            options.seed,
+            options.resume,
+        )
+    )
+
+
+def _budgets(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...]) -> tuple[Budget, dict[str, Budget]]:
+    """The limits on every device, and those of single devices in their place."""
+    limits: dict[str, dict[str, float]] = {"": {} if options.max_drop is None else {"max_drop": options.max_drop}}
+    for option, key, read in (("max_latency", "max_latency_ms", units.latency_ms), ("min_speedup", "min_speedup", units.speedup)):
+        for text in getattr(options, option):
+            name, _, value = text.rpartition("=")
+            found = limits.setdefault(name, {})
+            if key in found:
+                raise UserError(f"--{option.replace('_', '-')} is given twice" + (f" for {name}" if name else ""))
+            found[key] = read(value, f"--{option.replace('_', '-')}")
+    if any({"max_latency_ms", "min_speedup"} <= {*limits[""], *found} for found in limits.values()):
+        raise UserError("give --max-latency or --min-speedup, not both for one device")
+    common = limits.pop("")
+    return Budget(**common), {name: Budget(**(common | found)) for name, found in limits.items()}
+
+
+def demo(options: argparse.Namespace) -> None:
+    """``autocompress demo``."""
+    time_limit = _time_limit(options)
+    runs = [Path(f"runs/demo-{n}") for n in range(1, 10_000)]
+    free = next(i for i, path in enumerate(runs) if not path.exists())
+    out = options.out or runs[max(0, free - 1) if options.resume else free]
+    from autocompress import demo
+    from autocompress.request import Request
+    from autocompress.teacher import cache_folder
+
+    data, unlabeled = demo.data_files(cache_folder() / "demo")
+    front = _run(
+        Request(
+            str(demo.model_folder()),
+            "text-classification",
+            str(data),
+            (HardwareProfile.load("cpu-1-thread"),),
+            SearchSpace.load("demo"),
+            out,
+            unlabeled=str(unlabeled),
+            finetune=True,
+            time_limit_s=time_limit,
+            seed=options.seed,
+            resume=options.resume,
+        )
+    )
+    _choose_and_copy(front, out)
+
+
+def _choose_and_copy(front: Front, run: Path) -> None:
+    """The demo's last act: pick the most accurate model that is at least 4 times faster, and export it."""
+    from autocompress import console
+
+    try:
+        member = front.pick(min_speedup=4)
+    except AutocompressError as error:
+        console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {error}")
+        return
+    console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.metric)}")
+    target = run / "exported"
+    _copy(front, run, member, target)
+    console.out.print(f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}")
+
+
+def _time_limit(options: argparse.Namespace) -> float | None:
+    return None if options.time_limit is None else units.duration_s(options.time_limit, "--time-limit")
+
+
+def _run(request: Any) -> Front:
+    from autocompress import console
+    from autocompress.session import search_for
+
+    try:
+        with console.Progressing(request.time_limit_s) as listener:
+            result = search_for(request, listener)
+    except KeyboardInterrupt:
+        if not (request.out / "run.json").is_file():
+            raise
+        raise KeyboardInterrupt("stopped; what was tried is kept, and the same command with --resume goes on") from None
+    for front in result.fronts.values():
+        console.out.print(console.front_table(front))
+    for line in console.prediction_lines(result.run):
+        console.out.print(line)
+    console.out.print(f"report: {result.run / 'report.html'}")
+    console.out.print(f"choose: autocompress pick {result.run} --min-speedup 4x")
+    return result.front
+
+
+def front(options: argparse.Namespace) -> None:
+    """``autocompress front``."""
+    from autocompress import console
+
+    fronts = load_fronts(options.run)
+    chosen = list(fronts.values()) if options.hardware is None else [load_front(options.run, options.hardware)]
+    if options.json:
+        say(json.dumps({"schema": SCHEMA, "fronts": [found.as_dict() for found in chosen]}, indent=2))
+        return
+    for found in chosen:
+        console.out.print(console.front_table(found))
+
+
+def _limits(options: argparse.Namespace) -> dict[str, float | None]:
+    return {
+        "max_latency_ms": None if options.max_latency is None else units.latency_ms(options.max_latency, "--max-latency"),
+        "min_speedup": None if options.min_speedup is None else units.speedup(options.min_speedup, "--min-speedup"),
+        "max_drop": options.max_drop,
+        "min_quality": options.min_quality,
+    }
+
+
+def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
+    found = load_front(options.run, options.hardware)
+    if getattr(options, "trial", None) is not None:
+        return found, found.member(options.trial)
+    return found, found.pick(**_limits(options), allow_tie=options.allow_tie)
+
+
+def pick(options: argparse.Namespace) -> None:
+    """``autocompress pick``."""
+    from autocompress import console
+
+    found, member = _chosen(options)
+    if options.json:
+        say(json.dumps(asdict(member), indent=2))
+    else:
+        console.out.print(console.member_line(member, found.metric, _limits(options)["max_latency_ms"]))
+        there = f" --hardware {found.hardware['name']}" if options.hardware else ""
+        console.out.print(f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model")
+
+
+def export(options: argparse.Namespace) -> None:
+    """``autocompress export``."""
+    front, member = _chosen(options)
+    if options.out.exists():
+        raise UserError(f"--out {options.out} exists already; give a new folder")
+    _copy(front, options.run, member, options.out)
+    from autocompress import console
+
+    console.out.print(f"{console.member_line(member, front.metric)}\nwrote {options.out}")
+
+
+def _copy(front: Front, run: Path, member: Member, target: Path) -> None:
+    import shutil
+
+    from autocompress.files import folder_aside
+
+    source = run / member.path
+    if not (source / "model.onnx").is_file():
+        raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
+    try:
+        with folder_aside(target) as folder:
+            shutil.copytree(source, folder, dirs_exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {target} cannot be written: {error.strerror}") from error
+
+
+def report(options: argparse.Namespace) -> None:
+    """``autocompress report``."""
+    from autocompress.report import write_report
+
+    say(str(write_report(options.run)))
+
+
+def measure(options: argparse.Namespace) -> None:
+    """``autocompress measure``."""
+    from autocompress import console
+    from autocompress.measure import measure_latency
+
+    profile = HardwareProfile.load(options.hardware)
+    timing = measure_latency(options.model, profile)
+    if options.json:
+        say(json.dumps({"model": str(options.model), "hardware": profile.as_dict(), "timing": asdict(timing)}, indent=2))
+    else:
+        say(f"{options.model} on {profile.name}: {console.timing_text(timing)}")
+
+
+def new_profile(options: argparse.Namespace) -> None:
+    """``autocompress profile new``."""
+    from autocompress import console
+    from autocompress.hardware.authoring import new_profile
+
+    target = Path(f"{options.name}.toml")
+    length = options.sequence_length
+    values = {
+        "runtime": options.runtime,
+        "location": options.device,
+        "python": options.python,
+        "ssh_config": options.ssh_config,
+        "threads": options.threads,
+        "batch_size": options.batch_size,
+        "sequence_length": int(length) if length.isdecimal() and length.isascii() else length,
+    }
+    profile = new_profile(target, values)
+    console.out.print(f"wrote {target}: {profile.description}")
+    console.out.print(f"use it: autocompress search ... --hardware {target}")
+
+
+def doctor(options: argparse.Namespace) -> None:
+    """``autocompress doctor``."""
+    from autocompress import console
+    from autocompress.errors import CandidateFailed
+    from autocompress.hardware.devices import host_of
+    from autocompress.hardware.doctor import examine
+
+    host = host_of(options.device, options.python, options.ssh_config)
+    try:
+        found = examine(host)
+    except CandidateFailed as error:
+        raise UserError(f"--device {options.device}: {error}") from error
+    finally:
+        host.close()
+    if options.json:
+        say(json.dumps({**asdict(found), "times_well": found.times_well}, indent=2))
+    else:
+        console.out.print(console.diagnosis(found))
+    if not found.times_well:
+        raise RequestUnmet("this device cannot be timed well as it is now; see the lines marked above")
+
+
+def validate_space(options: argparse.Namespace) -> None:
+    """``autocompress space validate``."""
+    name = (
+        options.file
+        if options.file.endswith(".toml") or options.file in resources.names("search_spaces")
+        else f"{options.file}.toml"
+    )
+    space = SearchSpace.load(name)
+    say(f"{space.name}: valid, {len(space.parameters)} settings, {len(space.corners)} corners")
+
+
+def say(text: str) -> None:
+    """A line on standard output."""
+    sys.stdout.write(text + "\n")

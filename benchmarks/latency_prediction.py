@@ -1,0 +1,116 @@
+"""How well the latency table foretells: 30 random candidates that mix depth, heads, FFN widths and number formats.
+
+Formats differ between layers too. Runs a search of the demo's encoder without any training, so every candidate is predicted, then
+built and timed. The table is measured anew. Takes some six minutes. The last thing printed is one JSON document:
+
+    mean_abs_error      of the predicted latency relative to the measured one, by the table alone
+    rank_correlation    Spearman's, between predicted and measured, likewise
+    n                   candidates
+    measurements        that the table was built from
+    recalibrated        mean_abs_error of what the search itself predicted, with the table set right by each trial as it came
+    worst               largest absolute error, by the table alone
+    device              what it ran on
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from autocompress import demo
+from autocompress.console import Progressing
+from autocompress.foresight import read_table
+from autocompress.hardware.agent import describe
+from autocompress.hardware.predictor import Shape
+from autocompress.journal import Trial
+from autocompress.pareto import Budget
+from autocompress.search_space import SearchSpace
+from autocompress.session import search
+from autocompress.structure import Layer, Structure
+from autocompress.teacher import cache_folder
+from autocompress.techniques import SETTINGS
+
+SPACE = {
+    "layers": {"keep": [1.0, 0.84, 0.67, 0.5, 0.34], "rule": ["uniform", "bottom"]},
+    "heads": {"keep": {"low": 0.1, "high": 1.0}, "allocation": ["global", "uniform"]},
+    "ffn": {"keep": {"low": 0.05, "high": 1.0}, "allocation": ["global", "uniform"]},
+    "quantization": {
+        "scheme": ["fp32", "int8-dynamic", "int8-static", "int8-weights", "int4-weights"],
+        "block_size": 128,
+        "spared": ["none", "first", "last", "ends"],
+    },
+    "recovery": {"steps": 0},
+}
+UNLIMITED_MS = 1e6
+
+
+def shape(trial: Trial) -> Shape:
+    from autocompress.hardware.predictor import shape_of
+
+    assert trial.sizes
+    rows = zip(trial.sizes["layers"], trial.sizes["heads"], trial.sizes["ffn"], strict=True)
+    structure = Structure(tuple(Layer(source, tuple(range(heads)), tuple(range(ffn))) for source, heads, ffn in rows))
+    return shape_of(structure, SETTINGS.candidate(trial.candidate))
+
+
+def ranks(values: list[float]) -> list[int]:
+    order: list[int] = np.argsort(np.argsort(values)).tolist()
+    return order
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--candidates", type=int, default=30)
+    parser.add_argument("--hardware", default="cpu-1-thread")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    data, _ = demo.data_files(cache_folder() / "demo")
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ["AUTOCOMPRESS_CACHE"] = f"{scratch}/cache"  # so that the table is measured anew
+        run = Path(scratch) / "run"
+        with Progressing(None) as listener:
+            found = search(
+                demo.model_folder(),
+                data,
+                options.hardware,
+                SearchSpace.from_mapping("latency-prediction", SPACE),
+                run,
+                finetune=True,
+                budget=Budget(max_latency_ms=UNLIMITED_MS),
+                trials=options.candidates,
+                sampler="random",
+                seed=options.seed,
+                listener=listener,
+            )
+        table = read_table(run, options.hardware)
+        prediction = json.loads((run / "run.json").read_text(encoding="utf-8"))["prediction"][options.hardware]
+    measured_trials = [trial for trial in found.trials[1:] if trial.scores]
+    measured = [1 / trial.scores[options.hardware].timing.speedup for trial in measured_trials]
+    predicted = [table.predict(shape(trial)) for trial in measured_trials]
+    errors = np.abs(np.array(predicted) / measured - 1)
+    result = {
+        "mean_abs_error": float(errors.mean()),
+        "rank_correlation": float(np.corrcoef(ranks(predicted), ranks(measured))[0, 1]),
+        "n": len(measured),
+        "measurements": len(table.rows),
+        "recalibrated": prediction["mean_abs_error"],
+        "worst": float(errors.max()),
+        "by_format": {
+            name: float(
+                np.mean([e for e, t in zip(errors, measured_trials, strict=True) if t.candidate["quantization.scheme"] == name])
+            )
+            for name in sorted({t.candidate["quantization.scheme"] for t in measured_trials})
+        },
+        "hardware": options.hardware,
+        "device": describe(),
+    }
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,378 @@
+"""The torch-cuda device: everything that needs no GPU, and, where one is there, the real thing."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from autocompress.artifact import load_model
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.export import export_model
+from autocompress.families import family_of
+from autocompress.hardware import torch_cuda
+from autocompress.hardware.devices import connect
+from autocompress.hardware.profile import HardwareProfile, precision_of
+from autocompress.hardware.timing import timings
+from autocompress.hardware.torch_cuda import TorchCudaDevice
+from autocompress.interfaces import Batch
+from autocompress.structure import Structure
+from autocompress.teacher import load_classifier
+from autocompress.techniques import SETTINGS
+from autocompress.training import tensors
+
+PROFILE = HardwareProfile.load("gpu-cuda")
+needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is there")
+
+
+@pytest.mark.parametrize(
+    ("scheme", "computed"),
+    [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"), ("int8-dynamic", "bf16"), ("int4-weights", "bf16")],
+)
+def test_what_the_gpu_cannot_compute_it_computes_in_its_first_format(scheme: str, computed: str) -> None:
+    assert precision_of(scheme, PROFILE) == computed
+
+
+def test_the_profile_says_which_format_is_first() -> None:
+    profile = replace(PROFILE, precisions=("fp16",))
+    assert [precision_of(scheme, profile) for scheme in ("fp16", "fp32", "bf16", "int8-static")] == ["fp16"] * 4
+
+
+@needs_no_gpu
+def test_without_a_gpu_it_is_refused_in_one_line() -> None:
+    with pytest.raises(UserError) as caught:
+        TorchCudaDevice(PROFILE, [32])
+    text = str(caught.value)
+    assert text.startswith("hardware profile gpu-cuda: torch-cuda needs an NVIDIA GPU, ")
+    assert torch.__version__ in text and "\n" not in text
+
+
+@pytest.mark.parametrize(("cuda", "reason"), [(None, "this torch is built without CUDA"), ("12.8", "no CUDA device is visible")])
+def test_what_is_missing_is_named(cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    with pytest.raises(UserError, match=reason):
+        TorchCudaDevice(PROFILE, [32])
+
+
+@pytest.fixture
+def there(monkeypatch: pytest.MonkeyPatch) -> TorchCudaDevice:
+    """A device whose GPU is only claimed."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Claim")
+    return TorchCudaDevice(PROFILE, [8, 16])
+
+
+def test_the_fingerprint_names_the_gpu_and_the_versions(there: TorchCudaDevice) -> None:
+    assert there.fingerprint["gpu"] == "NVIDIA Claim"
+    assert there.fingerprint["torch"] == torch.__version__
+    assert {"cpu", "cores", "features", "cuda"} <= there.fingerprint.keys()
+    assert there.lengths == (8, 16)
+    there.close()
+
+
+def test_devices_that_compute_in_other_formats_do_not_share_their_answers(there: TorchCudaDevice) -> None:
+    """Of devices that answer alike only one is asked, and bf16 answers otherwise than fp16."""
+    other = TorchCudaDevice(replace(PROFILE, name="fp16", precisions=("fp16", "fp32")), [32])
+    assert precision_of("int8-dynamic", other.profile) != precision_of("int8-dynamic", there.profile)
+    assert other.answers_like != there.answers_like
+    assert TorchCudaDevice(replace(PROFILE, name="eager", cuda_graphs=False), [32]).answers_like == there.answers_like
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# The process that computes
+
+
+Interpreter = Callable[[str], None]
+
+
+@pytest.fixture
+def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interpreter:
+    """Puts a shell script in Python's place."""
+
+    def put(script: str) -> None:
+        file = tmp_path / "python"
+        file.write_text(f"#!/bin/sh\n{script}\n")
+        file.chmod(0o755)
+        monkeypatch.setattr(sys, "executable", str(file))
+
+    return put
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        (
+            "cat >/dev/null; echo first >&2; echo 'RuntimeError: no kernel image' >&2; exit 3",
+            "ended with 3: RuntimeError: no kernel image",
+        ),
+        ("kill -9 $$", "ended with -9: no message"),
+        ("exit 0", "ended with 0: no message"),
+        ("cat >/dev/null; echo what is no answer; exit 1", "ended with 1: no message"),
+    ],
+)
+def test_a_process_that_dies_fails_the_candidate(script: str, reason: str, interpreter: Interpreter) -> None:
+    interpreter(script)
+    with pytest.raises(CandidateFailed) as caught:
+        torch_cuda._ask({"action": "time"})
+    assert str(caught.value) == f"torch-cuda: the process {reason}"
+
+
+def test_a_refusal_fails_the_candidate(interpreter: Interpreter) -> None:
+    interpreter("""cat >/dev/null; echo noise; echo '{"refused": "the device ran out of memory"}'""")
+    with pytest.raises(CandidateFailed, match=r"^torch-cuda: the device ran out of memory$"):
+        torch_cuda._ask({"action": "time"})
+
+
+def test_the_last_line_is_the_answer(interpreter: Interpreter, tmp_path: Path) -> None:
+    interpreter(f"""cat >{tmp_path}/request; echo "$@" >{tmp_path}/arguments; echo noise; echo '{{"wall_ms": 1}}'""")
+    assert torch_cuda._ask({"action": "time", "lengths": (1, 2)}) == {"wall_ms": 1}
+    assert json.loads((tmp_path / "request").read_text()) == {"action": "time", "lengths": [1, 2]}
+    assert (tmp_path / "arguments").read_text().split() == ["-m", "autocompress.hardware.torch_cuda"]
+
+
+def test_what_is_asked_is_what_the_profile_says(there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    requests: list[dict[str, Any]] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        requests.append(request)
+        rounds = np.tile([4.0, 2.0, 1.0][: len(request["models"])], (30, 1)).tolist()
+        nothing = [None] * len(request["models"])
+        return {"wall_ms": [rounds], "cpu_ms": [rounds], "clock": "wall", "energy_mj": nothing, "memory_bytes": [5, 6, 7]}
+
+    monkeypatch.setattr(torch_cuda, "_ask", answer)
+    folders = [tmp_path / name for name in ("a", "b", "c")]
+    for folder, scheme in zip(folders, ("fp32", "int8-dynamic", "fp32"), strict=True):
+        folder.mkdir()
+        (folder / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": scheme}}))
+    baseline, [b, c] = there.time(folders[0], folders[1:], final=True)
+    assert requests == [
+        {
+            "action": "time",
+            "models": [str(folder) for folder in folders],
+            "precisions": ["fp32", "bf16", "fp32"],
+            "lengths": (8, 16),
+            "batch_size": 1,
+            "cuda_graphs": True,
+            "statistic": PROFILE.statistic,
+            "confidence": 0.95,
+            "target_precision": 0.02,
+            "seconds": 2 * PROFILE.final_seconds,
+        }
+    ]
+    assert [timing.latency_ms.value for timing in (baseline, b, c)] == [4.0, 2.0, 1.0]
+    assert [timing.speedup for timing in (baseline, b, c)] == [1.0, 2.0, 4.0]
+    assert [timing.precision for timing in (baseline, b, c)] == ["fp32", "bf16", "fp32"]
+    assert [timing.memory_bytes for timing in (baseline, b, c)] == [5, 6, 7]
+    assert all(timing.cpu_ms is None and not timing.disturbed for timing in (baseline, b, c))
+
+
+def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As ``autocompress measure`` does with a model of the front."""
+    asked: list[list[str]] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request["precisions"])
+        rounds = [[[1.0]] * 30]
+        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": [None], "memory_bytes": [1]}
+
+    monkeypatch.setattr(torch_cuda, "_ask", answer)
+    for scheme in ("fp32", "bf16", "int8-dynamic"):
+        (tmp_path / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": scheme}}))
+        there.time(tmp_path, [], final=True)
+    assert asked == [["fp32"], ["bf16"], ["bf16"]]
+
+
+def request(models: int) -> dict[str, Any]:
+    return {
+        "models": [f"model-{i}" for i in range(models)],
+        "precisions": ["fp32", "bf16", "bf16"][:models],
+        "lengths": [8, 16],
+        "statistic": "median",
+        "confidence": 0.95,
+        "target_precision": 0.02,
+        "seconds": 0.0,
+    }
+
+
+@pytest.fixture
+def paces(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
+    """Milliseconds of each model; filled by tests. Loading takes as many bytes as the name has letters."""
+    found: dict[str, float] = {}
+
+    def runner(folder: str, precision: str, asked: Mapping[str, Any]) -> tuple[Callable[[], None], int]:
+        def run() -> None: ...
+
+        run.__name__ = folder
+        return run, len(folder)
+
+    monkeypatch.setattr(torch_cuda, "_runner", runner)
+    monkeypatch.setattr(torch_cuda, "_block", lambda run, lengths: found[run.__name__])
+    return found
+
+
+def test_the_answer_is_what_timings_reads(paces: dict[str, float]) -> None:
+    paces |= {"model-0": 6.0, "model-1": 2.0, "model-2": 12.0}
+    answer = json.loads(json.dumps(torch_cuda._time(request(3))))
+    assert np.array(answer["wall_ms"]).shape == (1, 30, 3)  # one process, rounds, models
+    baseline, fast, slow = timings(answer, PROFILE, ["fp32", "bf16", "bf16"])
+    assert [timing.latency_ms.value for timing in (baseline, fast, slow)] == [6.0, 2.0, 12.0]
+    assert [timing.speedup for timing in (baseline, fast, slow)] == [1.0, 3.0, 0.5]
+    assert fast.latency_ms.n == 30 and fast.latency_ms.basis == "measured"
+    assert (fast.wall_ms, fast.cpu_ms, fast.energy_mj, fast.memory_bytes, fast.disturbed) == (2.0, None, None, 7, False)
+
+
+def test_a_model_alone_has_a_latency(paces: dict[str, float]) -> None:
+    paces["model-0"] = 6.0
+    [timing] = timings(torch_cuda._time(request(1)), PROFILE, ["fp32"])
+    assert timing.latency_ms.value == 6.0
+
+
+def test_timing_goes_on_until_it_is_precise_or_out_of_time(paces: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[int] = []
+
+    def is_precise(processes: Any, *_: object) -> bool:
+        looks.append(len(processes[0]))
+        return len(looks) == 3
+
+    monkeypatch.setattr(torch_cuda, "is_precise", is_precise)
+    paces |= {"model-0": 6.0, "model-1": 2.0}
+    answer = torch_cuda._time(request(2) | {"seconds": 60.0})
+    assert looks == [30, 60, 90]
+    assert len(answer["wall_ms"][0]) == 90
+    looks.clear()
+    assert len(torch_cuda._time(request(2))["wall_ms"][0]) == 30  # no time at all: one look
+
+
+def served(text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    monkeypatch.setattr(sys, "stdin", io.StringIO(text))
+    torch_cuda._serve()
+    answer: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("error", "refused"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory"), "the device ran out of memory"),
+        (UserError("model cannot be loaded"), "model cannot be loaded"),
+    ],
+)
+def test_the_process_refuses_what_it_cannot_do(
+    error: Exception, refused: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(_: object) -> dict[str, Any]:
+        raise error
+
+    monkeypatch.setattr(torch_cuda, "_time", fail)
+    assert served('{"action": "time"}', monkeypatch, capsys) == {"refused": refused}
+
+
+def test_the_process_answers_without_gradients(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(torch_cuda, "_score", lambda asked: {"grad": torch.is_grad_enabled(), "asked": asked["count"]})
+    assert served('{"action": "score", "count": 3}', monkeypatch, capsys) == {"grad": False, "asked": 3}
+
+
+def test_a_folder_that_cannot_be_loaded_is_refused_by_the_real_process(tmp_path: Path) -> None:
+    with pytest.raises(CandidateFailed, match=r"^torch-cuda: .*nowhere cannot be loaded"):
+        torch_cuda._ask({"action": "score", "models": [str(tmp_path / "nowhere")], "precisions": ["fp32"]})
+
+
+# ---------------------------------------------------------------------------------------------------------------------------------
+# On a GPU
+
+
+class Exports:
+    """Folders of a model, whole and cut, in several formats."""
+
+    def __init__(self, source: Path, folder: Path) -> None:
+        model, family = load_classifier(str(source), None), family_of("bert")
+        full = family.structure(model)
+        half = Structure(full.layers[::2])
+        rng = np.random.default_rng(0)
+        self.batches = []
+        for length in (5, 23):
+            ids = rng.integers(5, 500, (4, length))
+            inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
+            self.batches.append(Batch(inputs))
+        (folder / "tokenizer").mkdir()
+        for name, structure, scheme in (
+            ("baseline", full, "fp32"),
+            ("half", half, "fp32"),
+            ("bf16", full, "bf16"),
+            ("fp16", half, "fp16"),
+        ):
+            candidate = SETTINGS.candidate({"quantization.scheme": scheme}).without("recovery")
+            cut = family.cut(model, structure)
+            export_model(cut, structure, candidate, folder / name, self.batches[:1], folder / "tokenizer")
+        self.folder = folder
+
+    def __getitem__(self, name: str) -> Path:
+        return self.folder / name
+
+
+@pytest.fixture(scope="module")
+def exports(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Exports:
+    return Exports(tiny_model, tmp_path_factory.mktemp("gpu"))
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
+
+
+def on_gpu(**change: Any) -> TorchCudaDevice:
+    device = connect(replace(PROFILE, trial_seconds=0.5, final_seconds=0.5, **change), [8, 32])
+    assert isinstance(device, TorchCudaDevice)
+    return device
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("cuda_graphs", [False, True])
+def test_models_are_timed_on_the_gpu(exports: Exports, cuda_graphs: bool) -> None:
+    names = ("half", "bf16", "fp16")
+    baseline, found = on_gpu(cuda_graphs=cuda_graphs).time(exports["baseline"], [exports[name] for name in names], final=False)
+    assert [timing.precision for timing in (baseline, *found)] == ["fp32", "fp32", "bf16", "fp16"]
+    for timing in (baseline, *found):
+        assert 0 < timing.latency_ms.value < 100 and timing.latency_ms.n >= 30
+        assert timing.speedup_interval[0] <= timing.speedup <= timing.speedup_interval[1]
+        assert timing.memory_bytes is not None and 30522 * 32 * 2 < timing.memory_bytes < 1e9
+        assert timing.cpu_ms is None
+    half, bf16, _ = found
+    assert half.speedup > 1.2  # two layers instead of four
+    assert baseline.memory_bytes is not None and bf16.memory_bytes is not None
+    assert bf16.memory_bytes < 0.8 * baseline.memory_bytes
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_captured_graph_is_faster_than_eager_calls(exports: Exports) -> None:
+    eager, graph = (on_gpu(cuda_graphs=graphs).time(exports["baseline"], [], final=True)[0] for graphs in (False, True))
+    assert graph.latency_ms.value < 0.7 * eager.latency_ms.value
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize(("name", "tolerance"), [("baseline", 1e-4), ("half", 1e-4), ("bf16", 0.05), ("fp16", 0.01)])
+def test_the_gpu_answers_as_torch_does(exports: Exports, name: str, tolerance: float) -> None:
+    outputs = on_gpu().predict(exports[name], [dict(batch.inputs) for batch in exports.batches])
+    model: Any = load_model(exports[name])
+    with torch.inference_mode():
+        expected = np.concatenate([model(**tensors(batch)).logits.numpy() for batch in exports.batches])
+    assert outputs.shape == (8, 2) and outputs.dtype == np.float32
+    assert np.abs(outputs - expected).max() < tolerance
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_sequence_that_is_too_long_fails_the_candidate(exports: Exports) -> None:
+    device = connect(replace(PROFILE, trial_seconds=0.5), [65])  # the tiny model has 64 positions
+    with pytest.raises(CandidateFailed, match="torch-cuda"):
+        device.time(exports["baseline"], [], final=False)
