@@ -143,10 +143,10 @@ class Loop:
                 trial = recorded[number]
                 if trial.candidate != candidate.as_dict():
                     raise UserError(f"--resume: trial {trial.id} cannot be replayed; was the run made with other library versions?")
-            elif structure is None:
-                trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
             elif self.clock.left(self._verification_s()) <= 0:
                 break
+            elif structure is None:
+                trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
             else:
                 found = self.foresight.foretold(
                     Trial(number, candidate.as_dict(), "failed", structure.sizes()), structure, candidate

@@ -28,7 +28,7 @@ from autocompress.techniques.quantization import MORE_BITS
 from autocompress.workbench import Workbench
 
 _TOGETHER = 8
-"""Models that are timed in one process: few enough for the memory of any machine that can run the baseline."""
+"""Models that are timed in one process, beside the baseline."""
 _DEVICE_KEYS = ("system", "cpu", "cores", "features", "gpu", "driver", "onnxruntime", "torch", "source", "date")
 _LEAST_MARGIN = 0.05
 """A candidate is refused unseen only when it is predicted to miss a limit by more than this share."""
@@ -181,8 +181,12 @@ def _timed(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) 
     try:
         timings = device.time(baseline, [folder for _, folder in pairs], final=False)[1]
         return [(shape, 1 / timing.speedup) for (shape, _), timing in zip(pairs, timings, strict=True)]
-    except CandidateFailed:
-        return [row for pair in pairs for row in _timed(device, baseline, [pair])] if len(pairs) > 1 else []
+    except CandidateFailed as error:
+        if len(pairs) > 1:
+            return [row for pair in pairs for row in _timed(device, baseline, [pair])]
+        if pairs[0][0].rest == "fp32":  # what every device can run
+            raise CandidateFailed(f"{device.profile.name}, measuring the latency table: {error}") from error
+        return []
 
 
 def _example(shape: Shape) -> tuple[Structure, Candidate]:

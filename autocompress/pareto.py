@@ -181,14 +181,17 @@ class Front:
         budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality)
         if not budget.as_dict():
             raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
-        fitting = [m for m in self.members if budget.admits(m, certain=not allow_tie)]
-        if fitting and max_latency_ms is None and min_speedup is None:
-            return min(fitting, key=lambda m: (m.latency_ms.value, -m.quality.reported))
+
+        def rank(member: Member) -> tuple[float, float]:
+            ranks = member.latency_ms.value, -member.quality.reported
+            return ranks if max_latency_ms is None and min_speedup is None else ranks[::-1]
+
+        crossing = sorted((m for m in self.members if budget.admits(m)), key=rank)
+        fitting = [m for m in crossing if allow_tie or budget.admits(m, certain=True)]
         if fitting:
-            return min(fitting, key=lambda m: (-m.quality.reported, m.latency_ms.value))
+            return fitting[0]
         if not self.members:
             raise RequestUnmet("the front is empty: the search found no model within its own budget")
-        crossing = [m for m in self.members if budget.admits(m)]
         if crossing:
             low, high = crossing[0].latency_ms.interval
             raise RequestUnmet(
@@ -246,6 +249,8 @@ def load_fronts(run: str | Path) -> dict[str, Front]:
         if value["schema"] != SCHEMA:
             raise UserError(f"{path}: schema is {value['schema']!r}, this version reads {SCHEMA}")
         fronts = [Front.from_json(front) for front in value["fronts"]]
+        if not fronts:
+            raise ValueError("it holds no front")
         return {front.hardware["name"]: front for front in fronts}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error

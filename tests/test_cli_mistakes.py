@@ -225,6 +225,10 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         _profile(fingerprint='{ cpu = "a cpu of old" }'),
         "hardware profile p is of another device: its cpu is 'a cpu of old', here it is ",
     ),
+    "profile fingerprint of unknown keys": (
+        _profile(fingerprint='{ colour = "red" }'),
+        "fingerprint names 'colour', known are system",
+    ),
     "no format that a device speeds up": (
         _file("--space", "s.toml", '[quantization]\nscheme = ["fp16"]\n'),
         "search space s: quantization.scheme is fp16, the devices offer ",

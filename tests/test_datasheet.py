@@ -204,6 +204,26 @@ def test_a_gpu_computes_in_its_own_precision(exported: Exported) -> None:
     assert (baseline.precision, a.precision) == ("fp32", "bf16")
 
 
+def test_a_model_alone_is_estimated_in_its_own_format(exported: Exported) -> None:
+    """As ``autocompress measure`` does."""
+    int8, _ = exported("alone-int8", scheme="int8-dynamic")
+    bf16, _ = exported("alone-bf16", scheme="bf16")
+    gpu = HardwareProfile.load("gpu-h200")
+    assert measure_latency(int8, pi()).precision == "int8-dynamic"
+    assert measure_latency(bf16, pi()).precision == "fp32"
+    assert [measure_latency(folder, gpu).precision for folder in (int8, bf16)] == ["bf16", "bf16"]
+
+
+@pytest.mark.parametrize("name", [PI, "gpu-h200", "edge-jetson-orin-nano"])
+def test_any_model_can_be_estimated(exported: Exported, tiny_model: Path, name: str) -> None:
+    """An exported folder, a file of it, a folder of transformers."""
+    folder, _ = exported("any")
+    profile = HardwareProfile.load(name)
+    found = [measure_latency(model, profile) for model in (folder, folder / "model.onnx", tiny_model)]
+    assert len({timing.latency_ms.value for timing in found}) == 1
+    assert {timing.precision for timing in found} == {"fp32"}
+
+
 def test_bf16_without_a_gpu_is_what_the_file_holds(exported: Exported) -> None:
     """onnxruntime has no bf16 for CPUs: the file is fp32, its estimate is of fp32, and so is what it says."""
     whole, _ = exported("cpu-whole")

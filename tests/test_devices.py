@@ -255,7 +255,7 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
             measure_latency(tmp_path / name, QUICK)
 
 
-@pytest.mark.parametrize("text", ["{", "[1]", '{"scores": {"cpu-1-thread": 1}}', '{"quantization": 3}'])
+@pytest.mark.parametrize("text", ["{", "[1]", '{"quantization": 3}', '{"scores": []}'])
 def test_a_damaged_export_is_said_in_one_line(by_task: SearchResult, tmp_path: Path, text: str) -> None:
     folder = tmp_path / "model"
     folder.mkdir()

@@ -191,6 +191,25 @@ def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkey
     assert asked == [["fp32"], ["bf16"], ["bf16"]]
 
 
+def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
+    there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Also where the profile offers no fp32 for candidates: latencies and speedups are against the same baseline."""
+    asked: list[list[str]] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append(request["precisions"])
+        nothing, rounds = [None] * len(request["models"]), [[[1.0] * len(request["models"])] * 30]
+        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": nothing, "memory_bytes": nothing}
+
+    monkeypatch.setattr(torch_cuda, "_ask", answer)
+    there.profile = replace(PROFILE, precisions=("bf16",))
+    (tmp_path / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": "fp32"}}))
+    there.time(tmp_path, [], final=False)
+    there.time(tmp_path, [tmp_path], final=False)
+    assert asked == [["fp32"], ["fp32", "bf16"]]
+
+
 def request(models: int) -> dict[str, Any]:
     return {
         "models": [f"model-{i}" for i in range(models)],

@@ -1,4 +1,4 @@
-"""One user of the cores at a time: a timing never runs while another search on this machine trains."""
+"""One user of the cores at a time: a search's timings on this machine never run while another search recovers a candidate."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 
 @contextmanager
 def reserved() -> Iterator[None]:
-    """Waits until no other autocompress process of this user trains or times here, and keeps the others waiting."""
+    """Waits until no other autocompress process of this user holds this, and keeps the others waiting."""
     path = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

@@ -32,7 +32,8 @@ class DatasheetDevice:
         self.fingerprint: dict[str, Any] = {"source": profile.source, "date": profile.date}
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-        found = [self._estimate(baseline, "fp32"), *(self._estimate(path, self._precision(path)) for path in models)]
+        alone = "fp32" if models or scheme_of(baseline) == "fp32" else self._precision(baseline)
+        found = [self._estimate(baseline, alone), *(self._estimate(path, self._precision(path)) for path in models)]
         timings = [
             Timing(
                 Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet"),
@@ -61,7 +62,9 @@ class DatasheetDevice:
         file_bytes = file.stat().st_size
         if profile.runtime == "torch-cuda":
             products = [Product(product.weights, precision) for product in products]
-            file_bytes = round((path / "model.safetensors").stat().st_size * BYTES[precision] / BYTES["fp32"])
+            weights = path / "model.safetensors"
+            size = weights.stat().st_size if weights.is_file() else file_bytes
+            file_bytes = round(size * BYTES[precision] / BYTES["fp32"])
         ms = [roofline_ms(products, operators, self.peaks, profile.threads, profile.batch_size * length) for length in self.lengths]
         return float(np.mean(ms)), precision, file_bytes
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -12,6 +14,7 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import CandidateFailed, UserError
+from autocompress.hardware.agent import PROVIDERS
 from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
@@ -38,7 +41,7 @@ class OnnxDevice:
         except CandidateFailed as error:
             host.close()
             raise UserError(f"hardware profile {profile.name}: {error}") from error
-        provider = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}[profile.runtime]
+        provider = PROVIDERS[profile.runtime]
         if provider not in self.fingerprint["providers"]:
             host.close()
             raise UserError(
@@ -87,8 +90,5 @@ def described(host: Host) -> dict[str, Any]:
 
 
 def _outputs(answer: Mapping[str, Any]) -> NDArray[np.float32]:
-    import base64
-    import io
-
     outputs: NDArray[np.float32] = np.load(io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False)
     return outputs

@@ -26,6 +26,7 @@ IDENTITY = ("system", "cpu", "cores", "features", "gpu")
 FINGERPRINT = (
     *IDENTITY,
     *("l2_bytes", "governor", "threads_per_core", "memory_bytes", "driver", "python", "onnxruntime", "torch", "cuda"),
+    *("providers", "busy_cores"),
 )
 TASK_LENGTHS = "task"
 """Stands for the lengths of the validation split."""
@@ -273,6 +274,8 @@ def _checked(cls: Any, values: Mapping[str, Any], where: Path | str, skip: tuple
     ]
     if missing:
         raise UserError(f"{where}: missing key {missing[0]!r}")
+    if found.get("precisions") in ([], ()):
+        raise UserError(f"hardware profile {Path(where).stem}: precisions is [], allowed is a list of {', '.join(SCHEMES)}")
     if isinstance(found.get("precisions"), list):
         found["precisions"] = tuple(found["precisions"])
     if isinstance(found.get("peaks"), dict):

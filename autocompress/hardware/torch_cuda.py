@@ -53,11 +53,15 @@ class TorchCudaDevice:
             "torch": torch.__version__,
         }
 
-    answers_like = "torch-cuda"
+    @property
+    def answers_like(self) -> str:
+        return f"torch-cuda {' '.join(self.profile.precisions)}"
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
         profile = self.profile
-        precisions = ["fp32", *(precision_of(scheme_of(path), profile) for path in models)]
+        scheme = scheme_of(baseline)
+        alone = "fp32" if models or scheme == "fp32" else precision_of(scheme, profile)
+        precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
         answer = _ask(
             {
                 "action": "time",

@@ -60,8 +60,8 @@ def _cost(structure: Structure, position: int, kind: str, latency: Callable[[Str
     """Latency that a unit of a layer takes, on average over half of them."""
     layer = structure.layers[position]
     units = layer.heads if kind == "heads" else layer.ffn
-    if len(units) < 2:
-        return 1e-9
+    if not units:
+        return 1.0
     half = units[: len(units) // 2]
     layers = list(structure.layers)
     layers[position] = replace(layer, heads=half) if kind == "heads" else replace(layer, ffn=half)
