@@ -17,6 +17,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Batch, Family, Row, Take
 
 BATCH_SIZE = 32
+"""Sentences of a training step."""
 _POOL = 20
 
 

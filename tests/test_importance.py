@@ -44,18 +44,20 @@ def padded(examples: list[NDArray[np.int64]]) -> Batch:
     return Batch({"input_ids": ids, "attention_mask": mask})
 
 
-def next_token_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Of every token but the first of each example, padding aside."""
-    return cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), reduction="sum", ignore_index=1)
+def next_tokens(ids: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The token that follows each; -100 where that is padding or nothing."""
+    after = np.concatenate([ids[:, 1:], np.ones((len(ids), 1), np.int64)], axis=1)
+    return np.where(after == 1, -100, after)
 
 
 def by_fisher(name: str, model: nn.Module, parts: list[slice]) -> Importance:
     """Fisher information from these batches."""
     batches = [padded(rows()[part]) for part in parts]
-    if name == LANGUAGE_MODEL:
-        with_tokens = [(batch, batch.inputs["input_ids"]) for batch in batches]
-        return fisher.measure(model, MODELS[name].family, with_tokens, next_token_loss)
-    return fisher.measure(model, MODELS[name].family, zip(batches, [LABELS[part] for part in parts], strict=True))
+    labels = [
+        next_tokens(batch.inputs["input_ids"]) if name == LANGUAGE_MODEL else LABELS[part]
+        for batch, part in zip(batches, parts, strict=True)
+    ]
+    return fisher.measure(model, MODELS[name].family, zip(batches, labels, strict=True))
 
 
 def by_the_definition(name: str, model: nn.Module) -> Importance:
@@ -75,7 +77,10 @@ def by_the_definition(name: str, model: nn.Module) -> Importance:
                 handles.append(MODELS[name].family.part(model, i, role).register_forward_pre_hook(hook))
         ids = torch.from_numpy(row).unsqueeze(0)
         logits = model(input_ids=ids).logits
-        loss = next_token_loss(logits, ids) if name == LANGUAGE_MODEL else cross_entropy(logits, torch.tensor([label]))
+        if name == LANGUAGE_MODEL:
+            loss = cross_entropy(logits[0, :-1], ids[0, 1:], reduction="sum")
+        else:
+            loss = cross_entropy(logits, torch.tensor([label]))
         loss.backward()  # type: ignore[no-untyped-call]
         for i, (head_gate, ffn_gate) in enumerate(gates):
             assert head_gate.grad is not None and ffn_gate.grad is not None

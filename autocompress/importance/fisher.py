@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from autocompress.interfaces import Batch, Family
 from autocompress.structure import Importance
 from autocompress.training import fast_math
 
 
-def _classification_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(logits, labels, reduction="sum")
-
-
-def measure(
-    model: nn.Module,
-    family: Family,
-    batches: Iterable[tuple[Batch, NDArray[np.int64]]],
-    loss: Callable[[Tensor, Tensor], Tensor] = _classification_loss,
-) -> Importance:
+def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]) -> Importance:
     """Mean over examples of the squared derivative of the example's own loss by a gate of value 1.
 
     Every example has gates of its own, so one backward pass over a batch gives the derivatives of each example.
 
     Args:
-        batches: model inputs, and labels with one row per example.
-        loss: the sum over examples of each one's own loss, from logits and labels.
+        batches: model inputs, and labels as ``Lessons`` has them.
     """
     model.eval()
     full = family.structure(model)
@@ -53,8 +44,9 @@ def measure(
         try:
             inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
             with fast_math():
-                logits = model(**inputs).logits.float()
-            gradients = torch.autograd.grad(loss(logits, torch.from_numpy(labels)), list(gates.values()))
+                logits = model(**inputs).logits.float().flatten(0, -2)
+            loss = cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum")
+            gradients = torch.autograd.grad(loss, list(gates.values()))
         finally:
             for handle in handles:
                 handle.remove()

@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.errors import UserError
-from autocompress.interfaces import Batch, Row
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.interfaces import Batch, Evidence, Question, Row
+from autocompress.pareto import Metric
+from autocompress.tasks import TASKS
 from autocompress.tasks.cleaning import clean
 from autocompress.tasks.data import Documents, load_documents
 
-METRIC = "perplexity"
+LENGTH = 256
+"""Tokens of a block and of a window where none are asked for, or as many as the model takes. They are alike, because positions
+that recovery does not train are scored otherwise."""
+SCORED_TOKENS, RUNG_TOKENS = 2**15, 2**12
+"""Of a held-out split, at most: for the score of an artifact, and for that of a candidate while it trains."""
+STEP_TOKENS = 1024
+"""Of a training step: each costs a row of the vocabulary in the student, in the teacher and in their losses."""
 _DOCUMENTS_AT_ONCE = 1000
 """Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
-_TOKENS_AT_ONCE = 16
-"""Rows of the vocabulary, about 3 MB for GPT-2's, that the log-softmax works on at a time: they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,12 @@ class Blocks:
     """Text to train on: rows of shape (1, block length), documents one after the other, each with its end-of-text token."""
 
     rows: list[Row]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(blocks, block length): the token that follows each; -100 after the last, whose next one is in another block."""
+        ids = np.concatenate(self.rows)
+        return np.concatenate([ids[:, 1:], np.full((len(ids), 1), -100)], axis=1)
 
 
 @dataclass(frozen=True)
@@ -46,19 +59,51 @@ class Windows:
     scored: NDArray[np.int64]
     text_bytes: int
 
+    def take(self, indices: Sequence[int]) -> Windows:
+        """These windows; of the bytes the share that their tokens have."""
+        scored = self.scored[list(indices)]
+        share = scored.sum() / self.scored.sum()
+        return Windows([self.rows[i] for i in indices], scored, round(share * self.text_bytes))
+
+    def spread(self, tokens: int) -> list[int]:
+        """Windows that score about so many tokens, two at least, spread evenly; all where they score no more."""
+        count = len(self.rows) * tokens // int(self.scored.sum())
+        places = np.linspace(0, len(self.rows) - 1, min(len(self.rows), max(2, count)))
+        return [int(place) for place in places]
+
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """Three splits that share no document.
+    """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a window in nats.
 
     Args:
-        dropped: documents dropped from the splits and lines dropped by cleaning, by reason.
+        dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored, by reason.
     """
 
     train: Blocks
     validation: Windows
     test: Windows
     dropped: dict[str, int]
+    metric: ClassVar[Metric] = TASKS["language-modeling"].metric
+    labels: ClassVar[tuple[str, ...]] = ()
+    pad_id: ClassVar[None] = None
+    unlabeled: ClassVar[tuple[Row, ...]] = ()
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        block, window = self.train.rows[0].shape[1], self.validation.rows[0].shape[1]
+        tokens = ", ".join(
+            f"{part.scored.sum()} of {name}" for name, part in (("validation", self.validation), ("test", self.test))
+        )
+        return {"text": f"trained on blocks of {block} tokens, scored in windows of {window}; tokens scored: {tokens}"}
+
+    @property
+    def batch_size(self) -> int:
+        return _rows_of(STEP_TOKENS, self.train.rows[0])
+
+    @property
+    def rung_examples(self) -> Sequence[int]:
+        return self.validation.spread(RUNG_TOKENS)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows of one length; there is nothing to pad."""
@@ -69,6 +114,42 @@ class LanguageModeling:
         """All rows in order, ``size`` at a time."""
         return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
+    def questions(self, part: Windows, size: int) -> list[Question]:
+        """At most ``STEP_TOKENS`` tokens at a time, or one window."""
+        size = min(size, _rows_of(STEP_TOKENS, part.rows[0]))
+        starts = range(0, len(part.rows), size)
+        return [self.batch(part.rows[i : i + size]).inputs | {"scored": part.scored[i : i + size]} for i in starts]
+
+    def evidence(self, answers: NDArray[np.floating[Any]], part: Windows) -> Evidence:
+        return answers.astype(float)
+
+    def score(self, evidence: Evidence, part: Windows) -> tuple[float, float]:
+        """Perplexity."""
+        found = Score(evidence, part.scored, part.text_bytes)
+        return _finite(found.perplexity, found.stderr)
+
+    def drop(self, baseline: Evidence, other: Evidence, part: Windows) -> tuple[float, float]:
+        """See ``compare``."""
+        return _finite(*compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other))))
+
+    def pack(self, evidence: Evidence) -> str:
+        """As hex of the 64-bit floats."""
+        return evidence.astype("<f8").tobytes().hex()
+
+    def unpack(self, text: str, count: int) -> Evidence:
+        return np.frombuffer(bytes.fromhex(text), "<f8", count).astype(float)
+
+
+def _rows_of(tokens: int, row: Row) -> int:
+    """Rows of that length that hold so many tokens at most, one at least."""
+    return max(1, tokens // int(row.shape[1]))
+
+
+def _finite(value: float, stderr: float) -> tuple[float, float]:
+    if not math.isfinite(value) or not math.isfinite(stderr):
+        raise CandidateFailed("its perplexity is beyond all bounds")
+    return value, stderr
+
 
 def load(
     tokenizer: Any,
@@ -77,10 +158,10 @@ def load(
     validation: str | None = None,
     test: str | None = None,
     *,
-    block_length: int,
-    context: int,
-    stride: int,
     positions: int,
+    block_length: int | None = None,
+    context: int | None = None,
+    stride: int | None = None,
     cleaned: bool = False,
 ) -> LanguageModeling:
     """Read, split, tokenize and pack.
@@ -88,16 +169,20 @@ def load(
     Args:
         tokenizer: of transformers.
         source, text_column, validation, test: see ``load_documents``.
-        block_length: tokens of a training block; the last block is dropped where it is not full.
-        context: tokens of a scored window.
-        stride: scored tokens of a window; each has at least ``context - stride`` tokens before it.
         positions: tokens that the model takes at most.
+        block_length: tokens of a training block; the last block is dropped where it is not full. By default ``LENGTH``.
+        context: tokens of a scored window; by default ``LENGTH``.
+        stride: scored tokens of a window, each of which has at least ``context - stride`` tokens before it; by default half of
+            ``context``.
         cleaned: the training documents go through ``clean``; what is scored stays as it is.
 
     Raises:
         UserError: see ``load_documents``; lengths that do not fit the model or one another; no end-of-text token; a split
             that does not fill one block or window.
     """
+    block_length = min(LENGTH, positions) if block_length is None else block_length
+    context = min(LENGTH, positions) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
     for name, found, least, most, reason in (
         ("block_length", block_length, 2, positions, "the model's context"),
         ("context", context, 2, positions, "the model's context"),
@@ -113,7 +198,10 @@ def load(
 
     def to_score(texts: list[str], name: str) -> Windows:
         stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
-        return windows(np.concatenate([[end], stream]), context, stride, sum(len(text.encode()) for text in texts))
+        found = windows(np.concatenate([[end], stream]), context, stride, sum(len(text.encode()) for text in texts))
+        scored = found.spread(SCORED_TOKENS)
+        report[f"{name} windows not scored"] = len(found.rows) - len(scored)
+        return found.take(scored)
 
     validation_windows, test_windows = to_score(documents.validation, "validation"), to_score(documents.test, "test")
     return LanguageModeling(Blocks(list(blocks)), validation_windows, test_windows, documents.dropped | report)
@@ -163,34 +251,6 @@ def windows(stream: NDArray[np.int64], context: int, stride: int, text_bytes: in
     return Windows([stream[None, start : start + length] for start in starts], scored, text_bytes)
 
 
-def log_probabilities(logits: NDArray[np.float32], targets: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of the targets, in nats, shape (tokens,).
-
-    Args:
-        logits: (tokens, vocabulary), of any runtime.
-        targets: (tokens,).
-    """
-    found = np.empty(len(targets))
-    for start in range(0, len(targets), _TOKENS_AT_ONCE):
-        here = slice(start, start + _TOKENS_AT_ONCE)
-        shifted = logits[here] - logits[here].max(axis=1, keepdims=True)
-        chosen = np.take_along_axis(shifted, targets[here, None], axis=1)[:, 0]
-        found[here] = chosen - np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
-    return found
-
-
-def negative_log_likelihood(logits: NDArray[np.float32], ids: NDArray[np.int64], scored: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Of the scored tokens of each window, in nats, shape (batch,).
-
-    Args:
-        logits: (batch, length, vocabulary).
-        ids: (batch, length), the ``input_ids`` that gave the logits.
-        scored: (batch,), as in ``Windows``.
-    """
-    each = zip(logits, ids, scored, strict=True)
-    return np.array([-log_probabilities(of[-count - 1 : -1], row[-count:]).sum() for of, row, count in each])
-
-
 @dataclass(frozen=True)
 class Score:
     """What one model makes of one text.
@@ -208,8 +268,12 @@ class Score:
     @property
     def perplexity(self) -> float:
         """Per token; infinite where it is too large for a float."""
-        with np.errstate(over="ignore"):
-            return float(np.exp(self.nll.sum() / self.tokens.sum()))
+        return _exp(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity, as that of ``compare``."""
+        return self.perplexity * _ratio(self.nll, self.tokens)[1]
 
     @property
     def bits_per_byte(self) -> float:
@@ -226,11 +290,19 @@ def compare(baseline: Score, other: Score) -> tuple[float, float]:
     Args:
         baseline: of the same windows, two at least.
     """
-    tokens = baseline.tokens
-    differences = other.nll - baseline.nll
-    per_token = differences.sum() / tokens.sum()
-    residuals = differences - per_token * tokens
-    stderr = math.sqrt(len(tokens) / (len(tokens) - 1) * float(np.square(residuals).sum())) / float(tokens.sum())
-    with np.errstate(over="ignore"):
-        ratio = float(np.exp(per_token))
+    per_token, stderr = _ratio(other.nll - baseline.nll, baseline.tokens)
+    ratio = _exp(per_token)
     return 100 * (ratio - 1), 100 * ratio * stderr
+
+
+def _ratio(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float, float]:
+    """Nats per token over all windows, and the standard error of that."""
+    per_token = nats.sum() / tokens.sum()
+    with np.errstate(invalid="ignore"):
+        residuals = nats - per_token * tokens
+    return float(per_token), math.sqrt(len(tokens) / (len(tokens) - 1) * float(np.square(residuals).sum())) / float(tokens.sum())
+
+
+def _exp(nats: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
