@@ -48,6 +48,11 @@ class Metric:
         """How the score changes with a drop, in its unit."""
         return 0 - drop if self.higher_is_better else drop
 
+    @property
+    def axis(self) -> str:
+        """The title of an axis of changes."""
+        return f"{self.name} against the baseline, {self.unit}{'' if self.higher_is_better else ' (lower is better)'}"
+
     def drop_text(self, drop: float) -> str:
         """Such as ``drop 1.25 points``."""
         return f"{self.lost} {drop:.2f} {self.unit}"

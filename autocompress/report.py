@@ -210,7 +210,7 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         height=460,
         legend={"orientation": "h", "y": 1.08},
         xaxis_title="latency, ms, estimated" if front.estimated else f"latency, ms ({front.baseline.latency_ms.statistic})",
-        yaxis_title=f"{metric.name} against the baseline, {metric.unit}{'' if metric.higher_is_better else ' (lower is better)'}",
+        yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
     worst = max(0.6 * metric.worst_drop, 1.5 * max(m.quality.drop_reported for m in members))

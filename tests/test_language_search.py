@@ -15,11 +15,14 @@ from torch import nn
 from torch.nn.functional import cross_entropy, kl_div, log_softmax
 from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, GPT2Model, PreTrainedTokenizerFast
 
+from autocompress import measure
 from autocompress.artifact import load_model
 from autocompress.cli import main
 from autocompress.engine import SearchResult
 from autocompress.errors import UserError
+from autocompress.export import to_onnx
 from autocompress.families import FAMILIES
+from autocompress.interfaces import Batch
 from autocompress.onnx_runtime import predict
 from autocompress.pareto import Budget, load_front, non_dominated
 from autocompress.recovery import Recovery, Teacher, TransferSet
@@ -35,6 +38,7 @@ from tests.test_language_modeling import score
 
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(3, (1,), tuple(range(64)))))
 LENGTHS: dict[str, Any] = {"block_length": 32, "context": 48, "stride": 24}
+INPUTS = ("input_ids", "attention_mask")
 TRIALS = 6
 
 
@@ -72,6 +76,18 @@ def test_the_front_reports_the_perplexity_of_its_files(whole: SearchResult, task
         assert front.baseline.quality.test is not None and quality.test is not None
         assert quality.drop_test == pytest.approx(100 * (quality.test / front.baseline.quality.test - 1), abs=1e-6)
         assert quality.n_test == len(task.test.rows)
+
+
+def test_a_folder_of_transformers_is_timed_as_the_language_model_that_it_is(
+    tiny_gpt2: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(measure, "connect", SizeDevice)
+    assert main(["measure", str(tiny_gpt2), "--hardware", CPU, "--json"]) == 0
+    latency = json.loads(capsys.readouterr().out)["timing"]["latency_ms"]["value"]
+    to_onnx(
+        load_language_model(str(tiny_gpt2)), tmp_path / "model.onnx", Batch({name: np.ones((2, 8), np.int64) for name in INPUTS})
+    )
+    assert latency == (tmp_path / "model.onnx").stat().st_size / 1e5
 
 
 def test_drops_of_all_trials_are_paired_increases(whole: SearchResult) -> None:
@@ -133,7 +149,8 @@ def test_the_commands_of_a_run(whole: SearchResult, capsys: pytest.CaptureFixtur
 
 
 def test_limits_in_percent_and_a_latency_table(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    found = begin(tiny_gpt2, text_file, tmp_path / "run", budget=Budget(max_drop=60.0, min_speedup=1.2), trials=8)
+    found = begin(tiny_gpt2, text_file, tmp_path / "run", budget=Budget(max_drop=60.0, min_speedup=1.2), trials=8, clean=True)
+    assert "train lines with HTML" in json.loads((tmp_path / "run" / "run.json").read_text())["data"]["dropped"]
     assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0}
     assert found.front.members and all(m.quality.drop_test is not None and m.quality.drop_test <= 60 for m in found.front.members)
     assert all(member.speedup >= 1.2 for member in found.front.members)
