@@ -22,7 +22,7 @@ LENGTH = 256
 """Tokens of a block and of a window where none are asked for, or as many as the model takes. They are alike, because positions
 that recovery does not train are scored otherwise."""
 SCORED_TOKENS, RUNG_TOKENS = 2**15, 2**12
-"""Of a held-out split, at most: for the score of an artifact, and for that of a candidate while it trains."""
+"""About so many of a held-out split: for the score of an artifact, and for that of a candidate while it trains."""
 STEP_TOKENS = 1024
 """Of a training step: each costs a row of the vocabulary in the student, in the teacher and in their losses."""
 _DOCUMENTS_AT_ONCE = 1000
@@ -109,10 +109,6 @@ class LanguageModeling:
         """Rows of one length; there is nothing to pad."""
         ids = np.concatenate(list(rows))
         return Batch({"input_ids": ids, "attention_mask": np.ones_like(ids)})
-
-    def batches(self, rows: Sequence[Row], size: int) -> list[Batch]:
-        """All rows in order, ``size`` at a time."""
-        return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
 
     def questions(self, part: Windows, size: int) -> list[Question]:
         """At most ``STEP_TOKENS`` tokens at a time, or one window."""

@@ -70,23 +70,19 @@ class TextClassification:
             inputs["attention_mask"][i, : row.shape[1]] = 1
         return Batch(inputs)
 
-    def batches(self, rows: Sequence[Row], size: int) -> list[Batch]:
-        """All rows in order, ``size`` at a time."""
-        return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
-
     def questions(self, part: Split, size: int) -> list[Question]:
-        return [batch.inputs for batch in self.batches(part.rows, size)]
+        return [self.batch(part.rows[i : i + size]).inputs for i in range(0, len(part.rows), size)]
 
     def evidence(self, answers: NDArray[np.floating[Any]], part: Split) -> Evidence:
         return correct(answers, part.labels).astype(float)
 
     def score(self, evidence: Evidence, part: Split) -> tuple[float, float]:
         """Share of correct answers."""
-        return float(evidence.mean()), float(evidence.std(ddof=1)) / len(evidence) ** 0.5
+        return _mean(evidence)
 
     def drop(self, baseline: Evidence, other: Evidence, part: Split) -> tuple[float, float]:
         """In points of a hundred."""
-        lost, stderr = self.score(baseline - other, part)
+        lost, stderr = _mean(baseline - other)
         return 100 * lost, 100 * stderr
 
     def pack(self, evidence: Evidence) -> str:
@@ -95,6 +91,11 @@ class TextClassification:
 
     def unpack(self, text: str, count: int) -> Evidence:
         return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(float)
+
+
+def _mean(values: Evidence) -> tuple[float, float]:
+    """With its standard error."""
+    return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
 
 
 def correct(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
