@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_model as load_weights
 from torch import nn
 from transformers import AutoConfig
 
@@ -67,7 +67,7 @@ def load_model(folder: str | Path) -> nn.Module:
             raise UserError(f"{folder} was not written by autocompress; load it with transformers")
         base = AutoConfig.for_model(config["family"], **config["original"])
         model = family_of(config["family"]).blank(base, config["sizes"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        load_weights(model, folder / "model.safetensors")
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
     return model.eval()

@@ -14,8 +14,10 @@ from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.hardware.profile import RUNTIMES, HardwareProfile
 from autocompress.search_space import SearchSpace
+from autocompress.tasks import TASKS
 
 EXIT_UNMET, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 130
+_MAX_DROP = "lose at most so many points of accuracy, or increase the perplexity by at most so many percent"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -58,15 +60,34 @@ def _parser() -> argparse.ArgumentParser:
 
     search = commands.add_parser("search", help="search, and write a run folder with the front as files")
     search.add_argument(
-        "--model", required=True, metavar="DIR_OR_HUB_ID", help="a fine-tuned classifier; with --finetune any encoder"
+        "--model",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="a fine-tuned classifier, or a causal language model; with --finetune any of the families",
     )
-    search.add_argument("--task", required=True, help="text-classification")
-    search.add_argument("--data", required=True, metavar="FILE_OR_HUB_ID", help="csv, tsv, json, jsonl, parquet, or a hub data set")
+    search.add_argument("--task", required=True, help=", ".join(TASKS))
+    search.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE_OR_HUB_ID",
+        help="csv, tsv, json, jsonl, parquet, a hub data set; for language modeling also txt",
+    )
     for name in ("text", "text-pair", "label"):
         search.add_argument(f"--{name}-column", metavar="C")
     search.add_argument("--validation", metavar="FILE_OR_SPLIT", help="guides the search; cut from the data where not given")
     search.add_argument("--test", metavar="FILE_OR_SPLIT", help="scored once, at the end; cut from the data where not given")
-    search.add_argument("--unlabeled", metavar="FILE", help="text for the teacher to label, a line each")
+    search.add_argument("--unlabeled", metavar="FILE", help="text classification: text for the teacher to label, a line each")
+    for option, what in (
+        ("--block-length", "tokens of a block of training text; 256 where not given, or as many as the model takes"),
+        ("--context", "tokens of a window of scored text; likewise"),
+        ("--stride", "tokens that each window scores; half of --context where not given"),
+    ):
+        search.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
+    search.add_argument(
+        "--clean",
+        action="store_true",
+        help="language modeling: drop repeated lines, HTML and lines of non-letters from what is trained on",
+    )
     search.add_argument("--finetune", action="store_true", help="train the model on the data first, then compress it")
     search.add_argument(
         "--hardware",
@@ -80,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         search.add_argument(
             option, action="append", default=[], metavar=f"[PROFILE=]{example}", help="on one device, or without its name on each"
         )
-    search.add_argument("--max-drop", type=float, metavar="POINTS", help="lose at most so many points of a hundred")
+    search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
     search.add_argument("--trials", type=int, metavar="N", help="candidates to try; 50 when there is no time limit either")
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument("--sampler", default="tpe", help="tpe (default) or random")
@@ -163,8 +184,9 @@ def _parser() -> argparse.ArgumentParser:
 def _add_limits(group: Any) -> None:
     group.add_argument("--max-latency", metavar="3ms")
     group.add_argument("--min-speedup", metavar="2x", help="against the fp32 model in the same runtime")
-    group.add_argument("--min-quality", type=float, metavar="0.86")
-    group.add_argument("--max-drop", type=float, metavar="1.0", help="points of a hundred against the baseline")
+    group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
+    group.add_argument("--max-perplexity", type=float, metavar="25.0")
+    group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

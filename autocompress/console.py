@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from autocompress.journal import Trial
-from autocompress.pareto import Front, Member
+from autocompress.pareto import Front, Member, Metric
 from autocompress.scores import Latency, Timing
 from autocompress.structure import describe_sizes
 from autocompress.units import clock
@@ -36,11 +36,12 @@ def front_table(front: Front) -> Table:
     """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
+    metric = front.scale
     table = Table(
-        title=f"{len(front.members)} models on {front.hardware['name']} ({front.metric} on {split}{estimated})",
+        title=f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on {split}{estimated})",
         title_justify="left",
     )
-    for name in ("model", "ms", "speedup", front.metric, "drop, points", "MB"):
+    for name in ("model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_column("what it is")
     rows = [*front.members, *([front.baseline] if front.baseline.id not in {m.id for m in front.members} else [])]
@@ -50,7 +51,7 @@ def front_table(front: Front) -> Table:
             member.id,
             f"{member.latency_ms.about}{member.latency_ms.value:.2f}",
             f"{member.latency_ms.about}{member.speedup:.2f}x",
-            f"{q.reported:.4f}",
+            metric.text(q.reported),
             f"{q.drop_reported:.2f} ± {q.drop_stderr_reported:.2f}",
             f"{member.weight_bytes / 1e6:.1f}",
             describe(member.candidate, member.sizes),
@@ -72,7 +73,7 @@ def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     )
 
 
-def member_line(member: Member, metric: str, max_latency_ms: float | None = None) -> str:
+def member_line(member: Member, metric: Metric, max_latency_ms: float | None = None) -> str:
     """A picked model in one line.
 
     Args:
@@ -82,7 +83,7 @@ def member_line(member: Member, metric: str, max_latency_ms: float | None = None
     slack = "" if max_latency_ms is None else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
     return (
         f"{member.id}: {latency_text(l)}{slack}, {member.latency_ms.about}{member.speedup:.2f}x, "
-        f"{metric} {q.reported:.4f} (drop {q.drop_reported:.2f} points), {member.weight_bytes / 1e6:.1f} MB; "
+        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}), {member.weight_bytes / 1e6:.1f} MB; "
         f"{describe(member.candidate, member.sizes)}"
     )
 
@@ -141,7 +142,8 @@ class _ToGo(ProgressColumn):
 class Progressing:
     """A ``Listener`` that prints a line per trial, and on a terminal a bar with the time to go."""
 
-    def __init__(self, time_limit_s: float | None) -> None:
+    def __init__(self, time_limit_s: float | None, metric: Metric) -> None:
+        self.metric = metric
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
@@ -176,16 +178,17 @@ class Progressing:
             end=None if remaining_s is None else time.monotonic() + remaining_s,
         )
         to_go = "" if remaining_s is None else f"  [cyan]{clock(remaining_s)} to go[/cyan]"
-        err.print(f"{trial.id}  {_outcome(trial)}  [dim]{describe(trial.candidate, trial.sizes)}[/dim]{to_go}")
+        err.print(f"{trial.id}  {_outcome(trial, self.metric)}  [dim]{describe(trial.candidate, trial.sizes)}[/dim]{to_go}")
 
 
-def _outcome(trial: Trial) -> str:
+def _outcome(trial: Trial, metric: Metric) -> str:
     scored = [(score.quality, score.timing) for score in trial.scores.values() if score.quality is not None]
     if not scored:
         return f"[yellow]{trial.state}[/yellow]: {escape(trial.reason or '')}"
     name = "baseline: " if trial.number == 0 else ""
-    quality = min((quality for quality, _ in scored), key=lambda q: q.validation)
+    quality = max((quality for quality, _ in scored), key=lambda q: q.drop_validation)
     times = "  ".join(
         f"{t.latency_ms.about}{t.latency_ms.value:.2f} ms  [bold]{t.latency_ms.about}{t.speedup:.2f}x[/bold]" for _, t in scored
     )
-    return f"{name}[bold]{quality.validation:.4f}[/bold] ({0 - quality.drop_validation:+.1f})  {times}"
+    change = f"{metric.change(quality.drop_validation):+.1f} {metric.unit}"
+    return f"{name}[bold]{metric.text(quality.validation)}[/bold] ({change})  {times}"

@@ -14,13 +14,12 @@ from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
 from autocompress.foresight import Foresight
 from autocompress.journal import Trial
-from autocompress.pareto import Front, Member, nearest
+from autocompress.pareto import Front, Member, Metric, nearest
 from autocompress.report import write_report
 from autocompress.request import Request
 from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.scores import Timing
 from autocompress.structure import Structure
-from autocompress.tasks.text_classification import METRIC
 from autocompress.techniques import TECHNIQUES
 from autocompress.verification import all_standing, keep_models, losses, misses, provisional, verified, violation, write_fronts
 from autocompress.workbench import OutOfTime, Workbench
@@ -93,6 +92,10 @@ class Loop:
         self.request, self.bench, self.listener, self.clock = request, bench, listener, clock
         self.trials: list[Trial] = []
         self.sampler = OptunaSampler(request.space, request.sampler, request.seed, devices=len(bench.devices))
+
+    @property
+    def metric(self) -> Metric:
+        return self.bench.task.metric
 
     def run(self) -> SearchResult:
         """Raises as ``session.search_for``."""
@@ -191,7 +194,7 @@ class Loop:
         if trial.state == "failed":
             self.sampler.tell(handle, None)
         else:
-            self.sampler.tell(handle, losses(trial), self._violation(trial))
+            self.sampler.tell(handle, losses(trial, self.metric), self._violation(trial))
 
     def _violation(self, trial: Trial) -> float:
         """Of the device whose limits are missed by least."""
@@ -203,9 +206,9 @@ class Loop:
             )
         return min(max(0.0, self.foresight.excess(name, relative)) for name, relative in trial.predicted.items())
 
-    def _promote(self, rung: int, quality: float, timings: Mapping[str, Timing], remaining_s: float) -> str | None:
+    def _promote(self, rung: int, drop: tuple[float, float], timings: Mapping[str, Timing], remaining_s: float) -> str | None:
         speedups = {name: timing.speedup for name, timing in timings.items()}
-        reason = outclassed(self.trials, rung, quality, speedups, len(self.bench.task.validation.rows))
+        reason = outclassed(self.trials, rung, drop, speedups, self.metric)
         if reason is None and remaining_s > self.clock.left(self._verification_s()):
             raise OutOfTime
         return reason
@@ -241,7 +244,7 @@ class Loop:
     def _nearest(self, rejected: Mapping[str, Sequence[Member]]) -> str:
         for name, members in rejected.items():
             if members:
-                return nearest(members, self.bench.budgets[name], METRIC)
+                return nearest(members, self.bench.budgets[name], self.metric)
         foretold = [
             (self.foresight.excess(name, relative), t, name)
             for t in self.trials
@@ -254,31 +257,34 @@ class Loop:
             if miss < least:
                 limit = "latency" if self.bench.budgets[name].max_latency_ms else "speedup"
                 return f"the nearest is {trial.id}, limited by its {limit}: {self.foresight.in_words(trial)}, not trained"
-        _, found, name = min(timed, key=lambda one: (one[0], losses(one[1])))
+        _, found, name = min(timed, key=lambda one: (one[0], losses(one[1], self.metric)))
         score, budget = found.scores[name], self.bench.budgets[name]
         limits = " and ".join(limit for limit, miss in misses(found, name, budget).items() if miss > 0) or "memory"
-        quality = f", {METRIC} {score.quality.validation:.4f} on the validation split" if score.quality else ", not trained"
+        metric, scored = self.metric, score.quality
+        quality = f", {metric.name} {metric.text(scored.validation)} on the validation split" if scored else ", not trained"
         return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{quality}"
 
 
-def outclassed(trials: Sequence[Trial], rung: int, quality: float, speedups: Mapping[str, float], examples: int) -> str | None:
+def outclassed(
+    trials: Sequence[Trial], rung: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
+) -> str | None:
     """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
     after as many recovery steps.
 
     Args:
         rung: recovery steps done.
-        quality: on so many validation examples.
+        drop: on validation examples, with its standard error.
         speedups: by device.
 
     Returns:
         The reason; None to go on.
     """
-    stderr = (quality * (1 - quality) / examples) ** 0.5
+    lost, stderr = drop
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
         no_slower = all(name in trial.scores and trial.scores[name].timing.speedup >= own for name, own in speedups.items())
-        if at_rung is not None and no_slower and at_rung - quality > stderr:
-            return f"{quality:.4f} after {rung} steps, where {trial.id} had {at_rung:.4f} and is no slower"
+        if at_rung is not None and no_slower and lost - at_rung > stderr:
+            return f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} and is no slower"
     return None
 
 

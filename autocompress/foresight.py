@@ -249,11 +249,10 @@ def _key(bench: Workbench, name: str) -> dict[str, Any]:
 def _weights(bench: Workbench) -> tuple[float, float]:
     """Weights of a head, and of an FFN neuron."""
 
-    def count(*roles: str) -> int:
-        return sum(p.numel() for role in roles for p in bench.family.part(bench.model, 0, role).parameters())
+    def of_one(kind: str, units: int) -> float:
+        return sum(matrix.numel() for matrix in bench.family.weights(bench.model, 0, kind)) / units
 
-    heads, ffn = bench.full.head_counts[0], bench.full.ffn_widths[0]
-    return count("query", "key", "value", "attention_output") / heads, count("ffn_input", "ffn_output") / ffn
+    return of_one("heads", bench.full.head_counts[0]), of_one("ffn", bench.full.ffn_widths[0])
 
 
 def _digest(key: Mapping[str, Any]) -> str:

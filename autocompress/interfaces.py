@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Setting, Value
+from autocompress.pareto import Metric
 from autocompress.scores import Timing
 from autocompress.structure import Importance, Structure
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 Row = NDArray[np.int64]
 """One tokenized example, shape (inputs, length): token ids, then token types where the model has them."""
+Take = Callable[["torch.Tensor"], "torch.Tensor"]
+"""Takes what is wanted from the output of a module, each (batch, length, width)."""
 
 
 @dataclass(frozen=True)
@@ -62,10 +65,18 @@ class Technique(Protocol):
 
 
 class Family(Protocol):
-    """Where a model type keeps its layers, and how to cut them."""
+    """Where a model type keeps its layers, and how to cut them.
+
+    A head is what one head of keys and values does: where queries are grouped, together with all heads of queries that share it.
+    """
 
     @property
     def name(self) -> str: ...
+
+    @property
+    def causal(self) -> bool:
+        """Whether a token attends to itself and those before it only."""
+        ...
 
     def structure(self, model: torch.nn.Module) -> Structure:
         """The full structure of the model."""
@@ -76,16 +87,30 @@ class Family(Protocol):
         ...
 
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> torch.nn.Module:
-        """An untrained model with these sizes, for weights to be loaded into."""
+        """An untrained model with these sizes, for weights to be loaded into.
+
+        Args:
+            config: of the whole model or of the cut one; ``architectures`` tells a language model from a classifier.
+        """
         ...
 
     def head_size(self, model: torch.nn.Module) -> int:
-        """Dimensions per head."""
+        """Dimensions of a head's keys."""
         ...
 
     def part(self, model: torch.nn.Module, layer: int, role: str) -> torch.nn.Module:
-        """The submodule of a layer in a role: ``query``, ``key``, ``value``, ``attention_output``, ``ffn_input``,
-        ``ffn_output``, ``block`` (the whole layer)."""
+        """The submodule of a layer in a role: ``attention_output`` and ``ffn_output``, whose inputs are the layer's heads and
+        neurons side by side, and ``block``, the whole layer."""
+        ...
+
+    def tap(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, Take]:
+        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention multiplies them, or what the
+        layer (``block``) gives to the next, and what takes it from there."""
+        ...
+
+    def weights(self, model: torch.nn.Module, layer: int, kind: str) -> tuple[torch.Tensor, ...]:
+        """Views of the matrices that a layer's units, ``heads`` or ``ffn``, lie in, each with the units along its rows, one after
+        the other, in equal shares."""
         ...
 
 
@@ -96,15 +121,132 @@ class Batch:
     inputs: dict[str, NDArray[np.int64]]
 
 
+Question = Mapping[str, NDArray[np.int64]]
+"""What a device is asked of one batch: model inputs; with ``scored`` of shape (batch,) beside them, it answers the negative
+log-likelihood of so many tokens at the end of each row, because the logits of a vocabulary are too many to keep or to send."""
+Evidence = NDArray[np.float64]
+"""How well a model does on each example of a split, shape (examples,)."""
+
+
+class Lessons(Protocol):
+    """Examples to learn from."""
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """Class ids of shape (examples,), or of shape (examples, length) the token that follows each; -100 is none."""
+        ...
+
+
+class HeldOut(Protocol):
+    """Examples to score."""
+
+    @property
+    def rows(self) -> Sequence[Row]: ...
+
+    def take(self, indices: Sequence[int]) -> Self:
+        """These examples only."""
+        ...
+
+
+Part = TypeVar("Part", bound=HeldOut)
+
+
+class Task(Protocol[Part]):
+    """What models are taught and scored on. Splits share no text."""
+
+    @property
+    def metric(self) -> Metric: ...
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the classes, by id; none where models answer with tokens."""
+        ...
+
+    @property
+    def pad_id(self) -> int | None:
+        """The token that rows are padded with; None where all are of one length."""
+        ...
+
+    @property
+    def train(self) -> Lessons: ...
+
+    @property
+    def unlabeled(self) -> Sequence[Row]:
+        """More to learn from a teacher."""
+        ...
+
+    @property
+    def validation(self) -> Part: ...
+
+    @property
+    def test(self) -> Part: ...
+
+    @property
+    def dropped(self) -> Mapping[str, int]:
+        """What was left out of the data, by reason."""
+        ...
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        """As JSON, what else a reader of the results should know of the data."""
+        ...
+
+    @property
+    def batch_size(self) -> int:
+        """Examples of a training step."""
+        ...
+
+    @property
+    def rung_examples(self) -> Sequence[int]:
+        """The validation examples that candidates are compared on while they train, those of like lengths side by side."""
+        ...
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Rows as one batch, padded where they differ in length."""
+        ...
+
+    def questions(self, part: Part, size: int) -> list[Question]:
+        """All examples in order, ``size`` at a time or fewer."""
+        ...
+
+    def evidence(self, answers: NDArray[np.floating[Any]], part: Part) -> Evidence:
+        """From what was answered to ``questions``, one below the other."""
+        ...
+
+    def score(self, evidence: Evidence, part: Part) -> tuple[float, float]:
+        """In the metric, with its standard error.
+
+        Raises:
+            CandidateFailed: not a finite number.
+        """
+        ...
+
+    def drop(self, baseline: Evidence, other: Evidence, part: Part) -> tuple[float, float]:
+        """By how much the other one is worse, and the paired standard error of that, both in the unit of the metric; raises as
+        ``score``."""
+        ...
+
+    def pack(self, evidence: Evidence) -> str:
+        """As text, for the journal."""
+        ...
+
+    def unpack(self, text: str, count: int) -> Evidence:
+        """The inverse of ``pack`` for so many examples."""
+        ...
+
+
 @dataclass(frozen=True)
 class Features:
     """What a distillation objective sees of one model on one batch.
 
     Args:
-        logits: (batch, labels).
+        logits: (batch, labels); of a language model (batch * length, vocabulary).
         mask: (batch, length), 1 on real tokens.
         tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1;
-            ``query``, ``key``, ``value`` are of the last layer, all heads side by side.
+            ``query``, ``key``, ``value`` are of the last layer, as attention multiplies them, all heads side by side.
     """
 
     logits: torch.Tensor
@@ -119,12 +261,14 @@ class Matching:
     Args:
         layers: (student layer, teacher layer) pairs, counted from 1.
         heads: the teacher's heads of the last layer that the student's last layer kept.
-        head_size: dimensions per head.
+        head_size: dimensions of a head's keys.
+        causal: see ``Family``.
     """
 
     layers: tuple[tuple[int, int], ...]
     heads: tuple[int, ...]
     head_size: int
+    causal: bool = False
 
 
 class Objective(Protocol):
@@ -178,8 +322,9 @@ class Device(Protocol):
         """
         ...
 
-    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
-        """First output of a model folder for all batches, one below the other; raises as ``time``."""
+    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
+        """What a model folder answers to all batches, one below the other: its first output, such as logits of shape
+        (examples, labels), or what else the ``Question`` says; raises as ``time``."""
         ...
 
     def close(self) -> None:
@@ -198,7 +343,7 @@ class Sampler(Protocol):
         """The outcome.
 
         Args:
-            losses: latency relative to the baseline on each device, then 1 - quality; None for a failed trial.
+            losses: latency relative to the baseline on each device, then the drop against it; None for a failed trial.
             violation: more than zero when a limit of the budget is missed.
         """
         ...

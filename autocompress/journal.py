@@ -33,7 +33,7 @@ class Trial:
         state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at the same short recovery;
             ``over-budget``: misses a limit of latency or memory on every device, so not trained; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
-        rungs: (recovery steps, validation quality) each time it was scored, the last one included.
+        rungs: (recovery steps, drop on validation examples) each time it was scored, the last one included; on the worst device.
         scores: of the artifact, by name of the hardware profile; none of a candidate that was not timed.
         predicted: latency relative to the baseline that the device's table foretold before the trial, by profile.
         weight_bytes: size of model.onnx.

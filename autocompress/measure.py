@@ -46,7 +46,7 @@ def _task_lengths(model: Path) -> list[int]:
 def _export(model: Path, target: Path) -> None:
     from autocompress.export import to_onnx
     from autocompress.interfaces import Batch
-    from autocompress.teacher import load_classifier, load_config, load_tokenizer
+    from autocompress.teacher import load_classifier, load_config, load_language_model, load_tokenizer
 
     config = load_config(str(model))
     names = [
@@ -57,4 +57,6 @@ def _export(model: Path, target: Path) -> None:
     inputs = {name: np.ones((2, 8), np.int64) for name in names}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    to_onnx(load_classifier(str(model), None), target, Batch(inputs))
+    language_model = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    loaded = load_language_model(str(model)) if language_model else load_classifier(str(model), None)
+    to_onnx(loaded, target, Batch(inputs))

@@ -6,7 +6,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -65,12 +65,22 @@ class Model:
         return output
 
 
-def predict(path: Path, batches: Sequence[Inputs]) -> NDArray[np.float32]:
-    """First output for all batches, one below the other; each core works on batches of its own."""
+def predict(
+    path: Path, batches: Sequence[Inputs], keep: Callable[[NDArray[Any], Inputs], NDArray[Any]] = lambda output, batch: output
+) -> NDArray[Any]:
+    """First output for all batches, one below the other; each core works on batches of its own.
+
+    Args:
+        keep: from an output and its batch, which may hold more than the model's inputs, to what is kept.
+    """
     model = Model(path, threads=1)
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
+
+    def answer(batch: Inputs) -> NDArray[Any]:
+        return keep(model({name: batch[name] for name in model.input_names if name in batch}), batch)
+
     try:
-        return np.concatenate(list(pool.map(model, batches)))
+        return np.concatenate(list(pool.map(answer, batches)))
     finally:
         pool.shutdown(cancel_futures=True)
 

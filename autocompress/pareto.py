@@ -1,6 +1,6 @@
-"""Dominance, fronts, hypervolume, picking. The only page that knows which direction is better.
+"""Metrics, dominance, fronts, hypervolume, picking. The only page that knows which direction is better.
 
-Inside, every objective is minimised: latency in milliseconds, and loss = 1 - quality.
+Inside, every objective is minimised: latency in milliseconds, and the drop against the baseline, in the unit of its metric.
 """
 
 from __future__ import annotations
@@ -16,8 +16,53 @@ from autocompress.scores import Latency, Quality, Timing
 
 SCHEMA = 2
 """Of ``front.json``."""
-DROP_RANGE_POINTS = 5.0
-"""The drop in points of a hundred at which a model counts nothing in the hypervolume."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the models of a task are scored by; a drop is how much worse a model is than the baseline.
+
+    Args:
+        name: of the score.
+        lost: what a drop is for the score, in a word.
+        unit: of drops.
+        worst_drop: at which a model counts nothing in the hypervolume.
+        largest_drop: that can be asked for; it stands for a model that was not scored.
+        higher_is_better: whether a drop lowers the score.
+        digits: of the score that are shown.
+    """
+
+    name: str
+    lost: str
+    unit: str
+    worst_drop: float
+    largest_drop: float
+    higher_is_better: bool
+    digits: int
+
+    def text(self, score: float) -> str:
+        """The score as it is printed."""
+        return f"{score:.{self.digits}f}"
+
+    def change(self, drop: float) -> float:
+        """How the score changes with a drop, in its unit."""
+        return 0 - drop if self.higher_is_better else drop
+
+    @property
+    def axis(self) -> str:
+        """The title of an axis of changes."""
+        return f"{self.name} against the baseline, {self.unit}{'' if self.higher_is_better else ' (lower is better)'}"
+
+    def drop_text(self, drop: float) -> str:
+        """Such as ``drop 1.25 points``."""
+        return f"{self.lost} {drop:.2f} {self.unit}"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric("accuracy", "drop", "points", 5.0, 100.0, higher_is_better=True, digits=4),
+    "perplexity": Metric("perplexity", "increase", "percent", 50.0, 10_000.0, higher_is_better=False, digits=2),
+}
+"""By name. Points are of a hundred, percent are of the baseline's score."""
 
 
 def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -34,16 +79,15 @@ def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
     return [j for j in range(len(points)) if not any(dominates(i, j) for i in range(len(points)) if i != j)]
 
 
-def hypervolume(points: Sequence[tuple[float, float]]) -> float:
+def hypervolume(points: Sequence[tuple[float, float]], worst_drop: float) -> float:
     """Area that a front covers, in [0, 1].
 
     Args:
-        points: (latency / baseline latency, drop in points of a hundred against the baseline) per model. A point covers
-            the rectangle up to x = 1 - relative latency and y = (5 - drop) / 5, both clipped to [0, 1].
+        points: (latency / baseline latency, drop against the baseline) per model. A point covers the rectangle up to
+            x = 1 - relative latency and y = 1 - drop / worst_drop, both clipped to [0, 1].
+        worst_drop: see ``Metric``.
     """
-    corners = sorted(
-        ((_clip(1 - relative), _clip((DROP_RANGE_POINTS - drop) / DROP_RANGE_POINTS)) for relative, drop in points), reverse=True
-    )
+    corners = sorted(((_clip(1 - relative), _clip((worst_drop - drop) / worst_drop)) for relative, drop in points), reverse=True)
     area, height = 0.0, 0.0
     for x, y in corners:
         area += x * max(0.0, y - height)
@@ -87,8 +131,9 @@ class Budget:
     Args:
         max_latency_ms: latency at most, milliseconds.
         min_speedup: against the unquantized fp32 model in the same runtime.
-        max_drop: points of a hundred lost against the baseline at most.
-        min_quality: share at least.
+        max_drop: lost against the baseline at most: points of accuracy, or percent that the perplexity increases by.
+        min_quality: accuracy at least, as a share.
+        max_perplexity: at most.
 
     Raises:
         UserError: a limit that no model or every model meets.
@@ -98,16 +143,31 @@ class Budget:
     min_speedup: float | None = None
     max_drop: float | None = None
     min_quality: float | None = None
+    max_perplexity: float | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_latency_ms", "min_speedup"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value:g}: it must be more than zero")
-        if self.max_drop is not None and not 0 <= self.max_drop <= 100:
-            raise UserError(f"max_drop is {self.max_drop:g}: it is in points of a hundred, from 0 to 100")
         if self.min_quality is not None and not 0 < self.min_quality <= 1:
             raise UserError(f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 and at most 1")
+        if self.max_perplexity is not None and not 1 < self.max_perplexity < float("inf"):
+            raise UserError(f"max_perplexity is {self.max_perplexity:g}: it must be more than 1")
+
+    def check(self, metric: Metric) -> None:
+        """Raises:
+        UserError: a drop that cannot be, or a limit of another metric.
+        """
+        if self.max_drop is not None and not 0 <= self.max_drop <= metric.largest_drop:
+            raise UserError(f"max_drop is {self.max_drop:g}: it is in {metric.unit}, from 0 to {metric.largest_drop:g}")
+        name, other, value = (
+            ("max_perplexity", "min_quality", self.max_perplexity)
+            if metric.higher_is_better
+            else ("min_quality", "max_perplexity", self.min_quality)
+        )
+        if value is not None:
+            raise UserError(f"{name} is set, but the models are scored by their {metric.name}; give {other} or max_drop")
 
     def as_dict(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -119,7 +179,7 @@ class Budget:
         )
 
     def violations(self, latency_ms: float, speedup: float, quality: float, drop: float) -> dict[str, float]:
-        """By how much each limit set is missed, as a share of the limit or in points; zero or less when it holds."""
+        """By how much each limit set is missed, as a share of the limit or of a hundred; zero or less when it holds."""
         found: dict[str, float] = {}
         if self.max_latency_ms is not None:
             found["latency"] = latency_ms / self.max_latency_ms - 1
@@ -129,6 +189,8 @@ class Budget:
             found["drop"] = round(drop - self.max_drop, 9) / 100
         if self.min_quality is not None:
             found["quality"] = self.min_quality - quality
+        if self.max_perplexity is not None:
+            found["perplexity"] = quality / self.max_perplexity - 1
         return found
 
     def of(self, member: Member, *, certain: bool = False) -> dict[str, float]:
@@ -165,9 +227,10 @@ class Front:
         min_speedup: float | None = None,
         max_drop: float | None = None,
         min_quality: float | None = None,
+        max_perplexity: float | None = None,
         allow_tie: bool = False,
     ) -> Member:
-        """The most accurate member within a latency limit; with quality limits only, the fastest that meets them.
+        """The best member within a latency limit; with quality limits only, the fastest that meets them.
 
         Quality limits are checked on the test score, the number that is reported. Limits as in ``Budget``.
 
@@ -178,12 +241,13 @@ class Front:
             UserError: no limit given, or one that makes no sense.
             RequestUnmet: no member meets the request.
         """
-        budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality)
+        budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality, max_perplexity)
+        budget.check(self.scale)
         if not budget.as_dict():
             raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
 
         def rank(member: Member) -> tuple[float, float]:
-            ranks = member.latency_ms.value, -member.quality.reported
+            ranks = member.latency_ms.value, member.quality.drop_reported
             return ranks if max_latency_ms is None and min_speedup is None else ranks[::-1]
 
         crossing = sorted((m for m in self.members if budget.admits(m)), key=rank)
@@ -201,7 +265,12 @@ class Front:
                 f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} to {high:.3g}{unit}) crosses it; "
                 "--allow-tie takes it"
             )
-        raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.metric)}")
+        raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.scale)}")
+
+    @property
+    def scale(self) -> Metric:
+        """What the models are scored by."""
+        return METRICS[self.metric]
 
     @property
     def estimated(self) -> bool:
@@ -211,7 +280,11 @@ class Front:
     @property
     def balanced(self) -> Member:
         """The member that alone covers the most hypervolume."""
-        return max(self.members or (self.baseline,), key=lambda m: hypervolume([(1 / m.speedup, m.quality.drop_reported)]))
+
+        def alone(member: Member) -> float:
+            return hypervolume([(1 / member.speedup, member.quality.drop_reported)], self.scale.worst_drop)
+
+        return max(self.members or (self.baseline,), key=alone)
 
     def member(self, id: str) -> Member:
         """The member of that id, the baseline included.
@@ -232,6 +305,7 @@ class Front:
         return cls(
             **value
             | {
+                "metric": METRICS[value["metric"]].name,
                 "baseline": Member.from_json(value["baseline"]),
                 "members": tuple(Member.from_json(member) for member in value["members"]),
             }
@@ -272,36 +346,40 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
     return fronts[name]
 
 
-def nearest(members: Sequence[Member], budget: Budget, metric: str) -> str:
+def nearest(members: Sequence[Member], budget: Budget, metric: Metric) -> str:
     """In words: which member misses the budget by least, and what limits it."""
     found = min(members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
     limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0) or "memory"
     return (
         f"the nearest is {found.id}, limited by its {limits}: {found.timing}, "
-        f"{metric} {found.quality.reported:.4f} (drop {found.quality.drop_reported:.2f} points)"
+        f"{metric.name} {metric.text(found.quality.reported)} ({metric.drop_text(found.quality.drop_reported)})"
     )
 
 
-def without_ties(members: Sequence[Member], stderr_points: Callable[[Member, Member], float]) -> list[Member]:
+Difference = Callable[[Member, Member], tuple[float, float]]
+"""Drop in validation quality from one member to another, and its paired standard error, in the unit of the metric."""
+
+
+def without_ties(members: Sequence[Member], difference: Difference) -> list[Member]:
     """Of members whose latency intervals overlap and whose validation quality differs by less than one standard error, the
     smaller file stays.
 
     Args:
         members: in any order; also those that another one dominates by a hair.
-        stderr_points: paired standard error of the difference in validation quality of two members, points of a hundred.
 
     Returns:
         The members that stay, sorted by latency.
     """
     kept: list[Member] = []
     for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.value)):
-        if not any(tied(member, other, stderr_points(member, other)) for other in kept):
+        if not any(tied(member, other, difference) for other in kept):
             kept.append(member)
     return sorted(kept, key=lambda m: m.latency_ms.value)
 
 
-def tied(a: Member, b: Member, stderr_points: float) -> bool:
-    """Whether the measurements cannot tell two members apart; arguments as in ``without_ties``."""
-    overlap = a.latency_ms.interval[0] <= b.latency_ms.interval[1] and b.latency_ms.interval[0] <= a.latency_ms.interval[1]
-    difference = 100 * abs(a.quality.validation - b.quality.validation)
-    return overlap and (difference == 0 or difference < stderr_points)
+def tied(a: Member, b: Member, difference: Difference) -> bool:
+    """Whether the measurements cannot tell two members apart."""
+    if a.latency_ms.interval[0] > b.latency_ms.interval[1] or b.latency_ms.interval[0] > a.latency_ms.interval[1]:
+        return False
+    lost, stderr = difference(a, b)
+    return lost == 0 or abs(lost) < stderr

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,17 +28,32 @@ class TransferSet:
     """What students learn from: labelled rows first, then unlabelled ones.
 
     Args:
-        labels: int64 of shape (labelled rows,).
+        labels: of the labelled rows, see ``Lessons``.
         batch: turns rows into a ``Batch``.
+        batch_size: rows of a step.
     """
 
     rows: Sequence[Row]
     labels: NDArray[np.int64]
     batch: Callable[[Sequence[Row]], Batch]
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def by_token(self) -> bool:
+        """Whether each token has an answer, so that a teacher's are too many to keep."""
+        return self.labels.ndim > 1
+
+    def answers(self, indices: Sequence[int]) -> Tensor:
+        """The labels of these rows, one after the other; -100 for an unlabelled row."""
+        found = np.full((len(indices), *self.labels.shape[1:]), -100)
+        labelled = [i for i, index in enumerate(indices) if index < len(self.labels)]
+        found[labelled] = self.labels[[indices[i] for i in labelled]]
+        return torch.from_numpy(found).flatten()
 
 
 class Teacher:
-    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted.
+    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted; those of a language model are
+    computed each time.
 
     Labelled and unlabelled rows are run apart, so that outputs do not depend on what was wanted before.
 
@@ -62,10 +77,21 @@ class Teacher:
 
     def remember(self, names: Collection[str], unlabelled: bool) -> None:
         """Compute and keep the logits and these features, of the unlabelled rows too where they are wanted."""
+        if self.transfer.by_token:
+            return
         for part in range(1 + unlabelled):
             missing = [name for name in names if (name, part) not in self._features]
             if missing or part not in self._logits:
                 self._run(missing, part)
+
+    def features(self, names: Sequence[str], indices: Sequence[int], inputs: Mapping[str, Tensor]) -> Features:
+        """Of the rows, which the inputs are made of; ``remember`` these names first."""
+        mask = inputs["attention_mask"]
+        if not self.transfer.by_token:
+            return Features(self.logits(indices), mask, {name: self.feature(name, indices, mask.shape[1]) for name in names})
+        with watch(self.model, self.family, len(self.structure.layers), names) as seen, torch.no_grad(), fast_math():
+            logits = self.model(**inputs).logits.float()
+        return Features(logits.flatten(0, -2), mask, {name: value.float() for name, value in seen.items()})
 
     def logits(self, indices: Sequence[int]) -> Tensor:
         """(rows, labels) in fp32; ``remember`` them first."""
@@ -126,6 +152,7 @@ class Recovery:
             tuple(layer_map(depth, len(teacher.structure.layers))),
             structure.layers[-1].heads,
             teacher.family.head_size(teacher.model),
+            teacher.family.causal,
         )
         self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps)
         labelled = len(teacher.transfer.labels)
@@ -133,11 +160,12 @@ class Recovery:
         share = candidate.number("recovery.unlabeled_share", 0)
         if share > 0 and len(lengths) == labelled:
             raise CandidateFailed("recovery.unlabeled_share is more than 0, but there is no unlabelled text: give --unlabeled")
-        unlabelled = round(share * BATCH_SIZE)
+        size = teacher.transfer.batch_size
+        unlabelled = round(share * size)
         pairs = [pair for objective in self.objectives for pair in objective.features(self.matching)]
         self.watched, self.taught = [mine for mine, _ in pairs], sorted({theirs for _, theirs in pairs})
         teacher.remember(self.taught, unlabelled > 0)
-        self.batches = schedule([lengths[:labelled], lengths[labelled:]], [BATCH_SIZE - unlabelled, unlabelled], seed)
+        self.batches = schedule([lengths[:labelled], lengths[labelled:]], [size - unlabelled, unlabelled], seed)
 
     def advance(self, until: int) -> None:
         """Train up to this step.
@@ -154,17 +182,17 @@ class Recovery:
     def _loss(self, indices: list[int], seen: dict[str, Tensor]) -> Tensor:
         transfer = self.teacher.transfer
         inputs = tensors(transfer.batch([transfer.rows[i] for i in indices]))
-        mask = inputs["attention_mask"]
         with fast_math():
-            logits = self.student(**inputs).logits
-        student = Features(logits.float(), mask, {name: value.float() for name, value in seen.items()})
-        tokens = {name: self.teacher.feature(name, indices, mask.shape[1]) for name in self.taught}
-        teacher = Features(self.teacher.logits(indices), mask, tokens)
-        soft = sum(objective.loss(student, teacher, self.candidate, self.matching) for objective in self.objectives)
+            logits = self.student(**inputs).logits.float().flatten(0, -2)
+        loss: Tensor = 0 * logits[0].sum()
         weight = self.candidate.number("recovery.hard_label_weight")
-        loss = (1 - weight) * torch.as_tensor(soft)
-        labelled = [i for i, index in enumerate(indices) if index < len(transfer.labels)]
-        if weight > 0 and labelled:
-            labels = torch.from_numpy(transfer.labels[[indices[i] for i in labelled]])
-            loss = loss + weight * cross_entropy(student.logits[labelled], labels)
+        if weight < 1:
+            mask = inputs["attention_mask"]
+            student = Features(logits, mask, {name: value.float() for name, value in seen.items()})
+            teacher = self.teacher.features(self.taught, indices, inputs)
+            soft = sum(objective.loss(student, teacher, self.candidate, self.matching) for objective in self.objectives)
+            loss = (1 - weight) * torch.as_tensor(soft)
+        answers = transfer.answers(indices)
+        if weight > 0 and (answers >= 0).any():
+            loss = loss + weight * cross_entropy(logits, answers)
         return loss

@@ -16,7 +16,7 @@ from plotly.subplots import make_subplots
 from autocompress.errors import UserError
 from autocompress.files import write_text
 from autocompress.journal import Run, Trial
-from autocompress.pareto import Front, Member, hypervolume, load_fronts
+from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
 from autocompress.scores import Score
 from autocompress.structure import describe_sizes
 
@@ -81,10 +81,11 @@ def _section(front: Front, trials: Sequence[Trial], index: int, count: int) -> s
         "front_note": escape(_front_note(front)),
         "front_plot": _html(_front_figure(front, seen), f"front-{index}", first=index == 0, draggable=True),
         "table": _table(front, index),
-        "settings_note": f"All {len(seen)} scored candidates: change in points against the baseline on "
-        "the validation split, and speedup. Colour is the other of the two.",
-        "settings_plot": _html(_settings_figure(seen[1:]), f"settings-{index}"),
-        "hypervolume_plot": _html(_hypervolume_figure(trials, name), f"hypervolume-{index}"),
+        "settings_note": f"All {len(seen)} scored candidates: change of the {front.metric} in {front.scale.unit} against the "
+        "baseline, on the validation split, and speedup. Colour is the other of the two.",
+        "settings_plot": _html(_settings_figure(seen[1:], front.scale), f"settings-{index}"),
+        "worst": f"a change by {front.scale.worst_drop:g} {front.scale.unit}",
+        "hypervolume_plot": _html(_hypervolume_figure(trials, name, front.scale), f"hypervolume-{index}"),
     }
     return _filled("report_section.html", parts)
 
@@ -156,20 +157,21 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
     shown = {member.id for member in front.members}
     rest = [one for one in seen[1:] if one.trial.id not in shown]
     members = front.members or (front.baseline,)
-    baseline, about = front.baseline, front.baseline.latency_ms.about
+    baseline, about, metric = front.baseline, front.baseline.latency_ms.about, front.scale
+    point = f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} {metric.unit}<extra></extra>"
     figure = go.Figure()
     figure.add_scatter(
         x=[one.latency for one in rest],
-        y=[-one.drop for one in rest],
+        y=[metric.change(one.drop) for one in rest],
         text=[f"{one.trial.id}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
         mode="markers",
         name="dominated",
         marker={"color": _FADED, "size": 7, "opacity": 0.5},
-        hovertemplate=f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} points<extra></extra>",
+        hovertemplate=point,
     )
     figure.add_scatter(
         x=[m.latency_ms.value for m in members],
-        y=[-m.quality.drop_reported for m in members],
+        y=[metric.change(m.quality.drop_reported) for m in members],
         error_x={
             "type": "data",
             "symmetric": False,
@@ -182,7 +184,7 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         name="front",
         line={"color": _ACCENT, "width": 1, "dash": "dot"},
         marker={"color": _ACCENT, "size": 11},
-        hovertemplate=f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} points<extra></extra>",
+        hovertemplate=point,
     )
     figure.add_scatter(
         x=[baseline.latency_ms.value],
@@ -209,16 +211,16 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         height=460,
         legend={"orientation": "h", "y": 1.08},
         xaxis_title="latency, ms, estimated" if front.estimated else f"latency, ms ({front.baseline.latency_ms.statistic})",
-        yaxis_title=f"{front.metric} against the baseline, points",
+        yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
-    lowest = max(3.0, 1.5 * max(m.quality.drop_reported for m in members))
-    highest = max(1.0, 1.5 * max(-m.quality.drop_reported for m in members))
-    figure.update_yaxes(range=[-lowest, highest])
+    worst = max(0.6 * metric.worst_drop, 1.5 * max(m.quality.drop_reported for m in members))
+    best = max(0.2 * metric.worst_drop, 1.5 * max(-m.quality.drop_reported for m in members))
+    figure.update_yaxes(range=sorted([metric.change(worst), metric.change(-best)]))
     return figure
 
 
-def _settings_figure(scored: Sequence[_Seen]) -> go.Figure:
+def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
     found = dict.fromkeys(name for one in scored for name in one.trial.candidate)
     names = [name for name in found if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1]
     rows = max(1, len(names))
@@ -228,8 +230,8 @@ def _settings_figure(scored: Sequence[_Seen]) -> go.Figure:
         chosen = [one.trial.candidate[name] for one in having]
         numeric = all(isinstance(value, int | float) for value in chosen)
         values = chosen if numeric else [json.dumps(value).strip('"[]') for value in chosen]
-        losses, speedups = [-one.drop for one in having], [one.speedup for one in having]
-        for column, (y, colour) in enumerate(((losses, speedups), (speedups, losses)), 1):
+        changes, speedups = [metric.change(one.drop) for one in having], [one.speedup for one in having]
+        for column, (y, colour) in enumerate(((changes, speedups), (speedups, changes)), 1):
             figure.add_scatter(
                 x=values,
                 y=y,
@@ -243,15 +245,15 @@ def _settings_figure(scored: Sequence[_Seen]) -> go.Figure:
             )
             figure.update_xaxes(title_text=name, title_standoff=4, title_font_size=12, row=row, col=column)
             figure.update_xaxes(exponentformat="e", row=row, col=column)
-            figure.update_yaxes(title_text="points" if column == 1 else "speedup", title_font_size=12, row=row, col=column)
+            figure.update_yaxes(title_text=metric.unit if column == 1 else "speedup", title_font_size=12, row=row, col=column)
     figure.update_layout(**_LAYOUT, height=60 + 210 * rows)
     return figure
 
 
-def _hypervolume_figure(trials: Sequence[Trial], name: str) -> go.Figure:
+def _hypervolume_figure(trials: Sequence[Trial], name: str, metric: Metric) -> go.Figure:
     scores = [trial.scores.get(name) for trial in trials]
     points = [[(1 / s.timing.speedup, s.quality.drop_validation)] if s and s.quality else [] for s in scores]
-    areas = [hypervolume(front) for front in accumulate(points, lambda a, b: a + b)]
+    areas = [hypervolume(front, metric.worst_drop) for front in accumulate(points, lambda a, b: a + b)]
     minutes = [seconds / 60 for seconds in accumulate(trial.seconds for trial in trials)]
     figure = go.Figure()
     figure.add_scatter(
@@ -274,7 +276,7 @@ def _table(front: Front, index: int) -> str:
         "speedup",
         f"{100 * latency.confidence:g} % interval",
         front.metric,
-        "loss, points",
+        f"{front.scale.lost}, {front.scale.unit}",
         "± s.e.",
         "MB",
         "peak MB",
@@ -282,13 +284,13 @@ def _table(front: Front, index: int) -> str:
         "what it is",
     ]
     head = "".join(f"<th>{name}</th>" for name in names)
-    rows = [_row(member, f' id="row-{index}-{escape(member.id)}"') for member in front.members]
+    rows = [_row(member, front.scale, f' id="row-{index}-{escape(member.id)}"') for member in front.members]
     if front.baseline.id not in {member.id for member in front.members}:
-        rows.append(_row(front.baseline, ' class="baseline"'))
+        rows.append(_row(front.baseline, front.scale, ' class="baseline"'))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
-def _row(member: Member, attributes: str) -> str:
+def _row(member: Member, metric: Metric, attributes: str) -> str:
     quality, timing = member.quality, member.timing
     measured = member.latency_ms.basis == "measured"
     about = member.latency_ms.about
@@ -297,7 +299,7 @@ def _row(member: Member, attributes: str) -> str:
         f"{about}{member.latency_ms.value:.2f}",
         f"{about}{member.speedup:.2f}x",
         f"{timing.speedup_interval[0]:.2f}-{timing.speedup_interval[1]:.2f}" if measured else "-",
-        f"{quality.reported:.4f}",
+        metric.text(quality.reported),
         f"{quality.drop_reported:.2f}",
         f"{quality.drop_stderr_reported:.2f}",
         f"{member.weight_bytes / 1e6:.1f}",
@@ -316,6 +318,7 @@ def _facts(description: dict[str, Any]) -> str:
         "data": data["source"],
         "examples": f"train {data['train']}, validation {data['validation']}, test {data['test']}, unlabelled {data['unlabeled']}",
         "examples dropped": dropped,
+        **({"text": data["text"]} if "text" in data else {}),
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
         **{f"hardware profile {hardware['name']}": _hardware(hardware) for hardware in inputs["hardware"]},
@@ -351,7 +354,7 @@ def _script(value: Any) -> str:
 
 
 def _for_script(front: Front) -> dict[str, Any]:
-    members = front.members or (front.baseline,)
+    members, metric = front.members or (front.baseline,), front.scale
     return {
         "name": front.hardware["name"],
         "estimated": front.estimated,
@@ -362,8 +365,9 @@ def _for_script(front: Front) -> dict[str, Any]:
                 "latency": member.latency_ms.value,
                 "slow": member.latency_ms.interval[1],
                 "speedup": member.speedup,
-                "quality": member.quality.reported,
-                "qualityText": f"{member.quality.reported:.4f} ({0 - member.quality.drop_reported:+.2f} points)",
+                "drop": member.quality.drop_reported,
+                "qualityText": f"{metric.name} {metric.text(member.quality.reported)} "
+                f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit})",
                 "candidate": member.candidate,
             }
             for member in members

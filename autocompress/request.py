@@ -10,7 +10,7 @@ from typing import Any
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.pareto import Budget
+from autocompress.pareto import Budget, Metric
 from autocompress.samplers import SAMPLERS
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
@@ -26,16 +26,22 @@ class Request:
     """All that a search is asked.
 
     Args:
-        model: folder or hub id of a fine-tuned classifier, or of an encoder with ``finetune``.
-        task: ``text-classification``.
-        data: csv, tsv, json(l) or parquet file, or a dataset id on the hub.
+        model: folder or hub id of a fine-tuned classifier, or with ``finetune`` of a model without that head; of a causal language
+            model for language modeling.
+        task: ``text-classification`` or ``language-modeling``.
+        data: csv, tsv, json(l) or parquet file, or a dataset id on the hub; for language modeling also a txt file of documents with
+            blank lines between them.
         hardware: what latency is measured under; every device gets a front of its own.
         space: what is searched.
         out: the run folder, new or empty.
-        columns: of the data; usual names are found.
+        columns: of the data; usual names are found. Those of a second text and of labels are for text classification.
         validation: file or split name; by default the data's own, else cut from it. Guides the search.
         test: likewise; scored once, at the end.
-        unlabeled: text file, a line each, for the teacher to label.
+        unlabeled: text file, a line each, for the teacher to label, in text classification.
+        block_length: language modeling: tokens of a block of training text; by default 256, or as many as the model takes.
+        context: language modeling: tokens of a window of scored text; by default as for ``block_length``.
+        stride: language modeling: tokens that each window scores; by default half of ``context``.
+        clean: language modeling: drop repeated lines, HTML and lines of non-letters from the training documents.
         finetune: train the model on the data first (2 epochs) and compress the result.
         budget: constraints on every model of a front.
         budgets: constraints of single devices, by name of the profile, in place of ``budget``.
@@ -46,7 +52,7 @@ class Request:
         resume: go on with the run in ``out``.
 
     Raises:
-        UserError: unknown task or sampler, or a limit out of range.
+        UserError: unknown task or sampler, an option of another task, or a limit out of range.
     """
 
     model: str
@@ -59,6 +65,10 @@ class Request:
     validation: str | None = None
     test: str | None = None
     unlabeled: str | None = None
+    block_length: int | None = None
+    context: int | None = None
+    stride: int | None = None
+    clean: bool = False
     finetune: bool = False
     budget: Budget = field(default_factory=Budget)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
@@ -71,6 +81,9 @@ class Request:
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
+        self._refuse_options_of_other_tasks()
+        for budget in (self.budget, *self.budgets.values()):
+            budget.check(self.metric)
         if self.sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
         names = [profile.name for profile in self.hardware]
@@ -86,6 +99,26 @@ class Request:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
         if self.time_limit_s is not None and self.time_limit_s <= 0:
             raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
+
+    def _refuse_options_of_other_tasks(self) -> None:
+        given = {
+            "text-pair-column": self.columns.text_pair,
+            "label-column": self.columns.label,
+            "unlabeled": self.unlabeled,
+            "block-length": self.block_length,
+            "context": self.context,
+            "stride": self.stride,
+            "clean": self.clean or None,
+        }
+        for name, kind in TASKS.items():
+            for option in kind.options:
+                if name != self.task and given[option] is not None:
+                    raise UserError(f"--{option} is for the task {name}, not for {self.task}")
+
+    @property
+    def metric(self) -> Metric:
+        """What the task scores models by."""
+        return TASKS[self.task].metric
 
     @property
     def most_trials(self) -> int | None:
@@ -110,6 +143,7 @@ class Request:
             "task": self.task,
             **{name: path and fingerprint(path) for name, path in files.items()},
             "columns": [self.columns.text, self.columns.text_pair, self.columns.label],
+            "text": [self.block_length, self.context, self.stride, self.clean],
             "finetune": self.finetune,
             "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),

@@ -83,10 +83,11 @@ class Timing:
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of one model; shares such as 0.875, drops against the baseline in points of a hundred.
+    """Scores of one model by the metric of its task, such as an accuracy of 0.875, and drops against the baseline: points of a
+    hundred of an accuracy, percent that a perplexity increases by.
 
     Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
-    is verified.
+    is verified; ``n_test`` counts examples, windows of text where those are what is scored.
     """
 
     validation: float
@@ -119,17 +120,17 @@ class Score:
     Args:
         timing: in turn with the baseline.
         quality: of what the device answers; None when the model was not scored.
-        correct: validation examples answered correctly, as hex of the packed bits; for paired errors between trials.
+        evidence: of the validation examples, as the task packs it; for paired errors between trials.
     """
 
     timing: Timing
     quality: Quality | None = None
-    correct: str | None = None
+    evidence: str | None = None
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Score:
         quality = value["quality"] and Quality(**value["quality"])
-        return cls(Timing.from_json(value["timing"]), quality, value["correct"])
+        return cls(Timing.from_json(value["timing"]), quality, value["evidence"])
 
 
 def _pair(values: Any) -> tuple[float, float]:

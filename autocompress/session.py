@@ -20,14 +20,13 @@ from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Device
+from autocompress.interfaces import Device, Task
 from autocompress.journal import Run
 from autocompress.pareto import Budget
 from autocompress.request import Request
 from autocompress.search_space import SearchSpace
-from autocompress.tasks.text_classification import TextClassification
-from autocompress.tasks.text_classification import load as load_task
-from autocompress.teacher import finetuned, load_classifier, load_config, load_tokenizer, weights_digest
+from autocompress.tasks import language_modeling, text_classification
+from autocompress.teacher import finetuned, load_config, load_teacher, load_tokenizer, weights_digest
 from autocompress.workbench import Workbench
 
 BUSY_SHARE = 0.25
@@ -56,7 +55,9 @@ def search_for(request: Request, listener: Listener | None = None, connect: Conn
     listener.stage("reading model and data")
     task, tokenizer = _load_data(request)
     request = _fitted(request, task, listener)
-    model = load_classifier(request.model, task.labels if request.finetune else None)
+    model: Any = load_teacher(request.model, task, fresh=request.finetune)
+    if task.pad_id is not None:
+        model.config.pad_token_id = task.pad_id
     with contextlib.ExitStack() as stack:
         devices: dict[str, Device] = {}
         for profile in request.hardware:
@@ -76,9 +77,8 @@ def search_for(request: Request, listener: Listener | None = None, connect: Conn
                 model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
             tokenizer.save_pretrained(run.folder / "tokenizer")
             listener.stage("preparing the teacher")
-            config: Any = model.config
             budgets = {name: request.budget_on(name) for name in devices}
-            family = family_of(config.model_type)
+            family = family_of(model.config.model_type)
             bench = Workbench.prepare(run, task, model, family, run.folder / "tokenizer", devices, budgets, request.seed)
             return Loop(request, bench, listener, clock).run()
         except OSError as error:
@@ -127,7 +127,7 @@ def search(
     return search_for(request, listener, connect)
 
 
-def _load_data(request: Request) -> tuple[TextClassification, Any]:
+def _load_data(request: Request) -> tuple[Task[Any], Any]:
     config = load_config(request.model)
     tokenizer = load_tokenizer(request.model, config.vocab_size)
     positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
@@ -137,7 +137,16 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
                 f"hardware profile {profile.name}: sequence_length is {profile.sequence_length}, "
                 f"the model takes {positions} tokens at most"
             )
-    task = load_task(
+    return LOADERS[request.task](request, config, tokenizer, positions), tokenizer
+
+
+def _text_classification(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
+    if family_of(config.model_type).causal and tokenizer.pad_token_id is None:
+        raise UserError(
+            f"--model {request.model}: the tokenizer has neither a padding token nor an end-of-text token; a decoder that "
+            "classifies needs one to find the end of a text"
+        )
+    return text_classification.load(
         tokenizer,
         request.data,
         request.columns,
@@ -147,10 +156,33 @@ def _load_data(request: Request) -> tuple[TextClassification, Any]:
         request.test,
         request.unlabeled,
     )
-    return task, tokenizer
 
 
-def _fitted(request: Request, task: TextClassification, listener: Listener) -> Request:
+def _language_modeling(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
+    if not family_of(config.model_type).causal:
+        raise UserError(f"--model {request.model} is of type {config.model_type}, language modeling needs a decoder such as gpt2")
+    return language_modeling.load(
+        tokenizer,
+        request.data,
+        request.columns.text,
+        request.validation,
+        request.test,
+        positions=positions,
+        block_length=request.block_length,
+        context=request.context,
+        stride=request.stride,
+        cleaned=request.clean,
+    )
+
+
+LOADERS: dict[str, Callable[[Request, Any, Any, int], Task[Any]]] = {
+    "text-classification": _text_classification,
+    "language-modeling": _language_modeling,
+}
+"""By task: from the request, the model's config, its tokenizer and the tokens that it takes at most, to the data."""
+
+
+def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
     """The request less what its data and devices have no use for."""
     space = request.space
     if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in space.parameters):
@@ -173,9 +205,7 @@ def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Liste
             )
 
 
-def _description(
-    request: Request, weights: str, task: TextClassification, fingerprints: Mapping[str, Mapping[str, Any]]
-) -> dict[str, Any]:
+def _description(request: Request, weights: str, task: Task[Any], fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
         "schema": 1,
@@ -184,7 +214,7 @@ def _description(
         "time_limit_s": request.time_limit_s,
         "data": {
             "source": request.data,
-            "labels": task.labels,
+            **task.facts,
             **splits,
             "unlabeled": len(task.unlabeled),
             "dropped": task.dropped,

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from autocompress.environment import versions
@@ -22,11 +22,12 @@ from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside
 from autocompress.hardware.cores import reserved
-from autocompress.tasks.text_classification import TextClassification
-from autocompress.training import BATCH_SIZE, Optimizer, fast_math, schedule, tensors
+from autocompress.interfaces import Task
+from autocompress.training import Optimizer, fast_math, schedule, tensors
 
 EPOCHS = 2
 LEARNING_RATE = 1e-4
+_HEADS = ("classifier", "pre_classifier", "score")
 
 
 def load_config(source: str) -> Any:
@@ -66,12 +67,29 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
         tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}") from error
-    words = len(tokenizer.get_vocab())
-    if words <= len(tokenizer.all_special_tokens):
+    ids = tokenizer.get_vocab().values()
+    if len(ids) <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model {source} has no usable tokenizer: its vocabulary is empty")
+    words = max(ids) + 1
     if words > vocabulary:
         raise UserError(f"--model {source}: the tokenizer has {words} tokens, the model only {vocabulary}")
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
+
+
+def load_teacher(source: str, task: Task[Any], *, fresh: bool = False) -> nn.Module:
+    """The model with the head that the task wants, in fp32; raises as ``load_classifier``.
+
+    Args:
+        fresh: a classifier gets a new head.
+    """
+    return load_classifier(source, task.labels if fresh else None) if task.labels else load_language_model(source)
+
+
+def load_language_model(source: str) -> nn.Module:
+    """The model in fp32; raises as ``load_classifier``."""
+    return _load(AutoModelForCausalLM, source)
 
 
 def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
@@ -81,25 +99,29 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
         labels: label names for a new head; None wants the head that the model has.
 
     Raises:
-        UserError: no safetensors weights, weights that are not finite, or no classification head where one is wanted.
+        UserError: no safetensors weights, weights that are not finite, or no head where one is wanted.
     """
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     new_head: dict[str, Any] = {}
     if labels is not None:
         new_head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
         new_head |= {"num_labels": len(labels), "ignore_mismatched_sizes": True}
         torch.manual_seed(0)
+    return _load(AutoModelForSequenceClassification, source, **new_head)
+
+
+def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model, info = AutoModelForSequenceClassification.from_pretrained(
+        model, info = auto.from_pretrained(
             source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **new_head
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"--model {source}: weights cannot be loaded (safetensors only): {str(error).splitlines()[0]}") from error
-    fresh = ("classifier", "pre_classifier", "bert.pooler") if labels is not None else ()
+    fresh = (*_HEADS, "bert.pooler") if new_head else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:
-        hint = "; give --finetune to train a classification head" if missing[0].startswith(("classifier", "pre_classifier")) else ""
+        hint = "; give --finetune to train a classification head" if missing[0].startswith(_HEADS) else ""
         raise UserError(f"--model {source} has no weights for {missing[0]}{hint}")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
@@ -117,10 +139,8 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def finetune(
-    model: nn.Module, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
-) -> None:
-    """Train all weights on the training split: 2 epochs, batches of 32, AdamW at 1e-4.
+def finetune(model: nn.Module, task: Task[Any], seed: int, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+    """Train all weights on the training split: 2 epochs, batches of the task's size, AdamW at 1e-4.
 
     Args:
         progress: told steps done and steps in all.
@@ -129,23 +149,23 @@ def finetune(
         CandidateFailed: the loss is not finite.
     """
     torch.manual_seed(seed)
-    steps = EPOCHS * max(1, len(task.train.rows) // BATCH_SIZE)
+    steps = EPOCHS * max(1, len(task.train.rows) // task.batch_size)
     lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
-    batches = schedule([lengths], [BATCH_SIZE], [seed])
+    batches = schedule([lengths], [task.batch_size], [seed])
     optimizer = Optimizer(model, LEARNING_RATE, steps)
     model.train()
     for step in range(steps):
         indices = next(batches)
         inputs = tensors(task.batch([task.train.rows[i] for i in indices]))
         with fast_math():
-            logits = model(**inputs).logits
-        optimizer.step(nn.functional.cross_entropy(logits.float(), torch.from_numpy(task.train.labels[indices])))
+            logits = model(**inputs).logits.float().flatten(0, -2)
+        optimizer.step(nn.functional.cross_entropy(logits, torch.from_numpy(task.train.labels[indices]).flatten()))
         progress(step + 1, steps)
     model.eval()
 
 
 def finetuned(
-    model: nn.Module, task: TextClassification, seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+    model: nn.Module, task: Task[Any], seed: int, progress: Callable[[int, int], None] = lambda done, of: None
 ) -> nn.Module:
     """The model after ``finetune``, kept on disk under what it was made from, where that can be written.
 
@@ -154,10 +174,10 @@ def finetuned(
     made_from = hashlib.sha256(weights_digest(model).encode())
     made_from.update(json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode())
     for row, label in zip(task.train.rows, task.train.labels, strict=True):
-        made_from.update(row.tobytes() + bytes([int(label) % 256]))
+        made_from.update(row.tobytes() + label.tobytes())
     folder = cache_folder() / "teachers" / made_from.hexdigest()[:16]
     if (folder / "config.json").is_file():
-        return load_classifier(str(folder), None)
+        return load_teacher(str(folder), task)
     try:
         with reserved():
             finetune(model, task, seed, progress)

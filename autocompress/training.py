@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autocompress.errors import CandidateFailed
-from autocompress.interfaces import Batch, Family, Row
+from autocompress.interfaces import Batch, Family, Row, Take
 
 BATCH_SIZE = 32
+"""Sentences of a training step."""
 _POOL = 20
 
 
@@ -65,18 +66,18 @@ def _endless(count: int, offset: int, rng: np.random.Generator) -> Iterator[int]
 
 
 class Optimizer:
-    """AdamW on the dense parameters, lazy Adam on the word embeddings (only the rows a batch touches), with a linear
-    warm-up and a linear decay to zero."""
+    """AdamW on the dense parameters, lazy Adam on word embeddings that no head shares (only the rows a batch touches), with a
+    linear warm-up and a linear decay to zero."""
 
     def __init__(self, model: nn.Module, learning_rate: float, steps: int, weight_decay: float = 0.01) -> None:
-        found: Any = model.get_input_embeddings()  # type: ignore[operator]
-        embeddings: nn.Embedding = found
-        self.embeddings = embeddings
-        embeddings.sparse = True
-        self.dense = [p for p in model.parameters() if p is not embeddings.weight]
+        whole: Any = model
+        embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+        embeddings.sparse = head is None or head.weight is not embeddings.weight
+        lazy = [embeddings.weight] if embeddings.sparse else []
+        self.dense = [p for p in model.parameters() if not any(p is weight for weight in lazy)]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(self.dense, lr=learning_rate, weight_decay=weight_decay, fused=True),
-            torch.optim.SparseAdam([embeddings.weight], lr=learning_rate),
+            *(torch.optim.SparseAdam([weight], lr=learning_rate) for weight in lazy),
         ]
         warm_up = max(1, min(20, steps // 10))
 
@@ -112,9 +113,9 @@ def watch(model: nn.Module, family: Family, depth: int, names: Sequence[str]) ->
     seen: dict[str, Tensor] = {}
     handles = []
 
-    def keep(name: str) -> Any:
+    def keep(name: str, take: Take) -> Any:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[name] = output[0] if isinstance(output, tuple) else output
+            seen[name] = take(output[0] if isinstance(output, tuple) else output)
 
         return hook
 
@@ -122,7 +123,8 @@ def watch(model: nn.Module, family: Family, depth: int, names: Sequence[str]) ->
         for name in names:
             kind, _, number = name.partition(".")
             place = (int(number) - 1, "block") if kind == "hidden" else (depth - 1, kind)
-            handles.append(family.part(model, *place).register_forward_hook(keep(name)))
+            module, take = family.tap(model, *place)
+            handles.append(module.register_forward_hook(keep(name, take)))
         yield seen
     finally:
         for handle in handles:

@@ -36,6 +36,10 @@ def search(options: argparse.Namespace) -> None:
             options.validation,
             options.test,
             options.unlabeled,
+            options.block_length,
+            options.context,
+            options.stride,
+            options.clean,
             options.finetune,
             budget,
             budgets,
@@ -104,7 +108,7 @@ def _choose_and_copy(front: Front, run: Path) -> None:
     except AutocompressError as error:
         console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {error}")
         return
-    console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.metric)}")
+    console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.scale)}")
     target = run / "exported"
     _copy(front, run, member, target)
     console.out.print(f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}")
@@ -119,7 +123,7 @@ def _run(request: Any) -> Front:
     from autocompress.session import search_for
 
     try:
-        with console.Progressing(request.time_limit_s) as listener:
+        with console.Progressing(request.time_limit_s, request.metric) as listener:
             result = search_for(request, listener)
     except KeyboardInterrupt:
         if not (request.out / "run.json").is_file():
@@ -153,6 +157,7 @@ def _limits(options: argparse.Namespace) -> dict[str, float | None]:
         "min_speedup": None if options.min_speedup is None else units.speedup(options.min_speedup, "--min-speedup"),
         "max_drop": options.max_drop,
         "min_quality": options.min_quality,
+        "max_perplexity": options.max_perplexity,
     }
 
 
@@ -171,7 +176,7 @@ def pick(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(asdict(member), indent=2))
     else:
-        console.out.print(console.member_line(member, found.metric, _limits(options)["max_latency_ms"]))
+        console.out.print(console.member_line(member, found.scale, _limits(options)["max_latency_ms"]))
         there = f" --hardware {found.hardware['name']}" if options.hardware else ""
         console.out.print(f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model")
 
@@ -184,7 +189,7 @@ def export(options: argparse.Namespace) -> None:
     _copy(front, options.run, member, options.out)
     from autocompress import console
 
-    console.out.print(f"{console.member_line(member, front.metric)}\nwrote {options.out}")
+    console.out.print(f"{console.member_line(member, front.scale)}\nwrote {options.out}")
 
 
 def _copy(front: Front, run: Path, member: Member, target: Path) -> None:

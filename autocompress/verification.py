@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
-
-import numpy as np
 
 from autocompress.artifact import annotate
 from autocompress.files import write_json
+from autocompress.interfaces import Evidence
 from autocompress.journal import Run, Trial
-from autocompress.pareto import SCHEMA, Budget, Front, Member, hypervolume, non_dominated, tied, without_ties
+from autocompress.pareto import SCHEMA, Budget, Difference, Front, Member, Metric, hypervolume, non_dominated, tied, without_ties
 from autocompress.scores import Quality
-from autocompress.tasks.text_classification import METRIC
-from autocompress.workbench import Bits, Workbench, drop, unpack
+from autocompress.workbench import Workbench
 
 
 def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial]:
@@ -24,12 +22,12 @@ def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial
     A trial whose files are gone was beaten before.
     """
     fit = [t for t in trials if t.state == "complete" and _fits(t, name, bench) and (bench.models / t.id).is_dir()]
-    stderr = _paired_stderr(trials, name, bench)
+    difference = _difference(trials, name, bench)
     members = [_member(trial, name) for trial in fit]
 
     def beaten(i: int) -> bool:
         rivals = [j for j in range(len(fit)) if j != i and non_dominated([_point(members[j]), _point(members[i])]) == [0]]
-        return any(not tied(members[i], members[j], stderr(members[i], members[j])) for j in rivals)
+        return any(not tied(members[i], members[j], difference) for j in rivals)
 
     return [trial for i, trial in enumerate(fit) if not beaten(i)]
 
@@ -45,23 +43,19 @@ def _fits(trial: Trial, name: str, bench: Workbench) -> bool:
 
 
 def _point(member: Member) -> tuple[float, float]:
-    return 1 / member.speedup, 1 - member.quality.validation
+    return 1 / member.speedup, member.quality.drop_validation
 
 
-def _paired_stderr(trials: Sequence[Trial], name: str, bench: Workbench) -> Callable[[Member, Member], float]:
-    answers = {
-        trial.id: unpack(score.correct, len(bench.task.validation.rows))
-        for trial in trials
-        if (score := trial.scores.get(name)) and score.correct
-    }
-    return lambda a, b: drop(answers[a.id], answers[b.id])[1]
+def _difference(trials: Sequence[Trial], name: str, bench: Workbench) -> Difference:
+    evidence = {trial.id: bench.recorded(score) for trial in trials if (score := trial.scores.get(name)) and score.evidence}
+    return lambda a, b: bench.task.drop(evidence[a.id], evidence[b.id], bench.task.validation)
 
 
 def misses(trial: Trial, name: str, budget: Budget) -> dict[str, float]:
     """``Budget.violations`` on the validation split; of speed alone for a trial that was not scored."""
     score = trial.scores[name]
-    share, lost = (score.quality.validation, score.quality.drop_validation) if score.quality else (1.0, 0.0)
-    return budget.violations(score.timing.latency_ms.value, score.timing.speedup, share, lost)
+    quality, lost = (score.quality.validation, score.quality.drop_validation) if score.quality else (1.0, 0.0)
+    return budget.violations(score.timing.latency_ms.value, score.timing.speedup, quality, lost)
 
 
 def violation(trial: Trial, name: str, budget: Budget) -> float:
@@ -69,22 +63,21 @@ def violation(trial: Trial, name: str, budget: Budget) -> float:
     return sum(max(0.0, miss) for miss in misses(trial, name, budget).values())
 
 
-def losses(trial: Trial) -> tuple[float, ...]:
-    """Latency relative to the baseline on each device, then 1 - validation quality on the worst, all to be minimised.
+def losses(trial: Trial, metric: Metric) -> tuple[float, ...]:
+    """Latency relative to the baseline on each device, then the drop on validation examples on the worst, all to be minimised.
 
-    A stopped trial counts with the quality it had; one that was never scored with none; one that was never timed with the latency
-    that was predicted.
+    A stopped trial counts with the drop it had; one that was never scored with the largest; one that was never timed with the
+    latency that was predicted.
     """
     latencies = [1 / score.timing.speedup for score in trial.scores.values()] or list(trial.predicted.values())
-    scored = [score.quality.validation for score in trial.scores.values() if score.quality]
-    quality = min(scored) if scored else trial.rungs[-1][1] if trial.rungs else 0.0
-    return (*latencies, 1 - quality)
+    return (*latencies, trial.rungs[-1][1] if trial.rungs else metric.largest_drop)
 
 
-def _covered(trials: Sequence[Trial], name: str) -> float:
+def _covered(trials: Sequence[Trial], name: str, metric: Metric) -> float:
     """Hypervolume of the completed trials, on validation quality."""
     scores = [trial.scores[name] for trial in trials if trial.state == "complete"]
-    return hypervolume([(1 / score.timing.speedup, score.quality.drop_validation) for score in scores if score.quality])
+    points = [(1 / score.timing.speedup, score.quality.drop_validation) for score in scores if score.quality]
+    return hypervolume(points, metric.worst_drop)
 
 
 def _member(trial: Trial, name: str) -> Member:
@@ -102,7 +95,7 @@ def provisional(trials: Sequence[Trial], name: str, bench: Workbench) -> Front:
     """A device's front so far, on the validation split and the timings made during the search."""
     found = [_member(trial, name) for trial in standing(trials, name, bench)]
     members = sorted((found[i] for i in non_dominated([_point(m) for m in found])), key=lambda m: m.latency_ms.value)
-    return _front(name, bench, _member(trials[0], name), _covered(trials, name), members, verified=False)
+    return _front(name, bench, _member(trials[0], name), _covered(trials, name, bench.task.metric), members, verified=False)
 
 
 def verified(trials: Sequence[Trial], bench: Workbench) -> tuple[list[Front], dict[str, list[Member]]]:
@@ -113,25 +106,25 @@ def verified(trials: Sequence[Trial], bench: Workbench) -> tuple[list[Front], di
         A front per device, and the members that are over its budget, by device.
     """
     chosen = all_standing(trials, bench)
-    tested = {trial.id: bench.answers(bench.models / trial.id, bench.task.test) for trial in (*chosen, trials[0])}
+    tested = {trial.id: bench.evidence(bench.models / trial.id, bench.task.test) for trial in (*chosen, trials[0])}
     fronts, rejected = [], {}
     for name, device in bench.devices.items():
         there = standing(trials, name, bench)
         baseline_timing, timings = device.time(bench.baseline_folder, [bench.models / t.id for t in there], final=True)
         reference = tested["t000"][name]
         uncut = _member(trials[0], name)
-        baseline = replace(uncut, timing=baseline_timing, quality=_tested(uncut.quality, reference, reference))
+        baseline = replace(uncut, timing=baseline_timing, quality=_tested(bench, uncut.quality, reference, reference))
         members = []
         for trial, timing in zip(there, timings, strict=True):
             found = _member(trial, name)
-            quality = _tested(found.quality, reference, tested[trial.id][name])
+            quality = _tested(bench, found.quality, reference, tested[trial.id][name])
             members.append(baseline if trial.number == 0 else replace(found, timing=timing, quality=quality))
         fit = [m for m in members if bench.budgets[name].admits(m) and bench.too_much(name, m.timing) is None]
         rejected[name] = [member for member in members if member not in fit]
-        untied = without_ties(fit, _paired_stderr(trials, name, bench))
-        stay = [untied[i] for i in non_dominated([(m.latency_ms.value, 1 - m.quality.validation) for m in untied])]
-        points = [(1 / member.speedup, member.quality.drop_validation) for member in stay]
-        fronts.append(_front(name, bench, baseline, hypervolume(points), stay, verified=True))
+        untied = without_ties(fit, _difference(trials, name, bench))
+        stay = [untied[i] for i in non_dominated([(m.latency_ms.value, m.quality.drop_validation) for m in untied])]
+        area = hypervolume([(1 / member.speedup, member.quality.drop_validation) for member in stay], bench.task.metric.worst_drop)
+        fronts.append(_front(name, bench, baseline, area, stay, verified=True))
     _annotate(fronts, bench)
     return fronts, rejected
 
@@ -139,7 +132,7 @@ def verified(trials: Sequence[Trial], bench: Workbench) -> tuple[list[Front], di
 def _front(name: str, bench: Workbench, baseline: Member, area: float, members: Sequence[Member], *, verified: bool) -> Front:
     device = bench.devices[name]
     hardware = device.profile.as_dict() | {"lengths": list(device.lengths)}
-    return Front(METRIC, baseline, hardware, bench.budgets[name].as_dict(), area, tuple(members), verified)
+    return Front(bench.task.metric.name, baseline, hardware, bench.budgets[name].as_dict(), area, tuple(members), verified)
 
 
 def _annotate(fronts: Sequence[Front], bench: Workbench) -> None:
@@ -162,13 +155,14 @@ def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:
             shutil.rmtree(folder)
 
 
-def _tested(quality: Quality, baseline: Bits, answers: Bits) -> Quality:
-    lost, lost_stderr = drop(baseline, answers)
+def _tested(bench: Workbench, quality: Quality, baseline: Evidence, evidence: Evidence) -> Quality:
+    score, stderr = bench.task.score(evidence, bench.task.test)
+    lost, lost_stderr = bench.task.drop(baseline, evidence, bench.task.test)
     return replace(
         quality,
-        test=float(answers.mean()),
-        test_stderr=float(np.std(answers, ddof=1)) / len(answers) ** 0.5,
-        n_test=len(answers),
+        test=score,
+        test_stderr=stderr,
+        n_test=len(evidence),
         drop_test=lost,
         drop_test_stderr=lost_stderr,
     )

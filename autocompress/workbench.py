@@ -8,36 +8,37 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import nn
 
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.export import export_model
+from autocompress.hardware.agent import kept
 from autocompress.hardware.cores import reserved
 from autocompress.importance import fisher, magnitude
-from autocompress.interfaces import Device, Family
+from autocompress.interfaces import Device, Evidence, Family, HeldOut, Question, Task
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Budget
 from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.scores import Quality, Score, Timing
 from autocompress.structure import Importance, Structure
-from autocompress.tasks.text_classification import Split, TextClassification, correct
 from autocompress.techniques import SETTINGS
-from autocompress.training import forward_all
+from autocompress.training import fast_math
 
 FIRST_RUNG = 32
 """Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see README)."""
 _RUNG_FACTOR = 6
-_IMPORTANCE_EXAMPLES = 512
-_CALIBRATION_EXAMPLES = 128
+_IMPORTANCE_BATCHES = 16
+_CALIBRATION_BATCHES = 4
 
-Bits = NDArray[np.bool_]
-Promote = Callable[[int, float, Mapping[str, Timing], float], str | None]
-"""(recovery steps done, validation quality, timings by device, seconds that the remaining steps take) -> None to go on, or the
-reason to stop; may raise ``OutOfTime``."""
+Promote = Callable[[int, tuple[float, float], Mapping[str, Timing], float], str | None]
+"""(recovery steps done, drop on validation examples and its standard error, timings by device, seconds that the remaining steps
+take) -> None to go on, or the reason to stop; may raise ``OutOfTime``."""
 
 
 class OutOfTime(Exception):
@@ -54,21 +55,13 @@ def rungs(steps: int) -> list[int]:
     return found
 
 
-def pack(answers: Bits) -> str:
-    """Correctness per example as hex."""
-    return np.packbits(answers).tobytes().hex()
-
-
-def unpack(text: str, count: int) -> Bits:
-    """The inverse of ``pack`` for so many examples."""
-    bits: Bits = np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(bool)
-    return bits
-
-
-def drop(baseline: Bits, answers: Bits) -> tuple[float, float]:
-    """Accuracy lost against the baseline and its paired standard error, both in points of a hundred."""
-    differences = baseline.astype(float) - answers
-    return 100 * float(differences.mean()), 100 * float(differences.std(ddof=1)) / len(differences) ** 0.5
+def torch_answer(model: nn.Module, question: Question) -> NDArray[np.floating[Any]]:
+    """What the model answers, in fast arithmetic: for comparisons among models in training."""
+    inputs = {name: torch.from_numpy(array) for name, array in question.items() if name != "scored"}
+    with torch.inference_mode(), fast_math():
+        logits = model.eval()(**inputs).logits.float()
+    answer: NDArray[np.floating[Any]] = kept(logits.numpy(), question)
+    return answer
 
 
 @dataclass
@@ -81,7 +74,7 @@ class Workbench:
     """
 
     run: Run
-    task: TextClassification
+    task: Task[Any]
     model: nn.Module
     family: Family
     full: Structure
@@ -96,7 +89,7 @@ class Workbench:
     def prepare(
         cls,
         run: Run,
-        task: TextClassification,
+        task: Task[Any],
         model: nn.Module,
         family: Family,
         tokenizer_files: Path,
@@ -105,12 +98,12 @@ class Workbench:
         seed: int,
     ) -> Workbench:
         """Score the importance of every head and neuron, from the first training examples."""
-        rows, labels = task.train.rows[:_IMPORTANCE_EXAMPLES], task.train.labels[:_IMPORTANCE_EXAMPLES]
-        starts = range(0, len(rows), 32)
-        batches = [(task.batch(rows[i : i + 32]), labels[i : i + 32]) for i in starts]
+        rows, labels, size = task.train.rows, task.train.labels, task.batch_size
+        starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
+        batches = [(task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
         with reserved():
             importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
-        transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
+        transfer = TransferSet([*rows, *task.unlabeled], labels, task.batch, size)
         teacher = Teacher(model, family, transfer, run.folder / "scratch")
         full = family.structure(model)
         return cls(run, task, model, family, full, importance, teacher, tokenizer_files, devices, budgets, seed)
@@ -140,17 +133,14 @@ class Workbench:
         candidate = SETTINGS.candidate({}).without("recovery")
         parity = self.export(self.model, self.full, candidate, self.baseline_folder)
         timings = {name: device.time(self.baseline_folder, [], final=False)[0] for name, device in self.devices.items()}
-        answers = self.answers(self.baseline_folder, self.task.validation)
-        scores = {
-            name: Score(timing, Quality(float(answers[name].mean()), 0.0, 0.0), pack(answers[name]))
-            for name, timing in timings.items()
-        }
+        evidence = self.evidence(self.baseline_folder, self.task.validation)
+        scores = {name: self._scored(timing, evidence[name], evidence[name]) for name, timing in timings.items()}
         return Trial(
             0,
             candidate.as_dict(),
             "complete",
             self.full.sizes(),
-            rungs=((0, min(float(found.mean()) for found in answers.values())),),
+            rungs=((0, 0.0),),
             scores=scores,
             weight_bytes=(self.baseline_folder / "model.onnx").stat().st_size,
             parity=parity,
@@ -213,22 +203,29 @@ class Workbench:
                 with reserved():
                     recovery.advance(rung)
                 remaining_s = (time.monotonic() - begun) / (rung - before) * (steps - rung)
-                quality = float(self._torch_answers(student).mean())
-                found = replace(found, rungs=(*found.rungs, (rung, quality)))
-                reason = promote(rung, quality, timings, remaining_s)
+                lost = self._drop_in_training(student, next(iter(baseline.scores.values())))
+                found = replace(found, rungs=(*found.rungs, (rung, lost[0])))
+                reason = promote(rung, lost, timings, remaining_s)
                 if reason is not None:
                     return replace(found, state="stopped", reason=reason)
             with reserved():
                 recovery.advance(steps)
             found, timings = export_and_time()
-        answers = self.answers(folder, self.task.validation)
-        scores = {name: self._scored(timing, answers[name], baseline.scores[name]) for name, timing in timings.items()}
-        worst = min(float(bits.mean()) for bits in answers.values())
+        evidence = self.evidence(folder, self.task.validation)
+        scores = {
+            name: self._scored(timing, evidence[name], self.recorded(baseline.scores[name])) for name, timing in timings.items()
+        }
+        worst = max(score.quality.drop_validation for score in scores.values() if score.quality)
         return replace(found, state="complete", scores=scores, path=f"models/{found.id}", rungs=(*found.rungs, (steps, worst)))
 
-    def _scored(self, timing: Timing, answers: Bits, baseline: Score) -> Score:
-        reference = unpack(baseline.correct or "", len(answers))
-        return Score(timing, Quality(float(answers.mean()), *drop(reference, answers)), pack(answers))
+    def _scored(self, timing: Timing, evidence: Evidence, baseline: Evidence) -> Score:
+        task, part = self.task, self.task.validation
+        quality = Quality(task.score(evidence, part)[0], *task.drop(baseline, evidence, part))
+        return Score(timing, quality, task.pack(evidence))
+
+    def recorded(self, score: Score) -> Evidence:
+        """The evidence of a model that was scored on the validation split."""
+        return self.task.unpack(score.evidence or "", len(self.task.validation.rows))
 
     def too_much(self, name: str, timing: Timing) -> str | None:
         """What a model needs beyond a device's limits of latency and memory; None when it needs no more."""
@@ -246,24 +243,27 @@ class Workbench:
         limit = self.devices[name].profile.memory_limit_mb
         return 0.0 if limit is None or timing.memory_bytes is None else max(0.0, timing.memory_bytes / (limit * 1e6) - 1)
 
-    def answers(self, model: Path, split: Split) -> dict[str, Bits]:
-        """Which examples an artifact answers correctly on each device, run at its profile's batch size."""
-        known: dict[object, Bits] = {}
+    def evidence(self, model: Path, part: HeldOut) -> dict[str, Evidence]:
+        """Of an artifact on each device, run at its profile's batch size."""
+        known: dict[object, Evidence] = {}
         for device in self.devices.values():
             kind = device.answers_like, device.profile.batch_size
             if kind not in known:
-                batches = [dict(batch.inputs) for batch in self.task.batches(split.rows, device.profile.batch_size)]
-                known[kind] = correct(device.predict(model, batches), split.labels)
+                answers = device.predict(model, self.task.questions(part, device.profile.batch_size))
+                known[kind] = self.task.evidence(answers, part)
         return {name: known[device.answers_like, device.profile.batch_size] for name, device in self.devices.items()}
 
-    def _torch_answers(self, student: nn.Module) -> Bits:
-        split = self.task.validation
-        answers = np.zeros(len(split.rows), bool)
-        for where, logits, _ in forward_all(student, self.family, split.rows, self.task.batch):
-            answers[where] = correct(logits.numpy(), split.labels[where])
-        return answers
+    def _drop_in_training(self, student: nn.Module, baseline: Score) -> tuple[float, float]:
+        """On the task's rung examples, with its standard error."""
+        examples = self.task.rung_examples
+        part = self.task.validation.take(examples)
+        answers = [torch_answer(student, question) for question in self.task.questions(part, self.task.batch_size)]
+        evidence = self.task.evidence(np.concatenate(answers), part)
+        return self.task.drop(self.recorded(baseline)[list(examples)], evidence, part)
 
     def export(self, model: nn.Module, structure: Structure, candidate: Candidate, target: Path) -> dict[str, float]:
         """Write a model folder; see ``export_model``."""
-        calibration = self.task.batches(self.task.train.rows[:_CALIBRATION_EXAMPLES], 32)
+        size, rows = self.task.batch_size, self.task.train.rows
+        starts = range(0, min(len(rows), _CALIBRATION_BATCHES * size), size)
+        calibration = [self.task.batch(rows[i : i + size]) for i in starts]
         return export_model(model, structure, candidate, target, calibration, self.tokenizer_files)

@@ -25,7 +25,7 @@ from typing import Any
 from autocompress import demo
 from autocompress.console import Progressing, front_table, out
 from autocompress.hardware.agent import describe
-from autocompress.pareto import Front, hypervolume
+from autocompress.pareto import METRICS, Front, hypervolume
 from autocompress.session import search
 from autocompress.teacher import cache_folder
 
@@ -41,7 +41,7 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
     """One search."""
     started = time.monotonic()
     data, unlabeled = demo.data_files(cache_folder() / "demo")
-    with Progressing(minutes * 60) as listener:
+    with Progressing(minutes * 60, METRICS["accuracy"]) as listener:
         found = search(
             demo.model_folder(),
             data,
@@ -63,7 +63,7 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started),
         "teacher_test_accuracy": found.front.baseline.quality.test,
         "hypervolume": found.front.hypervolume,
-        "hypervolume_test": hypervolume([(1 / m.speedup, m.quality.drop_reported) for m in members]),
+        "hypervolume_test": hypervolume([(1 / m.speedup, m.quality.drop_reported) for m in members], found.front.scale.worst_drop),
         "speedup_within": {str(drop): speedup_within(found.front, drop) for drop in DROPS},
     }
 

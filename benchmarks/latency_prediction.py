@@ -28,7 +28,7 @@ from autocompress.foresight import read_table
 from autocompress.hardware.agent import describe
 from autocompress.hardware.predictor import Shape
 from autocompress.journal import Trial
-from autocompress.pareto import Budget
+from autocompress.pareto import METRICS, Budget
 from autocompress.search_space import SearchSpace
 from autocompress.session import search
 from autocompress.structure import Layer, Structure
@@ -73,7 +73,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["AUTOCOMPRESS_CACHE"] = f"{scratch}/cache"  # so that the table is measured anew
         run = Path(scratch) / "run"
-        with Progressing(None) as listener:
+        with Progressing(None, METRICS["accuracy"]) as listener:
             found = search(
                 demo.model_folder(),
                 data,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,10 +15,19 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+from tokenizers import ByteLevelBPETokenizer
+from transformers import (
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 
 from autocompress import demo
 from autocompress.artifact import onnx_file, scheme_of
+from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
@@ -52,7 +62,7 @@ class SizeDevice:
         return timings[0], timings[1:]
 
     def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
-        return predict(onnx_file(model), batches)
+        return predict(onnx_file(model), batches, kept)
 
     def close(self) -> None:
         self.closed += 1
@@ -112,4 +122,50 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = AutoTokenizer.from_pretrained(demo.model_folder())
     tokenizer.model_max_length = 64
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="session")
+def documents(sentences: list[tuple[str, int]]) -> list[str]:
+    """300 of three real sentences each, one a line; each has a character of two bytes."""
+    lines = [text for text, _ in sentences[:900]]
+    return ["\n".join(lines[i : i + 3]) + " é" for i in range(0, 900, 3)]
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer(documents: list[str]) -> Any:
+    """GPT-2's kind: bytes, merged; what it encodes it decodes exactly. 600 tokens, of which none pads."""
+    trained = ByteLevelBPETokenizer()
+    trained.train_from_iterator(documents, vocab_size=600, special_tokens=[END], show_progress=False)
+    return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=END)  # type: ignore[no-untyped-call]
+
+
+@pytest.fixture(scope="session")
+def text_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The documents as JSON lines."""
+    path = tmp_path_factory.mktemp("data") / "texts.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_gpt2(documents: list[str], byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A language model of 4 layers, 4 heads of 8, FFN 64, 64 positions, that has learned a little of the documents."""
+    folder = tmp_path_factory.mktemp("models") / "gpt2"
+    torch.manual_seed(0)
+    config = GPT2Config(vocab_size=600, n_positions=64, n_embd=32, n_layer=4, n_head=4, n_inner=64, bos_token_id=0, eos_token_id=0)
+    model: Any = GPT2LMHeadModel(config)
+    stream = torch.tensor([token for ids in byte_tokenizer(documents)["input_ids"] for token in (*ids, 0)])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
+    for _ in range(60):
+        starts = torch.randint(len(stream) - 64, (16,))
+        batch = torch.stack([stream[start : start + 64] for start in starts])
+        optimizer.zero_grad()
+        model(input_ids=batch, labels=batch).loss.backward()
+        optimizer.step()
+    model.save_pretrained(folder)
+    byte_tokenizer.save_pretrained(folder)
     return folder

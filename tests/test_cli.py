@@ -347,7 +347,10 @@ def test_a_search_on_two_devices_from_the_command_line(
     assert [member.latency_ms.value for member in fronts["old"].members] == [3.0]
     [baseline] = [line for line in printed.err.splitlines() if line.startswith("t000")]
     score = fronts["cpu-1-thread"].baseline
-    assert f"baseline: {score.quality.validation:.4f} (+0.0)  {score.latency_ms.value:.2f} ms  1.00x  5.00 ms  1.00x" in baseline
+    assert (
+        f"baseline: {score.quality.validation:.4f} (+0.0 points)  {score.latency_ms.value:.2f} ms  1.00x  5.00 ms  1.00x"
+        in baseline
+    )
 
 
 def test_report_is_one_file_that_needs_no_network(run: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -304,7 +304,10 @@ def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
     [
         (["front", "/no/such/run"], "holds no front.json"),
         (["pick", "/no/such/run", "--max-latency", "3ms"], "holds no front.json"),
-        (["pick", "/no/such/run"], "one of the arguments --max-latency --min-speedup --min-quality --max-drop is required"),
+        (
+            ["pick", "/no/such/run"],
+            "one of the arguments --max-latency --min-speedup --min-quality --max-perplexity --max-drop is required",
+        ),
         (["pick", "run", "--max-latency", "3ms", "--min-speedup", "2x"], "not allowed with argument"),
         (["export", "/no/such/run", "--trial", "t001", "--out", "x"], "holds no front.json"),
         (["report", "/no/such/run"], "holds no front.json"),

@@ -16,7 +16,7 @@ from transformers import AutoTokenizer
 from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.tasks import text_classification
-from autocompress.tasks.data import Columns, Example, Examples, load_examples, read_lines
+from autocompress.tasks.data import Columns, Documents, Example, Examples, load_documents, load_examples, read_lines
 
 AWKWARD = [
     "NA",
@@ -232,6 +232,61 @@ def test_splits_by_name() -> None:
     assert texts(examples.test) == {f"sentence {i}" for i in range(80, 95)}
     with pytest.raises(UserError, match=re.escape("--test test: the split has no labels")):
         load_examples("reviews", Columns(), test="test")
+
+
+def documents_of(found: Documents) -> set[str]:
+    assert len({*found.train, *found.validation, *found.test}) == len([*found.train, *found.validation, *found.test])
+    return {*found.train, *found.validation, *found.test}
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
+def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
+    table = [{"text": text} for text in [*(f"document {i}" for i in range(60)), *AWKWARD, "one\n\ntwo"]]
+    found = load_documents(write(tmp_path / f"data{suffix}", table))
+    assert found == load_documents(write(tmp_path / "reference.jsonl", table))
+    assert documents_of(found) == {row["text"] for row in table}
+    assert [len(split) for split in (found.train, found.validation, found.test)] == [44, 14, 14]
+
+
+@pytest.mark.parametrize("newline", ["\n", "\r\n"])
+def test_documents_of_a_text_file_have_blank_lines_between_them(tmp_path: Path, newline: str) -> None:
+    blocks = [f"document {i}\n its second line" for i in range(10)]
+    content = "\n \n" + "\n\n".join(blocks[:5]) + "\n\n\n \t\n" + "\n \n".join(blocks[5:]) + "\n\n"
+    (tmp_path / "data.txt").write_text(content, encoding="utf-8", newline=newline)
+    found = load_documents(str(tmp_path / "data.txt"))
+    assert documents_of(found) == set(blocks)
+    assert set(found.dropped.values()) == {0}
+
+
+def test_documents_by_column_without_labels(tmp_path: Path) -> None:
+    table = [{"text": "never read", "body": f"document {i}"} for i in range(20)]
+    assert documents_of(load_documents(write(tmp_path / "data.csv", table), "body")) == {f"document {i}" for i in range(20)}
+    with pytest.raises(UserError, match="has no column 'prose'; its columns are text, body"):
+        load_documents(str(tmp_path / "data.csv"), "prose")
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+def test_empty_documents_are_skipped_and_counted(tmp_path: Path, suffix: str) -> None:
+    table = [{"text": text, "id": 1} for text in ("", " \n\t", None, *(f"document {i}" for i in range(20)), "document 0")]
+    found = load_documents(write(tmp_path / f"data{suffix}", table))
+    assert documents_of(found) == {f"document {i}" for i in range(20)}
+    assert (found.dropped["train empty"], found.dropped["train repeated"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("data.jsonl", '{"text": "a"}\n{"text": ["b", "c"]}\n', "row 2 has ['b', 'c'] in column 'text', allowed is text"),
+        ("data.csv", "text\n12\n13\n", "row 1 has 12 in column 'text', allowed is text"),
+        ("data.tsv", 'text\tid\nfine\t1\n"open\t2\nnext"\t3\n', "row 2 runs over several lines"),
+        ("data.pdf", "%PDF", "give .csv, .tsv, .json, .jsonl, .parquet or .txt"),
+        ("data.txt", b"\xff\xfe", "cannot be read"),
+    ],
+)
+def test_documents_that_cannot_be_read(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+    (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ":? " + re.escape(message)):
+        load_documents(str(tmp_path / name))
 
 
 def test_lines_of_text(tmp_path: Path) -> None:

@@ -176,6 +176,35 @@ def test_attention_maps_by_hand() -> None:
     assert loss("attention-maps", student, teacher, Matching((), (0,), 4)).item() == pytest.approx(KL, rel=1e-5)
 
 
+def test_a_causal_token_attends_to_none_after_it() -> None:
+    """As above, but the first token has nothing to choose, and the third, now real, attends evenly in both."""
+    mask, zeros = torch.tensor([[1, 1, 1]]), torch.zeros(1, 3, 4)
+    query, key = zeros.clone(), zeros.clone()
+    query[0, :2, 0], key[0, 0, 0] = 1.0, 2 * log(3)
+    student = Features(torch.zeros(1, 2), mask, {"query": zeros, "key": zeros})
+    teacher = Features(torch.zeros(1, 2), mask, {"query": query, "key": key})
+    found = loss("attention-maps", student, teacher, Matching((), (0,), 4, causal=True))
+    assert found.item() == pytest.approx(KL / 3, rel=1e-5)
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_queries_that_share_a_key_are_heads_of_their_own(causal: bool) -> None:
+    """Grouped, and written out with each key repeated, are one and the same."""
+    random = torch.Generator().manual_seed(2)
+
+    def features(heads: int) -> tuple[Features, Features]:
+        """Two heads of queries, of size 3, on each head of keys."""
+        query, key = (torch.randn(3, 5, count * HEAD_SIZE, generator=random) for count in (2 * heads, heads))
+        repeated = key.view(3, 5, heads, HEAD_SIZE).repeat_interleave(2, dim=2).flatten(2)
+        grouped, plain = ({"query": query, "key": keys} for keys in (key, repeated))
+        return Features(torch.zeros(3, 2), MASK, grouped), Features(torch.zeros(3, 2), MASK, plain)
+
+    (student, plain_student), (teacher, plain_teacher) = features(2), features(4)
+    found = loss("attention-maps", student, teacher, Matching((), (1, 3), HEAD_SIZE, causal))
+    expected = loss("attention-maps", plain_student, plain_teacher, Matching((), (2, 3, 6, 7), HEAD_SIZE, causal))
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() > 0.1
+
+
 def test_value_relations_by_hand() -> None:
     """Of two tokens the first relates as (3/4, 1/4) in the teacher, all else evenly."""
     mask, zeros = torch.tensor([[1, 1]]), torch.zeros(1, 2, 4)

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from numpy.typing import NDArray
+from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from autocompress.artifact import facts, load_model, scheme_of
 from autocompress.engine import SearchResult, outclassed
@@ -25,7 +27,7 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
 from autocompress.journal import Run, Trial
 from autocompress.onnx_runtime import predict
-from autocompress.pareto import Budget, load_front, load_fronts, non_dominated
+from autocompress.pareto import METRICS, Budget, load_front, load_fronts, non_dominated
 from autocompress.scores import Latency, Score, Timing
 from autocompress.search_space import SearchSpace
 from autocompress.session import search
@@ -129,9 +131,9 @@ def test_drops_are_paired(whole: SearchResult) -> None:
     compared = 0
     for trial in whole.trials[1:]:
         baseline, score = whole.trials[0].scores[CPU], trial.scores[CPU]
-        if score.quality is None or baseline.correct is None or score.correct is None:
+        if score.quality is None or baseline.evidence is None or score.evidence is None:
             continue
-        a, b = (np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80) for t in (baseline.correct, score.correct))
+        a, b = (np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80) for t in (baseline.evidence, score.evidence))
         differences = a.astype(float) - b
         assert score.quality.drop_validation == pytest.approx(100 * differences.mean())
         assert score.quality.drop_validation_stderr == pytest.approx(100 * differences.std(ddof=1) / 80**0.5)
@@ -401,21 +403,27 @@ def test_texts_in_two_splits_are_dropped_and_counted(tiny_model: Path, data_file
 
 
 def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
-    trials = [Trial(1, {}, "complete", rungs=((32, 0.80), (100, 0.82)), scores=timed(a=4.0))]
-    assert outclassed(trials, 32, 0.795, {"a": 3.0}, 1600) is None  # within one standard error, 0.0101
-    assert outclassed(trials, 32, 0.78, {"a": 5.0}, 1600) is None  # worse but faster
-    assert outclassed(trials, 32, 0.78, {"a": 3.0}, 1600) == "0.7800 after 32 steps, where t001 had 0.8000 and is no slower"
-    assert outclassed(trials, 192, 0.1, {"a": 3.0}, 1600) is None  # nothing to compare with after 192 steps
+    trials = [Trial(1, {}, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
+    points, percent = METRICS["accuracy"], METRICS["perplexity"]
+    assert outclassed(trials, 32, (8.4, 1.0), {"a": 3.0}, points) is None  # within one standard error
+    assert outclassed(trials, 32, (9.5, 1.0), {"a": 5.0}, points) is None  # worse but faster
+    slower = {"a": 3.0}
+    assert (
+        outclassed(trials, 32, (9.5, 1.0), slower, points)
+        == "drop 9.50 points after 32 steps, where t001 had 7.50 and is no slower"
+    )
+    reason = "increase 9.50 percent after 32 steps, where t001 had 7.50 and is no slower"
+    assert outclassed(trials, 32, (9.5, 1.0), slower, percent) == reason
+    assert outclassed(trials, 192, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
 
 
 def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
-    trials = [Trial(1, {}, "complete", rungs=((32, 0.80),), scores=timed(a=4.0, b=2.0))]
-    assert outclassed(trials, 32, 0.7, {"a": 3.0, "b": 2.1}, 1600) is None
-    assert outclassed(trials, 32, 0.7, {"a": 4.1, "b": 1.0}, 1600) is None
-    assert (
-        outclassed(trials, 32, 0.7, {"a": 4.0, "b": 2.0}, 1600) == "0.7000 after 32 steps, where t001 had 0.8000 and is no slower"
-    )
-    assert outclassed([Trial(1, {}, "complete", rungs=((32, 0.80),))], 32, 0.7, {"a": 1.0}, 1600) is None  # never timed
+    trials, worse = [Trial(1, {}, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))], (17.5, 1.0)
+    metric = METRICS["accuracy"]
+    assert outclassed(trials, 32, worse, {"a": 3.0, "b": 2.1}, metric) is None
+    assert outclassed(trials, 32, worse, {"a": 4.1, "b": 1.0}, metric) is None
+    assert outclassed(trials, 32, worse, {"a": 4.0, "b": 2.0}, metric) is not None
+    assert outclassed([Trial(1, {}, "complete", rungs=((32, 7.5),))], 32, worse, {"a": 1.0}, metric) is None  # never timed
 
 
 def test_resuming_with_fewer_trials_loses_nothing(whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
@@ -440,6 +448,23 @@ def test_unlabelled_share_is_not_searched_without_text(tiny_model: Path, data_fi
     assert all(trial.state == "complete" for trial in found.trials)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"]["parameters"]
     assert "recovery.unlabeled_share" not in recorded
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_a_decoder_that_knows_no_padding_is_searched(family: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    config = AutoConfig.for_model(family, vocab_size=30522, max_position_embeddings=64, **sizes)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")  # type: ignore[no-untyped-call]
+    for path in tiny_model.glob("tokenizer*"):
+        shutil.copy(path, tmp_path / "model")
+    values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
+    found = search(tmp_path / "model", data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=1, connect=SizeDevice)
+    assert [trial.state for trial in found.trials] == ["complete", "complete"]
+    assert found.trials[1].sizes is not None and sum(found.trials[1].sizes["heads"]) == 4
+    assert max(trial.parity["fp32_max_abs_difference"] for trial in found.trials if trial.parity) <= 1e-4
+    loaded: Any = load_model(tmp_path / "run" / "models" / "t000")
+    assert loaded.config.pad_token_id == 0
 
 
 class OldDevice(SizeDevice):
@@ -547,7 +572,7 @@ def test_every_trial_is_scored_on_both_devices(pair: SearchResult) -> None:
         assert list(trial.scores) == [CPU, "old"] and trial.weight_bytes is not None
         assert trial.scores[CPU].timing.latency_ms.value == trial.weight_bytes / 1e5
         assert trial.scores[CPU].quality == trial.scores["old"].quality
-        assert trial.scores[CPU].correct == trial.scores["old"].correct
+        assert trial.scores[CPU].evidence == trial.scores["old"].evidence
 
 
 def test_the_report_has_both_fronts(pair: SearchResult) -> None:
@@ -573,7 +598,7 @@ def test_a_device_that_answers_otherwise_has_a_quality_of_its_own(tiny_model: Pa
         assert here is not None and there is not None
         assert there.validation == pytest.approx(1 - here.validation)
         assert there.drop_validation == pytest.approx(-here.drop_validation)
-        assert trial.rungs[-1] == (0, min(here.validation, there.validation))
+        assert trial.rungs[-1] == (0, max(here.drop_validation, there.drop_validation))
     for front in found.fronts.values():
         for member in front.members:
             recorded = facts(found.run / member.path)["scores"][front.hardware["name"]]

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
     AutoModel,
@@ -38,6 +39,7 @@ from autocompress.teacher import load_classifier, load_config
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, onnx_format
 from autocompress.training import tensors
+from tests.tiny_models import MODELS, build, inputs
 
 FAMILY = FAMILIES["bert"]
 CUT = Structure((Layer(0, (), tuple(range(0, 64, 3))), Layer(1, (0, 2, 3), ()), Layer(3, (1,), (5, 6))))
@@ -147,6 +149,20 @@ def test_loaded_model_is_the_cut_one(sample: Sample, structure: Structure, schem
     for batch in sample.calibration:
         assert torch.equal(logits(loaded, batch), logits(expected, batch))
     assert loaded.state_dict().keys() == expected.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_family_comes_back_as_the_class_it_was(sample: Sample, name: str, tmp_path: Path) -> None:
+    """A head that is tied is stored once."""
+    structure = Structure((Layer(0, (), (1, 2)), Layer(2, (1, 3), ())))
+    smaller = MODELS[name].family.cut(build(name), structure)
+    batch = Batch({key: value.numpy() for key, value in inputs().items()})
+    export_model(smaller, structure, SETTINGS.candidate({}), tmp_path / "t", [batch], sample.tokenizer_files)
+    loaded = load_model(tmp_path / "t")
+    assert type(loaded) is type(smaller)
+    assert torch.equal(logits(loaded, batch), logits(smaller, batch))
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "t" / "model.safetensors").values())
+    assert stored == sum(parameter.numel() for parameter in smaller.parameters())
 
 
 def test_label_names_come_back(sample: Sample, tmp_path: Path) -> None:

@@ -27,6 +27,7 @@ from autocompress.foresight import Foresight, _digest, _key, formats_of, read_ta
 from autocompress.hardware.predictor import LatencyTable, Shape, probes, shape_of
 from autocompress.journal import Run, Trial
 from autocompress.onnx_runtime import predict
+from autocompress.pareto import METRICS
 from autocompress.scores import Latency, Score, Timing
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS
@@ -468,7 +469,7 @@ def test_no_candidate_of_a_space_has_a_format_that_its_table_lacks(
 def test_the_sampler_learns_what_a_refused_candidate_was_predicted_to_take() -> None:
     """As many losses as the sampler has objectives: a latency per device, then quality."""
     refused = Trial(1, {}, "over-budget", predicted={"a": 0.7, "b": 0.9})
-    assert losses(refused) == (0.7, 0.9, 1.0)
+    assert losses(refused, METRICS["accuracy"]) == (0.7, 0.9, 100.0)
 
 
 def test_refusals_are_told_to_the_sampler_without_a_complaint(started: Any) -> None:

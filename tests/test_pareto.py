@@ -11,7 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import RequestUnmet, UserError
-from autocompress.pareto import Budget, Front, Member, hypervolume, load_front, load_fronts, non_dominated, without_ties
+from autocompress.pareto import (
+    Budget,
+    Difference,
+    Front,
+    Member,
+    hypervolume,
+    load_front,
+    load_fronts,
+    non_dominated,
+    without_ties,
+)
 from autocompress.scores import Latency, Quality, Timing
 
 BASELINE_MS = 8.0
@@ -94,16 +104,17 @@ def test_members_are_not_dominated_and_all_others_are(points: list[tuple[int, in
     ],
 )
 def test_hypervolume_by_hand(points: list[tuple[float, float]], area: float) -> None:
-    assert hypervolume(points) == pytest.approx(area, abs=5e-5)
+    assert hypervolume(points, 5.0) == pytest.approx(area, abs=5e-5)
+    assert hypervolume([(relative, 10 * drop) for relative, drop in points], 50.0) == pytest.approx(area, abs=5e-5)
 
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0, 2), st.floats(-1, 9)), min_size=1, max_size=8))
 def test_a_model_more_never_covers_less(points: list[tuple[float, float]]) -> None:
-    area, less = hypervolume(points), hypervolume(points[1:])
+    area, less = hypervolume(points, 5.0), hypervolume(points[1:], 5.0)
     assert 0 <= less <= area + 1e-12 <= 1 + 2e-12
-    assert hypervolume(points[::-1]) == pytest.approx(area)
-    assert hypervolume([points[i] for i in non_dominated(points)]) == pytest.approx(area)
+    assert hypervolume(points[::-1], 5.0) == pytest.approx(area)
+    assert hypervolume([points[i] for i in non_dominated(points)], 5.0) == pytest.approx(area)
 
 
 @pytest.mark.parametrize(
@@ -260,10 +271,15 @@ def test_an_empty_front_meets_no_request() -> None:
         ({"min_speedup": -1.0}, "min_speedup is -1: "),
         ({"min_speedup": float("inf")}, "min_speedup is inf: "),
         ({"max_latency_ms": float("nan")}, "max_latency_ms is nan: "),
-        ({"max_drop": -0.1}, "max_drop is -0.1: it is in points of a hundred"),
+        ({"max_drop": -0.1}, "max_drop is -0.1: it is in points, from 0 to 100"),
         ({"max_drop": 101.0}, "max_drop is 101: "),
         ({"min_quality": 0.0}, "min_quality is 0: it is a share"),
         ({"min_quality": 86.0}, "min_quality is 86: it is a share"),
+        ({"max_perplexity": 1.0}, "max_perplexity is 1: it must be more than 1"),
+        (
+            {"max_perplexity": 9.0},
+            "max_perplexity is set, but the models are scored by their accuracy; give min_quality or max_drop",
+        ),
     ],
 )
 def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
@@ -280,6 +296,37 @@ def test_budget() -> None:
     assert Budget(max_drop=1.0).as_dict() == {"max_drop": 1.0}
     assert [budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))] == [True, False, False]
     assert Budget().admits_speed(1e9, 1e-9)
+
+
+def test_perplexities_are_picked_the_lowest_first() -> None:
+    """8x at 30 (50 percent more than the baseline's 20), 4x at 22, 2x at 19."""
+    perplexities = {"t003": 30.0, "t002": 22.0, "t001": 19.0, "t000": 20.0}
+
+    def scored(m: Member) -> Member:
+        value = perplexities[m.id]
+        return replace(m, quality=Quality(value, 5 * value - 100, 1.0, value, 0.5, 100, 5 * value - 100, 1.0))
+
+    found = replace(front(*map(scored, (FAST, MIDDLE, GOOD))), metric="perplexity", baseline=scored(FRONT.baseline))
+    expected: tuple[tuple[dict[str, Any], str], ...] = (
+        ({"max_latency_ms": 9.0}, "t001"),
+        ({"max_latency_ms": 3.0}, "t002"),
+        ({"max_drop": 10.0}, "t002"),
+        ({"max_drop": 500.0}, "t003"),
+        ({"max_drop": 0.0}, "t001"),
+        ({"max_perplexity": 22.0}, "t002"),
+        ({"max_perplexity": 29.0, "min_speedup": 2.0}, "t001"),
+    )
+    for limits, picked in expected:
+        assert found.pick(**limits).id == picked
+    with pytest.raises(
+        RequestUnmet, match=re.escape("limited by its perplexity: 4 ms (2.00x), perplexity 19.00 (increase -5.00 percent)")
+    ):
+        found.pick(max_perplexity=18.0)
+    with pytest.raises(UserError, match="min_quality is set, but the models are scored by their perplexity; give max_perplexity"):
+        found.pick(min_quality=0.5)
+    with pytest.raises(UserError, match="max_drop is 10001: it is in percent, from 0 to 10000"):
+        found.pick(max_drop=10_001)
+    assert found.balanced.id == "t002"  # 3/4 of 4/5, against 1/2 of all and 7/8 of nothing
 
 
 def test_a_budget_is_met_for_certain_at_the_slow_end_of_the_intervals() -> None:
@@ -305,6 +352,11 @@ def test_member() -> None:
         FRONT.member("t009")
 
 
+def differing(stderr_points: float) -> Difference:
+    """By their accuracies, always with this standard error."""
+    return lambda a, b: (100 * (a.quality.validation - b.quality.validation), stderr_points)
+
+
 @pytest.mark.parametrize(
     ("spread", "better", "stderr_points", "stay"),
     [
@@ -321,20 +373,20 @@ def test_of_tied_members_the_smaller_file_stays(spread: float, better: float, st
     large = member("large", 1.0, 0.0, validation=0.85, spread=spread, size=2000)
     small = member("small", 1.5, 0.0, validation=better, spread=spread, size=1000)
     for members in ([large, small], [small, large]):
-        assert [m.id for m in without_ties(members, lambda a, b: stderr_points)] == stay
+        assert [m.id for m in without_ties(members, differing(stderr_points))] == stay
 
 
 def test_the_standard_error_is_that_of_the_pair() -> None:
     members = [member(name, 1.0, 0.85, validation=v, spread=0.5) for name, v in (("a", 0.85), ("b", 0.86), ("c", 0.90))]
     pairs = {frozenset("ab"): 2.0, frozenset("ac"): 1.0, frozenset("bc"): 1.0}
-    assert [m.id for m in without_ties(members, lambda a, b: pairs[frozenset((a.id, b.id))])] == ["a", "c"]
+    assert [m.id for m in without_ties(members, lambda a, b: differing(pairs[frozenset((a.id, b.id))])(a, b))] == ["a", "c"]
 
 
 def test_who_ties_with_a_dropped_member_alone_stays() -> None:
     """a ~ b and b ~ c, but not a ~ c: b goes, as a is the smallest, and c stays."""
     described = [("c", 2.0, 1200), ("b", 1.5, 1100), ("a", 1.0, 1000)]
     members = [member(name, ms, 0.85, spread=0.3, size=size) for name, ms, size in described]
-    assert [m.id for m in without_ties(members, lambda a, b: 1.0)] == ["a", "c"]
+    assert [m.id for m in without_ties(members, differing(1.0))] == ["a", "c"]
 
 
 def test_front_json_round_trip(tmp_path: Path) -> None:

@@ -13,7 +13,17 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from transformers import AutoModelForSequenceClassification, BertConfig, DistilBertConfig, PreTrainedConfig, RobertaConfig
+from transformers import (
+    AutoModelForSequenceClassification,
+    BertConfig,
+    DistilBertConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedConfig,
+    Qwen2Config,
+    RobertaConfig,
+)
 
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed, UserError
@@ -51,6 +61,16 @@ SPARED: list[tuple[Any, list[int]]] = [
 ]
 """Setting, and the layers of three that it spares."""
 
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": HIDDEN,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": FFN,
+    "max_position_embeddings": POSITIONS,
+    "pad_token_id": 1,
+}
 CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "bert": lambda: BertConfig(
         vocab_size=VOCABULARY,
@@ -73,6 +93,12 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
     "distilbert": lambda: DistilBertConfig(
         vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=4, hidden_dim=FFN, max_position_embeddings=POSITIONS
     ),
+    "gpt2": lambda: GPT2Config(
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=2, n_head=4, n_inner=FFN, n_positions=POSITIONS, pad_token_id=1
+    ),
+    "llama": lambda: LlamaConfig(**LLAMA),
+    "mistral": lambda: MistralConfig(**LLAMA),
+    "qwen2": lambda: Qwen2Config(**LLAMA),
 }
 MODELS = (*FAMILIES, "cut")
 CUT = Structure((Layer(0, (), (1, 5, 40)), Layer(1, (0, 3), tuple(range(0, FFN, 3))), Layer(2, (), ())))
@@ -114,8 +140,9 @@ def candidate(scheme: str, block: int | None = None, spared: Any = "none") -> Ca
 
 
 def matrices(path: Path, *types: int) -> list[tuple[int, ...]]:
-    """Shapes of the stored tensors of two dimensions."""
-    return [tuple(t.dims) for t in onnx.load(path).graph.initializer if len(t.dims) == 2 and t.data_type in types]
+    """Shapes of the stored tensors of two dimensions, scales aside."""
+    stored = [tensor for tensor in onnx.load(path).graph.initializer if not tensor.name.endswith(("_scale", "_scales"))]
+    return [tuple(tensor.dims) for tensor in stored if len(tensor.dims) == 2 and tensor.data_type in types]
 
 
 def layer_weights(path: Path) -> list[list[str]]:
@@ -169,7 +196,7 @@ def test_logits_stay_near(graphs: dict[str, Path], model: str, scheme: str, bloc
 def test_every_matrix_is_converted(graphs: dict[str, Path], model: str, scheme: str, block: int | None, tmp_path: Path) -> None:
     source, target = graphs[model], tmp_path / "model.onnx"
     before = matrices(source, onnx.TensorProto.FLOAT)
-    assert (VOCABULARY, HIDDEN) in before and (2, HIDDEN) in before
+    assert (VOCABULARY, HIDDEN) in before and {(2, HIDDEN), (HIDDEN, 2)} & set(before)
     report = quantize(source, target, candidate(scheme, block), batches(0))
     assert report == {"scheme": scheme, "layers": [scheme] * LAYERS, "left_in_fp32": {}}
     assert not set(before) & set(matrices(target, onnx.TensorProto.FLOAT))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +18,7 @@ from autocompress.candidate import Candidate
 from autocompress.distillation.settings import OBJECTIVES
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
+from autocompress.interfaces import Batch, Row
 from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.structure import Layer, Structure
 from autocompress.tasks.data import Columns
@@ -24,6 +27,7 @@ from autocompress.tasks.text_classification import load as load_task
 from autocompress.teacher import load_classifier
 from autocompress.techniques import SETTINGS
 from autocompress.training import fast_math, tensors, watch
+from tests.tiny_models import FFN, MODELS, build
 
 FAMILY = FAMILIES["bert"]
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(2, (), tuple(range(40))), Layer(3, (1, 3), (5, 6))))
@@ -242,3 +246,29 @@ def test_logits_are_the_teacher_s_whatever_is_asked_first(model: nn.Module, task
         found.append(teacher.logits(list(range(len(rows)))))
     assert torch.equal(*found)
     assert expected.std(dim=0).min() > 0.3
+
+
+def padded(rows: Sequence[Row]) -> Batch:
+    inputs = {"input_ids": np.ones((len(rows), max(row.shape[1] for row in rows)), np.int64)}
+    for ids, row in zip(inputs["input_ids"], rows, strict=True):
+        ids[: row.shape[1]] = row[0]
+    return Batch(inputs | {"attention_mask": (inputs["input_ids"] != 1).astype(np.int64)})
+
+
+@pytest.mark.parametrize("name", ["gpt2", "llama"])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_cut_decoders_learn_from_their_teacher(name: str, objective: str, tmp_path: Path) -> None:
+    rng, family = np.random.default_rng(0), MODELS[name].family
+    rows = [rng.integers(5, 50, (1, length)) for length in rng.integers(2, 12, 64)]
+    teacher = Teacher(build(name), family, TransferSet(rows, rng.integers(0, 2, 64), padded), tmp_path / "scratch")
+    structure = Structure((Layer(0, (1, 2), tuple(range(FFN))), Layer(2, (0, 3), (1, 4, 5))))
+    chosen = candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=5e-3)
+    one = Recovery(family.cut(teacher.model, structure), structure, chosen, teacher, (0, 1))
+
+    def loss() -> float:
+        with torch.no_grad(), watch(one.student, family, len(structure.layers), one.watched) as seen:
+            return one._loss(list(range(64)), seen).item()
+
+    before = loss()
+    one.advance(60)
+    assert 0 < loss() < 0.8 * before

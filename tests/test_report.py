@@ -127,9 +127,9 @@ def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> No
     [device] = script_value(page, "devices")
     models = device["models"]
     assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [("t001", 1.0, 6.0), ("t002", 2.0, 3.0), ("t003", 3.0, 2.0)]
-    assert [m["quality"] for m in models] == pytest.approx([0.85, 0.875, 0.8755])
+    assert [m["drop"] for m in models] == pytest.approx([3.0, 0.5, 0.45])
     assert [m["slow"] for m in models] == pytest.approx([1.01, 2.02, 3.03])
-    assert models[1]["qualityText"] == "0.8750 (-0.50 points)"
+    assert models[1]["qualityText"] == "accuracy 0.8750 (-0.50 points)"
     assert script_value(page, "run") == str(run.folder)
     assert (device["budget"], device["estimated"]) == (2.0, False)
     assert "show(device.budget, true);" in page
@@ -152,7 +152,7 @@ def test_a_row_has_everything_that_was_measured(run: Run) -> None:
         "speedup": "3.00x",
         "95 % interval": "2.94-3.06",
         "accuracy": "0.8750",
-        "loss, points": "0.50",
+        "drop, points": "0.50",
         "± s.e.": "0.50",
         "MB": "1.0",
         "peak MB": "7",

@@ -22,10 +22,18 @@ from transformers import (
     DistilBertConfig,
     DistilBertModel,
     GPT2Config,
-    GPT2ForSequenceClassification,
+    GPT2Model,
+    LlamaConfig,
+    LlamaModel,
+    MistralConfig,
+    MistralModel,
     PreTrainedModel,
+    Qwen2Config,
+    Qwen2Model,
     RobertaConfig,
     RobertaModel,
+    T5Config,
+    T5ForSequenceClassification,
 )
 
 from autocompress import demo, teacher
@@ -38,7 +46,15 @@ from autocompress.teacher import cache_folder, finetune, finetuned, load_classif
 from autocompress.training import tensors
 
 VOCABULARY = 30522
-ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
+LLAMA: dict[str, Any] = {
+    "vocab_size": VOCABULARY,
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "intermediate_size": 8,
+}
+HEADLESS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     "bert": (
         BertModel,
         lambda: BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8),
@@ -50,6 +66,10 @@ ENCODERS: dict[str, tuple[type[PreTrainedModel], Any]] = {
         ),
     ),
     "distilbert": (DistilBertModel, lambda: DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=1, n_heads=2, hidden_dim=8)),
+    "gpt2": (GPT2Model, lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_inner=8)),
+    "llama": (LlamaModel, lambda: LlamaConfig(**LLAMA)),
+    "mistral": (MistralModel, lambda: MistralConfig(**LLAMA)),
+    "qwen2": (Qwen2Model, lambda: Qwen2Config(**LLAMA)),
 }
 
 
@@ -70,10 +90,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def encoder(name: str, folder: Path) -> Path:
+def headless(name: str, folder: Path) -> Path:
     """A model without a classification head."""
     torch.manual_seed(0)
-    model, config = ENCODERS[name]
+    model, config = HEADLESS[name]
     model(config()).save_pretrained(folder)
     return folder
 
@@ -120,7 +140,7 @@ def test_a_config_that_is_none(text: str, tmp_path: Path) -> None:
     refused(load_config, str(tmp_path))
 
 
-@pytest.mark.parametrize("model_type", ["gpt2", "made-up"])
+@pytest.mark.parametrize("model_type", ["t5", "made-up"])
 def test_a_model_type_that_cannot_be_cut(model_type: str, copied: Path) -> None:
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"model_type": model_type}))
@@ -128,9 +148,10 @@ def test_a_model_type_that_cannot_be_cut(model_type: str, copied: Path) -> None:
     assert refused(load_config, str(copied)) == expected
 
 
-def test_a_real_gpt2_cannot_be_cut(tmp_path: Path) -> None:
-    GPT2ForSequenceClassification(GPT2Config(vocab_size=50, n_embd=8, n_layer=1, n_head=1)).save_pretrained(tmp_path)
-    assert refused(load_config, str(tmp_path)).startswith("model type 'gpt2' is not supported")
+def test_a_real_t5_cannot_be_cut(tmp_path: Path) -> None:
+    config = T5Config(vocab_size=50, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)
+    T5ForSequenceClassification(config).save_pretrained(tmp_path)
+    assert refused(load_config, str(tmp_path)).startswith("model type 't5' is not supported")
 
 
 def test_no_weights(copied: Path) -> None:
@@ -182,14 +203,14 @@ def test_weights_that_are_not_finite(value: float, copied: Path) -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_missing_head_is_asked_for(name: str, tmp_path: Path) -> None:
-    message = refused(load_classifier, str(encoder(name, tmp_path)), None)
+    message = refused(load_classifier, str(headless(name, tmp_path)), None)
     assert message.startswith(f"--model {tmp_path} has no weights for ")
     assert message.endswith("; give --finetune to train a classification head")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_new_head_has_the_labels_and_repeats(name: str, tmp_path: Path) -> None:
-    source = str(encoder(name, tmp_path))
+    source = str(headless(name, tmp_path))
     model = load_classifier(source, ("bad", "good", "so-so"))
     config: Any = model.config
     assert config.num_labels == 3 and config.id2label == {0: "bad", 1: "good", 2: "so-so"}
@@ -212,6 +233,14 @@ def test_a_tokenizer_that_is_missing_or_too_large(tiny_model: Path, tmp_path: Pa
     assert message == f"--model {tiny_model}: the tokenizer has {VOCABULARY} tokens, the model only 1000"
     shutil.copy(tiny_model / "config.json", tmp_path)
     assert refused(load_tokenizer, str(tmp_path), VOCABULARY).startswith(f"--model {tmp_path} has no usable tokenizer: ")
+
+
+def test_a_tokenizer_without_padding_pads_with_the_token_that_ends_texts(tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
+    tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
+    tokenizer.save_pretrained(tmp_path)
+    assert load_tokenizer(str(tmp_path), VOCABULARY).pad_token == "[SEP]"
+    assert load_tokenizer(str(tiny_model), VOCABULARY).pad_token == "[PAD]"
 
 
 def test_the_digest_is_of_names_and_values(tiny_model: Path) -> None:

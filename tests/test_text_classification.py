@@ -53,7 +53,7 @@ def answers(tokenizer: Any, task: TextClassification) -> dict[str, int]:
 
 
 def test_the_task_is_listed() -> None:
-    assert TASKS == ("text-classification",)
+    assert TASKS["text-classification"].metric.name == "accuracy"
 
 
 @pytest.mark.parametrize("classes", [2, 4])
@@ -206,15 +206,15 @@ def by_hand() -> TextClassification:
 
 
 def test_batches_are_padded_to_their_longest(by_hand: TextClassification) -> None:
-    first, second = by_hand.batches(by_hand.train.rows, 2)
-    assert {name: array.tolist() for name, array in first.inputs.items()} == {
+    first, second = by_hand.questions(by_hand.train, 2)
+    assert {name: array.tolist() for name, array in first.items()} == {
         "input_ids": [[5, 6, 7], [8, 3, 3]],
         "token_type_ids": [[0, 0, 1], [1, 0, 0]],
         "attention_mask": [[1, 1, 1], [1, 0, 0]],
     }
-    assert {name: array.tolist() for name, array in second.inputs.items()} == {
+    assert {name: array.tolist() for name, array in second.items()} == {
         "input_ids": [[9, 10]],
         "token_type_ids": [[0, 1]],
         "attention_mask": [[1, 1]],
     }
-    assert {array.dtype for array in first.inputs.values()} == {np.dtype(np.int64)}
+    assert {array.dtype for array in first.values()} == {np.dtype(np.int64)}

@@ -18,6 +18,7 @@ from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
 from autocompress.teacher import load_classifier
 from autocompress.training import Optimizer, forward_all, schedule, tensors, watch
+from tests.tiny_models import build, inputs
 
 FAMILY = FAMILIES["bert"]
 LABELLED, UNLABELLED = 130, 70
@@ -114,6 +115,20 @@ def test_steps_lower_the_loss(model: nn.Module) -> None:
         losses.append(loss.item())
         optimizer.step(loss)
     assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("name", ["gpt2 with its head tied", "llama with a language head", "gpt2"])
+def test_decoders_train_with_heads_tied_and_not(name: str) -> None:
+    model = build(name)
+    before = {key: parameter.detach().clone() for key, parameter in model.named_parameters()}
+    optimizer = Optimizer(model, 5e-3, 40)
+    losses = []
+    for _ in range(40):
+        rows = model(**inputs()).logits.flatten(0, -2)
+        losses.append(cross_entropy(rows, torch.arange(len(rows)) % rows.shape[1]))
+        optimizer.step(losses[-1])
+    assert losses[-1] < 0.5 * losses[0]
+    assert [key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])] == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +27,14 @@ class AttentionMaps:
     def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
         if not matching.heads:
             return 0 * student.logits.sum()
-        size = matching.head_size
-        mine = [split_heads(student.tokens[name], size) for name in ("query", "key")]
-        theirs = [split_heads(teacher.tokens[name], size, matching.heads) for name in ("query", "key")]
-        return relation_loss((mine[0], mine[1]), (theirs[0], theirs[1]), student.mask)
+        mine, theirs = _split(student, matching.head_size), _split(teacher, matching.head_size, matching.heads)
+        return relation_loss(mine, theirs, student.mask, matching.causal)
+
+
+def _split(features: Features, size: int, only: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys, each (batch, heads of queries, length, size): keys are repeated for the queries that share them."""
+    query, key = features.tokens["query"], features.tokens["key"]
+    shared = query.shape[-1] // key.shape[-1]
+    groups = split_heads(query, shared * size, only)
+    queries = groups.reshape(*groups.shape[:-1], shared, size).transpose(2, 3).flatten(1, 2)
+    return queries, split_heads(key, size, only).repeat_interleave(shared, dim=1)

@@ -15,7 +15,10 @@ def split_heads(tokens: torch.Tensor, head_size: int, only: Sequence[int] | None
 
 
 def relation_loss(
-    student: tuple[torch.Tensor, torch.Tensor], teacher: tuple[torch.Tensor, torch.Tensor], mask: torch.Tensor
+    student: tuple[torch.Tensor, torch.Tensor],
+    teacher: tuple[torch.Tensor, torch.Tensor],
+    mask: torch.Tensor,
+    causal: bool = False,
 ) -> torch.Tensor:
     """KL(teacher || student) of softmax(A B^T / sqrt(head_size)), mean over heads and real tokens.
 
@@ -23,13 +26,17 @@ def relation_loss(
         student: A and B of shape (batch, heads, length, head_size).
         teacher: likewise.
         mask: (batch, length).
+        causal: no token relates to later ones.
     """
-    mine, theirs = _log_relation(*student, mask), _log_relation(*teacher, mask)
-    divergence = (theirs.exp() * (theirs - mine)).masked_fill(mask[:, None, None, :] == 0, 0).sum(-1)
+    hidden = mask[:, None, None, :] == 0
+    if causal:
+        hidden = hidden | torch.ones_like(hidden).expand(-1, -1, mask.shape[1], -1).triu(1)
+    mine, theirs = _log_relation(*student, hidden), _log_relation(*teacher, hidden)
+    divergence = (theirs.exp() * (theirs - mine)).masked_fill(hidden, 0).sum(-1)
     rows = mask[:, None, :]
     return (divergence * rows).sum() / (rows.sum() * divergence.shape[1])
 
 
-def _log_relation(left: torch.Tensor, right: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+def _log_relation(left: torch.Tensor, right: torch.Tensor, hidden: torch.Tensor) -> torch.Tensor:
     scores = left @ right.transpose(-1, -2) / left.shape[-1] ** 0.5
-    return log_softmax(scores.masked_fill(mask[:, None, None, :] == 0, -1e9), dim=-1)
+    return log_softmax(scores.masked_fill(hidden, -1e9), dim=-1)

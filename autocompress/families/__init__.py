@@ -6,13 +6,17 @@ A family is one file here, one line in ``FAMILIES`` and one row in the conforman
 from __future__ import annotations
 
 from autocompress.errors import UserError
-from autocompress.families import bert, distilbert, roberta
+from autocompress.families import bert, distilbert, gpt2, llama, mistral, qwen2, roberta
 from autocompress.interfaces import Family
 
 FAMILIES: dict[str, Family] = {
     "bert": bert.FAMILY,
     "roberta": roberta.FAMILY,
     "distilbert": distilbert.FAMILY,
+    "gpt2": gpt2.FAMILY,
+    "llama": llama.FAMILY,
+    "mistral": mistral.FAMILY,
+    "qwen2": qwen2.FAMILY,
 }
 """By the ``model_type`` of a transformers config."""
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from autocompress.interfaces import Take
 from autocompress.structure import Layer, Structure
 
 
@@ -45,13 +46,14 @@ class EncoderFamily:
     Args:
         layers: path of the layer list in the classification model.
         depth_key: the config key that holds the number of layers.
-        parts: role -> path inside a layer; roles as in ``interfaces.Family.part``.
+        parts: role -> path inside a layer; roles as in ``interfaces.Family``, and ``ffn_input``.
     """
 
     name: str
     layers: str
     depth_key: str
     parts: Mapping[str, str]
+    causal: ClassVar[bool] = False
 
     def structure(self, model: nn.Module) -> Structure:
         size = self.head_size(model)
@@ -65,6 +67,14 @@ class EncoderFamily:
 
     def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
         return self._layers(model)[layer].get_submodule(self.parts[role])
+
+    def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
+        return self.part(model, layer, role), lambda output: output
+
+    def weights(self, model: nn.Module, layer: int, kind: str) -> tuple[Tensor, ...]:
+        inputs, output = (("query", "key", "value"), "attention_output") if kind == "heads" else (("ffn_input",), "ffn_output")
+        found = {role: self.part(model, layer, role).get_parameter("weight").detach() for role in (*inputs, output)}
+        return (*(found[role] for role in inputs), found[output].T)
 
     def cut(self, model: nn.Module, structure: Structure) -> nn.Module:
         smaller = copy.deepcopy(model)

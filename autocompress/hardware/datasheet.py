@@ -7,7 +7,7 @@ never called a measurement.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
+from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
+from autocompress.interfaces import Question
 from autocompress.onnx_runtime import Product, operations, predict
 from autocompress.scores import Latency, Timing
 from autocompress.techniques.quantization import BYTES, onnx_format
@@ -46,8 +48,8 @@ class DatasheetDevice:
         ]
         return timings[0], timings[1:]
 
-    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
-        return predict(onnx_file(model), batches)
+    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
+        return predict(onnx_file(model), batches, kept)
 
     def close(self) -> None: ...
 

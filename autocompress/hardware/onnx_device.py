@@ -13,10 +13,11 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.hardware.agent import PROVIDERS
+from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import grouped, timings
+from autocompress.interfaces import Question
 from autocompress.onnx_runtime import predict
 from autocompress.scores import Timing
 from autocompress.techniques.quantization import onnx_format
@@ -75,9 +76,9 @@ class OnnxDevice:
         first, *rest = timings(answer, profile, [onnx_format(scheme_of(path)) for path in paths])
         return first, rest
 
-    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
         if self.is_local and self.profile.runtime == "onnxruntime-cpu":
-            return predict(onnx_file(model), batches)
+            return predict(onnx_file(model), batches, kept)
         request = {"action": "score", "runtime": self.profile.runtime, "threads": self.profile.threads}
         pieces = [batches[i : i + _BATCHES_PER_REQUEST] for i in range(0, len(batches), _BATCHES_PER_REQUEST)]
         return np.concatenate([_outputs(ask(self.host, request, [onnx_file(model)], piece)) for piece in pieces])
@@ -92,6 +93,6 @@ def described(host: Host) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in ("nonce", "sha256")}
 
 
-def _outputs(answer: Mapping[str, Any]) -> NDArray[np.float32]:
-    outputs: NDArray[np.float32] = np.load(io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False)
+def _outputs(answer: Mapping[str, Any]) -> NDArray[np.floating[Any]]:
+    outputs: NDArray[np.floating[Any]] = np.load(io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False)
     return outputs

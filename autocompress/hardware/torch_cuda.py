@@ -25,11 +25,12 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import load_model, scheme_of
 from autocompress.errors import AutocompressError, CandidateFailed, UserError
-from autocompress.hardware.agent import describe, is_precise
+from autocompress.hardware.agent import describe, is_precise, kept
 from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import save_batches
 from autocompress.hardware.profile import HardwareProfile, precision_of
 from autocompress.hardware.timing import grouped, timings
+from autocompress.interfaces import Question
 from autocompress.scores import Timing
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
@@ -85,13 +86,13 @@ class TorchCudaDevice:
         first, *rest = timings(answer, profile, precisions)
         return first, rest
 
-    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
         with tempfile.TemporaryDirectory() as folder:
             file, target = Path(folder) / "batches.npz", Path(folder) / "outputs.npy"
             save_batches(file, batches)
             request = {"action": "score", "models": [str(model)], "precisions": [precision_of(scheme_of(model), self.profile)]}
             _ask(request | {"batches": str(file), "count": len(batches), "target": str(target)})
-            outputs: NDArray[np.float32] = np.load(target)
+            outputs: NDArray[np.floating[Any]] = np.load(target)
         return outputs
 
     def close(self) -> None: ...
@@ -199,10 +200,11 @@ def _score(request: Mapping[str, Any]) -> dict[str, Any]:
     model = load_model(request["models"][0]).to(device="cuda", dtype=_DTYPES[request["precisions"][0]])
     batches = np.load(request["batches"])
     names = {key.partition(".")[2] for key in batches.files}
-    outputs = [
-        model(**{name: torch.from_numpy(batches[f"{index}.{name}"]).cuda() for name in names}).logits.float().cpu().numpy()
-        for index in range(request["count"])
-    ]
+    outputs = []
+    for index in range(request["count"]):
+        question = {name: batches[f"{index}.{name}"] for name in names}
+        inputs = {name: torch.from_numpy(array).cuda() for name, array in question.items() if name != "scored"}
+        outputs.append(kept(model(**inputs).logits.float().cpu().numpy(), question))
     np.save(request["target"], np.concatenate(outputs))
     return {}
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
 
 from autocompress.interfaces import Batch, Family
 from autocompress.structure import Importance
@@ -21,11 +22,10 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
     Every example has gates of its own, so one backward pass over a batch gives the derivatives of each example.
 
     Args:
-        batches: model inputs and labels of shape (batch,).
+        batches: model inputs, and labels as ``Lessons`` has them.
     """
     model.eval()
     full = family.structure(model)
-    size = family.head_size(model)
     sums: dict[tuple[str, int], Tensor] = {}
     examples = 0
     for batch, labels in batches:
@@ -37,15 +37,15 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
             gates["ffn", index] = torch.ones(count, len(layer.ffn), requires_grad=True)
         handles = [
             family.part(model, index, "attention_output" if kind == "heads" else "ffn_output").register_forward_pre_hook(
-                _gate(gate, size if kind == "heads" else 1)
+                _gate(gate)
             )
             for (kind, index), gate in gates.items()
         ]
         try:
             inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
             with fast_math():
-                logits = model(**inputs).logits.float()
-            loss = nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
+                logits = model(**inputs).logits.float().flatten(0, -2)
+            loss = cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum")
             gradients = torch.autograd.grad(loss, list(gates.values()))
         finally:
             for handle in handles:
@@ -59,8 +59,9 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
     return Importance(scores("heads"), scores("ffn"))
 
 
-def _gate(gate: Tensor, repeat: int) -> Any:
+def _gate(gate: Tensor) -> Any:
     def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (inputs[0] * gate.repeat_interleave(repeat, dim=1).unsqueeze(1), *inputs[1:])
+        dimensions = gate.repeat_interleave(inputs[0].shape[-1] // gate.shape[1], dim=1)
+        return (inputs[0] * dimensions.unsqueeze(1), *inputs[1:])
 
     return hook

@@ -1,9 +1,10 @@
-"""Examples from files or hub ids, and splits that never mix."""
+"""Examples and documents from files or hub ids, and splits that never mix."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ import numpy as np
 from autocompress.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
+DOCUMENT_FORMATS = FORMATS | {".txt": "text"}
+"""A text file is a table whose rows, of the one column ``text``, are its parts between blank lines."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 1500
 """Validation and test are cut from the data where they are not given: this share each, at most this many examples."""
 
@@ -43,6 +46,16 @@ class Examples:
     dropped: dict[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Documents:
+    """The three splits of a corpus, and how many documents were dropped, by reason."""
+
+    train: list[str]
+    validation: list[str]
+    test: list[str]
+    dropped: dict[str, int]
+
+
 def load_examples(source: str, columns: Columns, validation: str | None = None, test: str | None = None) -> Examples:
     """Read and split.
 
@@ -55,33 +68,63 @@ def load_examples(source: str, columns: Columns, validation: str | None = None, 
     Raises:
         UserError: not readable, a column is missing, a text is empty, or too little data.
     """
-    if Path(source).suffix in FORMATS or Path(source).exists():
-        tables = {"train": _read_file(source)}
+    tables = _tables(source, validation, test, FORMATS)
+    splits = {name: _examples(table, columns, where) for name, (table, where) in tables.items()}
+    for name, choice in (("validation", validation), ("test", test)):
+        from_hub = name in tables and tables[name][1] != choice
+        if from_hub and all(label in (-1, "-1") for _, _, label in splits[name]):
+            if choice is not None:
+                raise UserError(f"--{name} {choice}: the split has no labels")
+            del splits[name]
+    found = _split(splits["train"], splits.get("validation"), splits.get("test"))
+    for name, split in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+        if len(split) < 10:
+            raise UserError(f"the {name} split has {len(split)} examples after dropping repeats, at least 10 are needed")
+    found.label_names = _label_names(tables["train"][0], columns)
+    return found
+
+
+def load_documents(
+    source: str, text_column: str | None = None, validation: str | None = None, test: str | None = None
+) -> Documents:
+    """Read and split texts without labels; those without a visible character are skipped and counted.
+
+    Args:
+        source: as for ``load_examples``, or a txt file of documents with blank lines between them.
+        text_column: None finds a usual one.
+
+    Raises:
+        UserError: not readable, or no such column.
+    """
+    dropped: dict[str, int] = {}
+    splits: dict[str, list[Example]] = {}
+    for name, (table, where) in _tables(source, validation, test, DOCUMENT_FORMATS).items():
+        texts = _documents(table, text_column, where)
+        splits[name] = [(text, None, None) for text in texts if text.strip()]
+        dropped[f"{name} empty"] = len(texts) - len(splits[name])
+    found = _split(splits["train"], splits.get("validation"), splits.get("test"))
+    train, held_out, test_texts = ([text for text, _, _ in split] for split in (found.train, found.validation, found.test))
+    return Documents(train, held_out, test_texts, dropped | found.dropped)
+
+
+def _tables(source: str, validation: str | None, test: str | None, formats: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
+    """Tables by split, each with the words for where it is from; validation and test only where there are any."""
+    if Path(source).suffix in formats or Path(source).exists():
+        tables = {"train": _read_file(source, formats)}
     else:
         tables = _read_hub(source)
-    train_table = tables.get("train")
-    if train_table is None:
+    if "train" not in tables:
         raise UserError(f"--data {source} has no split 'train'; it has {', '.join(tables)}")
-    label_names = _label_names(train_table, columns)
-    train = _examples(train_table, columns, source)
-    given: dict[str, list[Example] | None] = {}
+    found = {"train": (tables["train"], source)}
     for name, choice in (("validation", validation), ("test", test)):
         if choice is not None and choice not in tables:
-            given[name] = _examples(_read_file(choice), columns, choice)
+            found[name] = _read_file(choice, formats), choice
         elif choice is not None or (name in tables and name not in (validation, test)):
-            found = _examples(tables[choice or name], columns, f"{source} ({choice or name})")
-            labelled = any(label not in (-1, "-1") for _, _, label in found)
-            if choice is not None and not labelled:
-                raise UserError(f"--{name} {choice}: the split has no labels")
-            given[name] = found if labelled else None
-        else:
-            given[name] = None
-    return _split(train, given["validation"], given["test"], label_names)
+            found[name] = tables[choice or name], f"{source} ({choice or name})"
+    return found
 
 
-def _split(
-    train: list[Example], validation: list[Example] | None, test: list[Example] | None, label_names: list[str] | None
-) -> Examples:
+def _split(train: list[Example], validation: list[Example] | None, test: list[Example] | None) -> Examples:
     dropped: dict[str, int] = {}
     train = _without_repeats(train, "train", dropped)
     order = np.random.default_rng(0).permutation(len(train))
@@ -95,10 +138,7 @@ def _split(
     test = _without_repeats(test, "test", dropped)
     validation = _without_texts_of(test, validation, "validation also in test", dropped)
     train = _without_texts_of([*validation, *test], train, "train also in validation or test", dropped)
-    for name, split in (("train", train), ("validation", validation), ("test", test)):
-        if len(split) < 10:
-            raise UserError(f"the {name} split has {len(split)} examples after dropping repeats, at least 10 are needed")
-    return Examples(train, validation, test, label_names, dropped)
+    return Examples(train, validation, test, None, dropped)
 
 
 def _without_repeats(examples: list[Example], name: str, dropped: dict[str, int]) -> list[Example]:
@@ -130,20 +170,23 @@ def read_lines(path: str) -> list[str]:
     return found
 
 
-def _read_file(source: str) -> Any:
+def _read_file(source: str, formats: Mapping[str, str]) -> Any:
     path = Path(source)
     if not path.is_file():
         raise UserError(f"data file {source} does not exist")
-    if path.suffix not in FORMATS:
-        raise UserError(f"data file {source}: give .csv, .tsv, .json, .jsonl or .parquet")
+    if path.suffix not in formats:
+        *others, last = formats
+        raise UserError(f"data file {source}: give {', '.join(others)} or {last}")
     import pandas
 
     try:
-        match FORMATS[path.suffix]:
+        match formats[path.suffix]:
             case "csv":
                 frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False, encoding="utf-8")
             case "json":
                 frame = pandas.read_json(path, lines=path.suffix == ".jsonl", dtype=False)
+            case "text":
+                frame = pandas.DataFrame({"text": re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())})
             case _:
                 frame = pandas.read_parquet(path)
     except (ValueError, TypeError, OSError) as error:
@@ -191,14 +234,35 @@ def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
     texts = _values(table, text_column)
     labels = _values(table, _column(table, "label", columns.label, source))
     pairs = _values(table, _column(table, "text", columns.text_pair, source)) if columns.text_pair else [None] * len(texts)
+    _refuse_open_quotes(texts, source)
     for number, (text, pair, label) in enumerate(zip(texts, pairs, labels, strict=True), start=1):
         for column, found in ((text_column, text), (columns.text_pair, pair)):
             if column is not None and (not isinstance(found, str) or not found.strip()):
                 raise UserError(f"{source}: row {number} has no text in column {column!r}")
-        if source.endswith(".tsv") and "\t" in text and "\n" in text:
-            raise UserError(f"{source}: row {number} runs over several lines; close or double the quotation mark it begins with")
-        if label is None or label == "" or (isinstance(label, float) and math.isnan(label)):
+        if label == "" or _missing(label):
             raise UserError(f"{source}: row {number} has no label")
         if not isinstance(label, str | int | float):
             raise UserError(f"{source}: row {number} has the label {label!r}, allowed is one number or one word")
     return list(zip(texts, pairs, labels, strict=True))
+
+
+def _missing(value: Any) -> bool:
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def _documents(table: Any, text_column: str | None, source: str) -> list[str]:
+    column = _column(table, "text", text_column, source)
+    texts = ["" if _missing(text) else text for text in _values(table, column)]
+    for number, text in enumerate(texts, start=1):
+        if not isinstance(text, str):
+            raise UserError(f"{source}: row {number} has {text!r} in column {column!r}, allowed is text")
+    _refuse_open_quotes(texts, source)
+    return texts
+
+
+def _refuse_open_quotes(texts: Iterable[Any], source: str) -> None:
+    if not source.endswith(".tsv"):
+        return
+    for number, text in enumerate(texts, start=1):
+        if isinstance(text, str) and "\t" in text and "\n" in text:
+            raise UserError(f"{source}: row {number} runs over several lines; close or double the quotation mark it begins with")

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import UserError
-from autocompress.interfaces import Batch, Row
+from autocompress.interfaces import Batch, Evidence, Question, Row
+from autocompress.pareto import Metric
+from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns, Example, load_examples, read_lines
-
-METRIC = "accuracy"
+from autocompress.training import BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -24,10 +25,13 @@ class Split:
     rows: list[Row]
     labels: NDArray[np.int64]
 
+    def take(self, indices: Sequence[int]) -> Split:
+        return Split([self.rows[i] for i in indices], self.labels[list(indices)])
+
 
 @dataclass(frozen=True)
 class TextClassification:
-    """Three splits that share no text, and unlabelled rows.
+    """A ``Task``: three splits that share no text, and unlabelled rows. Evidence is 1 for a correct answer, else 0.
 
     Args:
         labels: names, by id.
@@ -43,6 +47,17 @@ class TextClassification:
     test: Split
     unlabeled: list[Row]
     dropped: dict[str, int]
+    metric: ClassVar[Metric] = TASKS["text-classification"].metric
+    batch_size: ClassVar[int] = BATCH_SIZE
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        return {"labels": self.labels}
+
+    @property
+    def rung_examples(self) -> Sequence[int]:
+        """All, shortest first."""
+        return sorted(range(len(self.validation.rows)), key=lambda i: self.validation.rows[i].shape[1])
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded to the longest of them."""
@@ -55,12 +70,35 @@ class TextClassification:
             inputs["attention_mask"][i, : row.shape[1]] = 1
         return Batch(inputs)
 
-    def batches(self, rows: Sequence[Row], size: int) -> list[Batch]:
-        """All rows in order, ``size`` at a time."""
-        return [self.batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+    def questions(self, part: Split, size: int) -> list[Question]:
+        return [self.batch(part.rows[i : i + size]).inputs for i in range(0, len(part.rows), size)]
+
+    def evidence(self, answers: NDArray[np.floating[Any]], part: Split) -> Evidence:
+        return correct(answers, part.labels).astype(float)
+
+    def score(self, evidence: Evidence, part: Split) -> tuple[float, float]:
+        """Share of correct answers."""
+        return _mean(evidence)
+
+    def drop(self, baseline: Evidence, other: Evidence, part: Split) -> tuple[float, float]:
+        """In points of a hundred."""
+        lost, stderr = _mean(baseline - other)
+        return 100 * lost, 100 * stderr
+
+    def pack(self, evidence: Evidence) -> str:
+        """As hex of the packed bits."""
+        return np.packbits(evidence > 0).tobytes().hex()
+
+    def unpack(self, text: str, count: int) -> Evidence:
+        return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(float)
 
 
-def correct(logits: NDArray[np.float32], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
+def _mean(values: Evidence) -> tuple[float, float]:
+    """With its standard error."""
+    return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
+
+
+def correct(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which examples are answered correctly.
 
     Args:

@@ -1,0 +1,304 @@
+"""Language modeling: documents in packed blocks to train on, scored by the perplexity of overlapping windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.interfaces import Batch, Evidence, Question, Row
+from autocompress.pareto import Metric
+from autocompress.tasks import TASKS
+from autocompress.tasks.cleaning import clean
+from autocompress.tasks.data import Documents, load_documents
+
+LENGTH = 256
+"""Tokens of a block and of a window where none are asked for, or as many as the model takes. They are alike, because positions
+that recovery does not train are scored otherwise."""
+SCORED_TOKENS, RUNG_TOKENS = 2**15, 2**12
+"""About so many of a held-out split: for the score of an artifact, and for that of a candidate while it trains."""
+STEP_TOKENS = 1024
+"""Of a training step: each costs a row of the vocabulary in the student, in the teacher and in their losses."""
+_DOCUMENTS_AT_ONCE = 1000
+"""Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """Text to train on: rows of shape (1, block length), documents one after the other, each with its end-of-text token."""
+
+    rows: list[Row]
+
+    @cached_property
+    def labels(self) -> NDArray[np.int64]:
+        """(blocks, block length): the token that follows each; -100 after the last, whose next one is in another block."""
+        ids = np.concatenate(self.rows)
+        return np.concatenate([ids[:, 1:], np.full((len(ids), 1), -100)], axis=1)
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Text to score: overlapping stretches of it, of which each scores its last tokens, so that none is scored twice.
+
+    The text begins with an end-of-text token, which gives its first document the context that the others have, and ends with
+    one; only the first is not scored.
+
+    Args:
+        rows: of shape (1, length), all of one length.
+        scored: int64 of shape (windows,), how many tokens at the end of each row are scored.
+        text_bytes: of the documents in UTF-8, the end-of-text tokens apart.
+    """
+
+    rows: list[Row]
+    scored: NDArray[np.int64]
+    text_bytes: int
+
+    def take(self, indices: Sequence[int]) -> Windows:
+        """These windows; of the bytes the share that their tokens have."""
+        scored = self.scored[list(indices)]
+        share = scored.sum() / self.scored.sum()
+        return Windows([self.rows[i] for i in indices], scored, round(share * self.text_bytes))
+
+    def spread(self, tokens: int) -> list[int]:
+        """Windows that score about so many tokens, two at least, spread evenly; all where they score no more."""
+        count = len(self.rows) * tokens // int(self.scored.sum())
+        places = np.linspace(0, len(self.rows) - 1, min(len(self.rows), max(2, count)))
+        return [int(place) for place in places]
+
+
+@dataclass(frozen=True)
+class LanguageModeling:
+    """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a window in nats.
+
+    Args:
+        dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored, by reason.
+    """
+
+    train: Blocks
+    validation: Windows
+    test: Windows
+    dropped: dict[str, int]
+    metric: ClassVar[Metric] = TASKS["language-modeling"].metric
+    labels: ClassVar[tuple[str, ...]] = ()
+    pad_id: ClassVar[None] = None
+    unlabeled: ClassVar[tuple[Row, ...]] = ()
+
+    @property
+    def facts(self) -> Mapping[str, Any]:
+        block, window = self.train.rows[0].shape[1], self.validation.rows[0].shape[1]
+        tokens = ", ".join(
+            f"{part.scored.sum()} of {name}" for name, part in (("validation", self.validation), ("test", self.test))
+        )
+        return {"text": f"trained on blocks of {block} tokens, scored in windows of {window}; tokens scored: {tokens}"}
+
+    @property
+    def batch_size(self) -> int:
+        return _rows_of(STEP_TOKENS, self.train.rows[0])
+
+    @property
+    def rung_examples(self) -> Sequence[int]:
+        return self.validation.spread(RUNG_TOKENS)
+
+    def batch(self, rows: Sequence[Row]) -> Batch:
+        """Rows of one length; there is nothing to pad."""
+        ids = np.concatenate(list(rows))
+        return Batch({"input_ids": ids, "attention_mask": np.ones_like(ids)})
+
+    def questions(self, part: Windows, size: int) -> list[Question]:
+        """At most ``STEP_TOKENS`` tokens at a time, or one window."""
+        size = min(size, _rows_of(STEP_TOKENS, part.rows[0]))
+        starts = range(0, len(part.rows), size)
+        return [self.batch(part.rows[i : i + size]).inputs | {"scored": part.scored[i : i + size]} for i in starts]
+
+    def evidence(self, answers: NDArray[np.floating[Any]], part: Windows) -> Evidence:
+        return answers.astype(float)
+
+    def score(self, evidence: Evidence, part: Windows) -> tuple[float, float]:
+        """Perplexity."""
+        found = Score(evidence, part.scored, part.text_bytes)
+        return _finite(found.perplexity, found.stderr)
+
+    def drop(self, baseline: Evidence, other: Evidence, part: Windows) -> tuple[float, float]:
+        """See ``compare``."""
+        return _finite(*compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other))))
+
+    def pack(self, evidence: Evidence) -> str:
+        """As hex of the 64-bit floats."""
+        return evidence.astype("<f8").tobytes().hex()
+
+    def unpack(self, text: str, count: int) -> Evidence:
+        return np.frombuffer(bytes.fromhex(text), "<f8", count).astype(float)
+
+
+def _rows_of(tokens: int, row: Row) -> int:
+    """Rows of that length that hold so many tokens at most, one at least."""
+    return max(1, tokens // int(row.shape[1]))
+
+
+def _finite(value: float, stderr: float) -> tuple[float, float]:
+    if not math.isfinite(value) or not math.isfinite(stderr):
+        raise CandidateFailed("its perplexity is beyond all bounds")
+    return value, stderr
+
+
+def load(
+    tokenizer: Any,
+    source: str,
+    text_column: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
+    *,
+    positions: int,
+    block_length: int | None = None,
+    context: int | None = None,
+    stride: int | None = None,
+    cleaned: bool = False,
+) -> LanguageModeling:
+    """Read, split, tokenize and pack.
+
+    Args:
+        tokenizer: of transformers.
+        source, text_column, validation, test: see ``load_documents``.
+        positions: tokens that the model takes at most.
+        block_length: tokens of a training block; the last block is dropped where it is not full. By default ``LENGTH``.
+        context: tokens of a scored window; by default ``LENGTH``.
+        stride: scored tokens of a window, each of which has at least ``context - stride`` tokens before it; by default half of
+            ``context``.
+        cleaned: the training documents go through ``clean``; what is scored stays as it is.
+
+    Raises:
+        UserError: see ``load_documents``; lengths that do not fit the model or one another; no end-of-text token; a split
+            that does not fill one block or window.
+    """
+    block_length = min(LENGTH, positions) if block_length is None else block_length
+    context = min(LENGTH, positions) if context is None else context
+    stride = max(1, context // 2) if stride is None else stride
+    for name, found, least, most, reason in (
+        ("block_length", block_length, 2, positions, "the model's context"),
+        ("context", context, 2, positions, "the model's context"),
+        ("stride", stride, 1, context - 1, "one less than context"),
+    ):
+        if not least <= found <= most:
+            raise UserError(f"{name} is {found}: allowed is {least} to {most}, {reason}")
+    end = _end_of_text(tokenizer)
+    documents = load_documents(source, text_column, validation, test)
+    train, report = _cleaned(documents) if cleaned else (documents.train, {})
+    packed = _stream(tokenizer, train, end, block_length, f"{source}: the train split")
+    blocks = packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length)
+
+    def to_score(texts: list[str], name: str) -> Windows:
+        stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
+        found = windows(np.concatenate([[end], stream]), context, stride, sum(len(text.encode()) for text in texts))
+        scored = found.spread(SCORED_TOKENS)
+        report[f"{name} windows not scored"] = len(found.rows) - len(scored)
+        return found.take(scored)
+
+    validation_windows, test_windows = to_score(documents.validation, "validation"), to_score(documents.test, "test")
+    return LanguageModeling(Blocks(list(blocks)), validation_windows, test_windows, documents.dropped | report)
+
+
+def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
+    """The training documents; what cleaning leaves of one may be another that is held out."""
+    train, report = clean(documents.train)
+    held_out = {*documents.validation, *documents.test}
+    apart = [text for text in train if text not in held_out]
+    report["then also in validation or test"] = len(train) - len(apart)
+    return apart, {f"train {reason}": count for reason, count in report.items()}
+
+
+def _end_of_text(tokenizer: Any) -> int:
+    """The end-of-text token; the separator where there is none, as of models trained with BERT's tokenizer."""
+    for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if token is not None:
+            return int(token)
+    raise UserError("the model's tokenizer has neither an end-of-text token (eos_token) nor a separator (sep_token)")
+
+
+def _stream(tokenizer: Any, texts: Sequence[str], end: int, least: int, where: str) -> NDArray[np.int64]:
+    parts = [np.zeros(0, np.int64)]
+    for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
+        some = list(texts[start : start + _DOCUMENTS_AT_ONCE])
+        encoded = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        parts.extend(np.array([*ids, end], np.int64) for ids in encoded)
+    stream = np.concatenate(parts)
+    if len(stream) < least:
+        raise UserError(f"{where} has {len(stream)} tokens in {len(texts)} documents, at least {least} are needed")
+    return stream
+
+
+def windows(stream: NDArray[np.int64], context: int, stride: int, text_bytes: int) -> Windows:
+    """Every token of the stream but the first is scored once, given at least ``context - stride`` tokens before it or all.
+
+    Args:
+        stream: of shape (tokens,), two at least.
+        context: tokens of a window; of the only one fewer, where the stream is shorter.
+        stride: tokens from one window to the next; the last window ends where the stream ends. 1 to ``context - 1``.
+    """
+    length = min(context, len(stream))
+    last = len(stream) - length
+    starts = np.array([*range(0, last, stride), last])
+    scored = np.diff(starts + length, prepend=1)
+    return Windows([stream[None, start : start + length] for start in starts], scored, text_bytes)
+
+
+@dataclass(frozen=True)
+class Score:
+    """What one model makes of one text.
+
+    Args:
+        nll: float64 of shape (windows,), nats, see ``negative_log_likelihood``.
+        tokens: int64 of shape (windows,), that each window scores.
+        text_bytes: of the whole text.
+    """
+
+    nll: NDArray[np.float64]
+    tokens: NDArray[np.int64]
+    text_bytes: int
+
+    @property
+    def perplexity(self) -> float:
+        """Per token; infinite where it is too large for a float."""
+        return _exp(self.nll.sum() / self.tokens.sum())
+
+    @property
+    def stderr(self) -> float:
+        """Standard error of the perplexity, as that of ``compare``."""
+        return self.perplexity * _ratio(self.nll, self.tokens)[1]
+
+    @property
+    def bits_per_byte(self) -> float:
+        """To say the text and where its documents end; comparable between tokenizers that lose nothing of the text."""
+        return float(self.nll.sum()) / math.log(2) / self.text_bytes
+
+
+def compare(baseline: Score, other: Score) -> tuple[float, float]:
+    """Increase in perplexity against the baseline and its paired standard error, both in percent of the baseline's.
+
+    The error is by the delta method: the increase is ``exp(d) - 1``, where d, the difference in nats per token, is a ratio of
+    two sums over windows; windows count as independent (Cochran, Sampling Techniques, 1977, section 2.11).
+
+    Args:
+        baseline: of the same windows, two at least.
+    """
+    per_token, stderr = _ratio(other.nll - baseline.nll, baseline.tokens)
+    ratio = _exp(per_token)
+    return 100 * (ratio - 1), 100 * ratio * stderr
+
+
+def _ratio(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float, float]:
+    """Nats per token over all windows, and the standard error of that."""
+    per_token = nats.sum() / tokens.sum()
+    with np.errstate(invalid="ignore"):
+        residuals = nats - per_token * tokens
+    return float(per_token), math.sqrt(len(tokens) / (len(tokens) - 1) * float(np.square(residuals).sum())) / float(tokens.sum())
+
+
+def _exp(nats: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(nats))
