@@ -39,9 +39,13 @@ PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUD
 FEWEST_PROCESSES = 3
 FEWEST_ROUNDS = 10
 """In each process."""
+FEWEST_TEXTS = 3
+"""In place of rounds, end to end: a text takes so long that its beginning counts for nothing."""
 _SHARES = 5
 """Processes that a request's time is meant for."""
 _WARM_UP_ROUNDS = 3
+_PAST = "past_key_values."
+"""Of the names of the inputs that hold a language model's cache."""
 _BLOCK_SECONDS = 0.005
 _RESAMPLES = 400
 _FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16")
@@ -131,8 +135,26 @@ def session(path: str, request: dict[str, Any]) -> Any:
 
 
 def runner(path: str, request: dict[str, Any]) -> Any:
-    """A function that runs the model once at each of the request's lengths, on random tokens."""
+    """A function that runs the model once on random tokens: at each of the request's lengths, or a language model in the request's
+    phase."""
     made = session(path, request)
+    run = generation(made, request) if request.get("phase") else inference(made, request)
+    try:
+        run()
+    except Exception as error:
+        raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
+    return run
+
+
+def cache(made: Any, rows: int, length: int) -> dict[str, Any]:
+    """What a language model holds of so many random tokens, by name of the input; empty for any other model."""
+    rng = np.random.default_rng(0)
+    items = [item for item in made.get_inputs() if item.name.startswith(_PAST)]
+    return {item.name: rng.standard_normal((rows, item.shape[1], length, item.shape[3]), np.float32) for item in items}
+
+
+def inference(made: Any, request: dict[str, Any]) -> Any:
+    """See ``runner``."""
     names = [item.name for item in made.get_inputs()]
     feeds = []
     for length in request["lengths"]:
@@ -147,10 +169,44 @@ def runner(path: str, request: dict[str, Any]) -> Any:
         for feed in feeds:
             made.run(None, feed)
 
-    try:
-        run()
-    except Exception as error:
-        raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
+    return run
+
+
+def generation(made: Any, request: dict[str, Any]) -> Any:
+    """See ``runner``; the cache stays on the device, and tokens are chosen greedily."""
+    device = "cuda" if request["runtime"] == "onnxruntime-cuda" else "cpu"
+    rows, phase = request["batch_size"], request["phase"]
+    outputs = [item.name for item in made.get_outputs()]
+    past_names = [name.replace("present.", _PAST) for name in outputs[1:]]
+
+    def step(ids: Any, past: dict[str, Any], total: int) -> list[Any]:
+        binding = made.io_binding()
+        arrays = {"input_ids": ids, "attention_mask": np.ones((rows, total), np.int64)}  # must outlive the run
+        for name, array in arrays.items():
+            binding.bind_cpu_input(name, array)
+        for name, value in past.items():
+            binding.bind_ortvalue_input(name, value)
+        for name in outputs:
+            binding.bind_output(name, "cpu" if name == "logits" else device)
+        made.run_with_iobinding(binding)
+        found: list[Any] = binding.get_outputs()
+        return found
+
+    def placed(length: int) -> dict[str, Any]:
+        arrays = cache(made, rows, length)
+        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in arrays.items()}
+
+    held = request["context_length"] if phase == "decode" else 0
+    read = 1 if phase == "decode" else request["prompt_length"]
+    more = request["generated_tokens"] - 1 if phase == "end-to-end" else 0
+    first_ids, first_past = np.random.default_rng(0).integers(2, 20, (rows, read)), placed(held)
+
+    def run() -> None:
+        logits, *present = step(first_ids, first_past, held + read)
+        for done in range(1, more + 1):
+            ids = logits.numpy()[:, -1:].argmax(axis=-1)
+            logits, *present = step(ids, dict(zip(past_names, present)), read + done)  # noqa: B905 Python 3.9 has no strict
+
     return run
 
 
@@ -182,7 +238,8 @@ def time_models(request: dict[str, Any]) -> dict[str, Any]:
 def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU milliseconds of each round and model, and mean millijoules by model."""
     runs = [runner(model["path"], request) for model in request["models"]]
-    for _ in range(_WARM_UP_ROUNDS):
+    texts = request.get("phase") == "end-to-end"
+    for _ in range(1 if texts else _WARM_UP_ROUNDS):
         for run in runs:
             run()
     threads = request["threads"] or os.cpu_count() or 1
@@ -191,7 +248,7 @@ def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     rounds: list[list[tuple[float, float, float]]] = []
     end = time.perf_counter() + request["seconds"] / _SHARES
     gc.disable()
-    while len(rounds) < FEWEST_ROUNDS or time.perf_counter() < end:
+    while len(rounds) < (FEWEST_TEXTS if texts else FEWEST_ROUNDS) or time.perf_counter() < end:
         rounds.append([_block(run, cpu_clock, per_inference, threads) for run in runs])
     found = np.array(rounds)
     return {"wall": found[:, :, 0].tolist(), "cpu": found[:, :, 1].tolist(), "energy": found[:, :, 2].mean(axis=0).tolist()}
@@ -286,10 +343,12 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     made = session(request["models"][0]["path"], request)
     batches = np.load(request["batches"]["path"])
     outputs = []
+    first = made.get_outputs()[0].name
     for index in range(request["count"]):
-        feed = {item.name: batches[f"{index}.{item.name}"] for item in made.get_inputs()}
+        past = cache(made, len(batches[f"{index}.input_ids"]), 0)
+        feed = {item.name: batches[f"{index}.{item.name}"] for item in made.get_inputs() if item.name not in past}
         try:
-            outputs.append(made.run(None, feed)[0])
+            outputs.append(made.run([first], {**feed, **past})[0])
         except Exception as error:
             raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
     file = io.BytesIO()

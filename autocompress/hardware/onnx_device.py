@@ -18,8 +18,8 @@ from autocompress.hardware.agent import PROVIDERS
 from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import timings
-from autocompress.onnx_runtime import predict
+from autocompress.hardware.timing import in_phases, timings
+from autocompress.onnx_runtime import has_cache, predict
 from autocompress.scores import Timing
 from autocompress.techniques.quantization import onnx_format
 
@@ -54,7 +54,8 @@ class OnnxDevice:
         return f"{self.profile.location} {self.profile.runtime}"
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-        profile, paths = self.profile, [baseline, *models]
+        profile, files = self.profile, [onnx_file(path) for path in (baseline, *models)]
+        precisions = [onnx_format(scheme_of(path)) for path in (baseline, *models)]
         request = {
             "action": "time",
             "runtime": profile.runtime,
@@ -67,9 +68,17 @@ class OnnxDevice:
             "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
             "memory": [final or not models, *([True] * len(models))],
         }
-        with reserved() if self.is_local else nullcontext():
-            answer = ask(self.host, request, [onnx_file(path) for path in paths])
-        first, *rest = timings(answer, profile, [onnx_format(scheme_of(path)) for path in paths])
+
+        def timed(phase: Mapping[str, Any]) -> list[Timing]:
+            with reserved() if self.is_local else nullcontext():
+                return timings(ask(self.host, {**request, **phase}, files), profile, precisions)
+
+        if has_cache(files[0]):
+            workload = {**profile.generation(self.lengths), "lengths": [1]}
+            first, *rest = in_phases({phase: timed({**workload, "phase": phase}) for phase in profile.phases(final)})
+        else:
+            profile.check_not_generating()
+            first, *rest = timed({})
         return first, rest
 
     def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
