@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 
 folder, text, count = sys.argv[1:]
 tokenizer = Tokenizer.from_file(f"{folder}/tokenizer.json")
+tokenizer.no_padding()
 session = onnxruntime.InferenceSession(f"{folder}/model.onnx")
 past = [item for item in session.get_inputs() if item.name.startswith("past_key_values")]
 cache = [np.zeros((1, item.shape[1], 0, item.shape[3]), np.float32) for item in past]

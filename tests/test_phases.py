@@ -248,24 +248,6 @@ def test_decode_is_what_latency_means_unless_the_profile_says_otherwise(phase: s
     assert {first, *others} == set(PHASES) if final else not others
 
 
-@pytest.mark.parametrize(
-    ("values", "reason"),
-    [
-        ({"phase": "prefil"}, "phase is 'prefil', allowed is decode, prefill, end-to-end"),
-        ({"phase": 3}, "phase is 3, it must be of type str"),
-        ({"prompt_length": 0}, "prompt_length is 0, allowed is a whole number from 1 to 100000"),
-        ({"context_length": 100_001}, "context_length is 100001, allowed is a whole number from 1 to 100000"),
-        ({"generated_tokens": 2.5}, "generated_tokens is 2.5, it must be of type int"),
-        ({"prompt_length": True}, "prompt_length is True, it must be of type int"),
-    ],
-)
-def test_wrong_values_are_refused_in_one_line(values: dict[str, Any], reason: str) -> None:
-    right = {"description": "", "class": "cpu", "runtime": "onnxruntime-cpu", "batch_size": 1, "sequence_length": 32}
-    with pytest.raises(UserError) as caught:
-        HardwareProfile.from_mapping("p", right | values)
-    assert str(caught.value).endswith(reason)
-
-
 def test_the_shipped_profile_for_language_models() -> None:
     profile = HardwareProfile.load("cpu-1-thread-generate")
     assert profile.generation((1,)) == {"prompt_length": 128, "context_length": 256, "generated_tokens": 64}
