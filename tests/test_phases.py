@@ -67,19 +67,12 @@ class Watched:
     def __getattr__(self, name: str) -> Any:
         return getattr(self.made, name)
 
-    def io_binding(self) -> Any:
-        binding = self.made.io_binding()
-        bind = binding.bind_cpu_input
-
-        def noted(name: str, array: NDArray[np.int64]) -> None:
-            if name == "input_ids":
-                self.ids.append(array)
-            else:
-                self.seen.append((self.ids[-1].shape[1], array.shape[1] - self.ids[-1].shape[1]))
-            bind(name, array)
-
-        binding.bind_cpu_input = noted
-        return binding
+    def run(self, names: None, feed: dict[str, NDArray[Any]]) -> Any:
+        self.ids.append(feed["input_ids"])
+        read, total = (feed[name].shape[1] for name in ("input_ids", "attention_mask"))
+        assert {array.shape[2] for name, array in feed.items() if name.startswith("past")} == {total - read}
+        self.seen.append((read, total - read))
+        return self.made.run(names, feed)
 
 
 @pytest.mark.parametrize(

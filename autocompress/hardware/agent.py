@@ -173,39 +173,20 @@ def inference(made: Any, request: dict[str, Any]) -> Any:
 
 
 def generation(made: Any, request: dict[str, Any]) -> Any:
-    """See ``runner``; the cache stays on the device, and tokens are chosen greedily."""
-    device = "cuda" if request["runtime"] == "onnxruntime-cuda" else "cpu"
+    """See ``runner``; tokens are chosen greedily, and the cache that comes out goes in again, on a GPU by way of this process."""
     rows, phase = request["batch_size"], request["phase"]
-    outputs = [item.name for item in made.get_outputs()]
-    past_names = [name.replace("present.", _PAST) for name in outputs[1:]]
-
-    def step(ids: Any, past: dict[str, Any], total: int) -> list[Any]:
-        binding = made.io_binding()
-        arrays = {"input_ids": ids, "attention_mask": np.ones((rows, total), np.int64)}  # must outlive the run
-        for name, array in arrays.items():
-            binding.bind_cpu_input(name, array)
-        for name, value in past.items():
-            binding.bind_ortvalue_input(name, value)
-        for name in outputs:
-            binding.bind_output(name, "cpu" if name == "logits" else device)
-        made.run_with_iobinding(binding)
-        found: list[Any] = binding.get_outputs()
-        return found
-
-    def placed(length: int) -> dict[str, Any]:
-        arrays = cache(made, rows, length)
-        return {name: onnxruntime.OrtValue.ortvalue_from_numpy(array, device, 0) for name, array in arrays.items()}
-
     held = request["context_length"] if phase == "decode" else 0
     read = 1 if phase == "decode" else request["prompt_length"]
     more = request["generated_tokens"] - 1 if phase == "end-to-end" else 0
-    first_ids, first_past = np.random.default_rng(0).integers(2, 20, (rows, read)), placed(held)
+    first = {"input_ids": np.random.default_rng(0).integers(2, 20, (rows, read)), **cache(made, rows, held)}
+    mask = np.ones((rows, held + read + more), np.int64)
+    past = [item.name.replace("present.", _PAST) for item in made.get_outputs()[1:]]
 
     def run() -> None:
-        logits, *present = step(first_ids, first_past, held + read)
-        for done in range(1, more + 1):
-            ids = logits.numpy()[:, -1:].argmax(axis=-1)
-            logits, *present = step(ids, dict(zip(past_names, present)), read + done)  # noqa: B905 Python 3.9 has no strict
+        logits, *present = made.run(None, {**first, "attention_mask": mask[:, : held + read]})
+        for total in range(held + read + 1, held + read + more + 1):
+            chosen = {"input_ids": logits[:, -1:].argmax(axis=-1), "attention_mask": mask[:, :total]}
+            logits, *present = made.run(None, {**chosen, **dict(zip(past, present))})  # noqa: B905 Python 3.9 has no strict
 
     return run
 
