@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
-from autocompress.hardware.profile import RUNTIMES, HardwareProfile
+from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 
@@ -97,9 +97,16 @@ def _parser() -> argparse.ArgumentParser:
         help="a shipped profile or a .toml file; give it again for another device, which gets a front of its own",
     )
     search.add_argument("--space", required=True, metavar="SPACE", help="a shipped search space or a .toml file")
-    for option, example in (("--max-latency", "3ms"), ("--min-speedup", "2x")):
+    for option, example, phase in (
+        ("--max-latency", "3ms", f"; of a language model [{'|'.join(PHASES)}=]"),
+        ("--min-speedup", "2x", ""),
+    ):
         search.add_argument(
-            option, action="append", default=[], metavar=f"[PROFILE=]{example}", help="on one device, or without its name on each"
+            option,
+            action="append",
+            default=[],
+            metavar=f"[PROFILE=]{example}",
+            help=f"on one device, or without its name on each{phase}",
         )
     search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
     search.add_argument("--trials", type=int, metavar="N", help="candidates to try; 50 when there is no time limit either")
@@ -182,7 +189,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _add_limits(group: Any) -> None:
-    group.add_argument("--max-latency", metavar="3ms")
+    group.add_argument("--max-latency", metavar="3ms", help="of a language model also with its phase, as decode=3ms")
     group.add_argument("--min-speedup", metavar="2x", help="against the fp32 model in the same runtime")
     group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")

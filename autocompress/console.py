@@ -97,9 +97,9 @@ def latency_text(latency: Latency) -> str:
 
 
 def timing_text(timing: Timing) -> str:
-    """All that was measured of one model."""
+    """All that was measured of one model; of a language model a line for each phase."""
     latency = timing.latency_ms
-    found = [latency_text(latency)]
+    found = [f"{timing.phase} {latency_text(latency)}" if timing.phase else latency_text(latency)]
     if latency.basis == "measured":
         found.append(f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall {timing.wall_ms:.3g} ms")
     if timing.memory_bytes is not None:
@@ -108,7 +108,7 @@ def timing_text(timing: Timing) -> str:
         found.append(f"{timing.energy_mj:.3g} mJ")
     if timing.disturbed:
         found.append("disturbed: other work took the cores")
-    return ", ".join(found)
+    return "\n".join([", ".join(found), *map(timing_text, timing.others)])
 
 
 def prediction_lines(run: Path) -> list[str]:

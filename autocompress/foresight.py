@@ -237,6 +237,7 @@ def _key(bench: Workbench, name: str) -> dict[str, Any]:
         "peaks": profile.as_dict()["peaks"],
         "batch_size": profile.batch_size,
         "lengths": list(device.lengths),
+        "generation": [profile.phase, profile.prompt_length, profile.context_length, profile.generated_tokens],
         "statistic": profile.statistic,
         "model": {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_GRAPH},
         "layers": [list(bench.full.head_counts), list(bench.full.ffn_widths)],

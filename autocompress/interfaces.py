@@ -309,10 +309,10 @@ class Device(Protocol):
         ...
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-        """Time model folders in turn with the baseline's.
+        """Time model folders in turn with the baseline's; language models in the profile's phase.
 
         Args:
-            final: for longer, for numbers that are reported.
+            final: for longer, for numbers that are reported; language models in the other phases too.
 
         Returns:
             The baseline's timing in this session, and one per model.

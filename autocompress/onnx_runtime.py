@@ -24,7 +24,11 @@ from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from autocompress.errors import UserError
 
-Inputs = Mapping[str, NDArray[np.int64]]
+Inputs = Mapping[str, NDArray[Any]]
+_TABLE = "/table/"
+"""Begins the names of the nodes that read a quantized table."""
+_PAST, _PRESENT = "past_key_values.", "present."
+"""Of the names of a cache's tensors, such as ``past_key_values.0.key``."""
 
 
 @contextmanager
@@ -53,6 +57,7 @@ class Model:
         with _errors_of(path, "load"):
             self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         self.input_names = tuple(item.name for item in self.session.get_inputs())
+        self.output_names = [item.name for item in self.session.get_outputs()]
 
     def __call__(self, inputs: Inputs) -> NDArray[np.float32]:
         """The first output, such as logits of shape (batch, labels).
@@ -61,8 +66,35 @@ class Model:
             UserError: inputs that the model cannot take, such as more tokens than it has positions.
         """
         with _errors_of(self.path, "run"):
-            output: NDArray[np.float32] = self.session.run(None, dict(inputs))[0]
+            output: NDArray[np.float32] = self.session.run(self.output_names[:1], self.completed(inputs))[0]
         return output
+
+    def outputs(self, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
+        """All outputs by name; raises as a call."""
+        with _errors_of(self.path, "run"):
+            return dict(zip(self.output_names, self.session.run(None, self.completed(inputs)), strict=True))
+
+    def completed(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
+        """The inputs, and an empty cache for what of it they do not give."""
+        missing = [item for item in self.session.get_inputs() if item.name.startswith(_PAST) and item.name not in inputs]
+        rows = len(next(iter(inputs.values())))
+        return {**inputs, **{item.name: np.zeros((rows, item.shape[1], 0, item.shape[3]), np.float32) for item in missing}}
+
+
+def has_cache(path: Path) -> bool:
+    """Whether a file is a language model whose cache goes in and comes out; what is no ONNX file is not."""
+    try:
+        inputs = onnx.load(path, load_external_data=False).graph.input
+    except Exception as error:
+        if type(error).__name__ != "DecodeError":
+            raise
+        return False
+    return any(item.name.startswith(_PAST) for item in inputs)
+
+
+def past_of(outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """The cache that came out of one run, as the next one takes it in."""
+    return {_PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if name.startswith(_PRESENT)}
 
 
 def predict(
@@ -118,7 +150,8 @@ def layer_count(path: Path) -> int:
 
 
 def _nodes_of(model: onnx.ModelProto, layers: Collection[int]) -> list[str]:
-    return [node.name for node in model.graph.node if _layer(node.name) in layers]
+    """Names of the nodes that a quantizer must leave: those of the layers, and those that read a table already quantized."""
+    return [node.name for node in model.graph.node if _layer(node.name) in layers or node.name.startswith(_TABLE)]
 
 
 def _without_gemm(path: Path) -> onnx.ModelProto:
@@ -131,10 +164,21 @@ def _without_gemm(path: Path) -> onnx.ModelProto:
 def convert_to_fp16(source: Path, target: Path) -> None:
     """Weights and arithmetic to float16; the model's inputs and outputs keep their types.
 
-    LayerNormalization is one node and sums in fp32 inside; an RMS norm of single nodes would square in float16.
+    LayerNormalization is one node and sums in fp32 inside; an RMS norm of single nodes, which would square in float16, stays in
+    fp32.
     """
     with _quantizing(source):
-        onnx.save(convert_float_to_float16(onnx.load(source), keep_io_types=True), target)
+        model = onnx.load(source)
+        norms = [node.name for node in model.graph.node if "norm/" in node.name and node.op_type != "LayerNormalization"]
+        model = convert_float_to_float16(model, keep_io_types=True, node_block_list=norms)
+    nodes = list({node.name: node for node in model.graph.node}.values())
+    narrowed = {node.output[0]: node.input[0] for node in nodes if node.name.endswith("_cast_to_fp16_node")}
+    there_and_back = {node.output[0]: narrowed.get(node.input[0]) for node in nodes if node.name.endswith("_cast_to_fp32_node")}
+    for node in nodes:
+        node.input[:] = [there_and_back.get(name) or name for name in node.input]
+    del model.graph.node[:]
+    model.graph.node.extend(nodes)
+    onnx.save(model, target)
 
 
 def quantize_dynamic_int8(source: Path, target: Path, only: Sequence[str] | None = None, spared: Collection[int] = ()) -> None:
@@ -169,7 +213,7 @@ def quantize_static_int8(source: Path, target: Path, calibration: Iterable[Input
         quantize_static(
             source,
             target,
-            _Batches(calibration),
+            _Batches(map(Model(source, threads=1).completed, calibration)),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=weighted,
             nodes_to_exclude=_nodes_of(onnx.load(source), spared),
@@ -192,6 +236,51 @@ def quantize_matmul_weights(source: Path, target: Path, bits: int, block_size: i
         quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=_nodes_of(model, spared), algo_config=config)
         quantizer.process()
         onnx.save(quantizer.model.model, target)
+
+
+def quantize_tied_table(source: Path, target: Path) -> bool:
+    """Store the table that an embedding and a tied head share once, as int8 with a scale for each token.
+
+    The head multiplies with it as ``quantize_dynamic_int8`` would have it, the embedding reads its columns. Held in blocks
+    (GatherBlockQuantized and MatMulNBits) it would be read faster, and multiplied by many tokens three times slower.
+
+    Returns:
+        Whether the graph has such a table; nothing is written otherwise.
+    """
+    model = onnx.load(source)
+    graph = model.graph
+    embeddings = {node.input[0]: node for node in graph.node if node.op_type == "Gather"}
+    head = next((node for node in graph.node if node.op_type == "Gemm" and node.input[1] in embeddings), None)
+    if head is None:
+        return False
+    name = head.input[1]
+    embedding = embeddings[name]
+    [tensor] = [tensor for tensor in graph.initializer if tensor.name == name]
+    table = onnx.numpy_helper.to_array(tensor)
+    scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
+    stored, by_product, by_row = f"{name}_quantized", f"{name}_scale", f"{name}_row_scale"
+    held = {stored: np.rint(table / scales).astype(np.int8).T, by_product: scales[:, 0], by_row: scales}
+
+    def read(kind: str, inputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
+        return onnx.helper.make_node(kind, inputs, [f"{_TABLE}{kind}_{inputs[0]}"], f"{_TABLE}{kind}_{inputs[0]}", **attributes)
+
+    columns = read("Gather", [stored, embedding.input[1]], axis=1)
+    rows = read("Transpose", columns.output, perm=[1, 2, 0])
+    numbers = read("Cast", rows.output, to=onnx.TensorProto.FLOAT)
+    factors = read("Gather", [by_row, embedding.input[1]])
+    found = onnx.helper.make_node("Mul", [numbers.output[0], factors.output[0]], embedding.output, embedding.name)
+    product = onnx.helper.make_node(
+        "DynamicQuantizeMatMul", [head.input[0], stored, by_product], head.output, head.name, domain="com.microsoft"
+    )
+    replaced = {embedding.name: [columns, rows, numbers, factors, found], head.name: [product]}
+    nodes = [new for node in graph.node for new in replaced.get(node.name, [node])]
+    del graph.node[:]
+    graph.node.extend(nodes)
+    graph.initializer.remove(tensor)
+    graph.initializer.extend(onnx.numpy_helper.from_array(array, key) for key, array in held.items())
+    model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
+    onnx.save(model, target)
+    return True
 
 
 def declare_inputs(path: Path, names: Sequence[str]) -> None:

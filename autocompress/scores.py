@@ -54,6 +54,9 @@ class Timing:
         disturbed: whether wall and CPU time differ by more than a tenth in sum: other work took the cores.
         memory_bytes: peak that loading and running the model adds to a fresh process; None where it was not asked for.
         energy_mj: millijoules per inference of the whole processor; None where the machine exposes none.
+        phase: of a language model: prefill (a prompt), decode (one token) or end-to-end (a prompt and a text generated after it),
+            which all of the above is of; the profile chooses it.
+        others: the other two phases, where they were timed.
     """
 
     latency_ms: Latency
@@ -65,10 +68,12 @@ class Timing:
     disturbed: bool = False
     memory_bytes: int | None = None
     energy_mj: float | None = None
+    phase: str | None = None
+    others: tuple[Timing, ...] = ()
 
     def __str__(self) -> str:
-        about = self.latency_ms.about
-        return f"{about}{self.latency_ms.value:.3g} ms ({about}{self.speedup:.2f}x{', estimated' if about else ''})"
+        about, phase = self.latency_ms.about, f"{self.phase} " if self.phase else ""
+        return f"{phase}{about}{self.latency_ms.value:.3g} ms ({about}{self.speedup:.2f}x{', estimated' if about else ''})"
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Timing:
@@ -77,6 +82,7 @@ class Timing:
             | {
                 "latency_ms": Latency.from_json(value["latency_ms"]),
                 "speedup_interval": _pair(value["speedup_interval"]),
+                "others": tuple(Timing.from_json(other) for other in value.get("others", ())),
             }
         )
 

@@ -5,21 +5,22 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from autocompress import resources, units
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
-from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.pareto import SCHEMA, Budget, Front, Member, load_front, load_fronts
 from autocompress.search_space import SearchSpace
 
 
 def search(options: argparse.Namespace) -> None:
     """``autocompress search``."""
-    hardware = tuple(HardwareProfile.load(name) for name in options.hardware)
-    budget, budgets = _budgets(options, hardware)
+    hardware = tuple(_in_phase(HardwareProfile.load(name), options.max_latency) for name in options.hardware)
+    budget, budgets = _budgets(options)
     space = SearchSpace.load(options.space)
     from autocompress.request import Request
     from autocompress.tasks.data import Columns
@@ -52,7 +53,19 @@ def search(options: argparse.Namespace) -> None:
     )
 
 
-def _budgets(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...]) -> tuple[Budget, dict[str, Budget]]:
+def _in_phase(profile: HardwareProfile, limits: Sequence[str]) -> HardwareProfile:
+    """The profile, in the phase of a language model that limits such as ``decode=12ms`` name.
+
+    Raises:
+        UserError: they name two.
+    """
+    named = sorted({name for name, _, _ in (text.rpartition("=") for text in limits)} & set(PHASES))
+    if len(named) > 1:
+        raise UserError(f"--max-latency names {' and '.join(named)}: one of them is what latency means in a search")
+    return replace(profile, phase=named[0]) if named else profile
+
+
+def _budgets(options: argparse.Namespace) -> tuple[Budget, dict[str, Budget]]:
     """The limits on every device, and those of single devices in their place."""
     limits: dict[str, dict[str, float]] = {"": {} if options.max_drop is None else {"max_drop": options.max_drop}}
     for option, key, read in (("max_latency", "max_latency_ms", units.latency_ms), ("min_speedup", "min_speedup", units.speedup)):
@@ -60,6 +73,7 @@ def _budgets(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...])
             name, separator, value = text.rpartition("=")
             if separator and not name:
                 raise UserError(f"--{option.replace('_', '-')} is {text!r}: before = belongs a hardware profile's name")
+            name = "" if key == "max_latency_ms" and name in PHASES else name
             found = limits.setdefault(name, {})
             if key in found:
                 raise UserError(f"--{option.replace('_', '-')} is given twice" + (f" for {name}" if name else ""))
@@ -151,9 +165,9 @@ def front(options: argparse.Namespace) -> None:
         console.out.print(console.front_table(found))
 
 
-def _limits(options: argparse.Namespace) -> dict[str, float | None]:
+def _limits(options: argparse.Namespace, front: Front) -> dict[str, float | None]:
     return {
-        "max_latency_ms": None if options.max_latency is None else units.latency_ms(options.max_latency, "--max-latency"),
+        "max_latency_ms": None if options.max_latency is None else _latency_ms(options.max_latency, front),
         "min_speedup": None if options.min_speedup is None else units.speedup(options.min_speedup, "--min-speedup"),
         "max_drop": options.max_drop,
         "min_quality": options.min_quality,
@@ -161,11 +175,19 @@ def _limits(options: argparse.Namespace) -> dict[str, float | None]:
     }
 
 
+def _latency_ms(text: str, front: Front) -> float:
+    phase, _, value = text.rpartition("=")
+    searched = front.baseline.timing.phase
+    if phase and phase != searched:
+        raise UserError(f"--max-latency {text}: the latencies of this front are {f'of {searched}' if searched else 'of no phase'}")
+    return units.latency_ms(value, "--max-latency")
+
+
 def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
     found = load_front(options.run, options.hardware)
     if getattr(options, "trial", None) is not None:
         return found, found.member(options.trial)
-    return found, found.pick(**_limits(options), allow_tie=options.allow_tie)
+    return found, found.pick(**_limits(options, found), allow_tie=options.allow_tie)
 
 
 def pick(options: argparse.Namespace) -> None:
@@ -176,7 +198,7 @@ def pick(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(asdict(member), indent=2))
     else:
-        console.out.print(console.member_line(member, found.scale, _limits(options)["max_latency_ms"]))
+        console.out.print(console.member_line(member, found.scale, _limits(options, found)["max_latency_ms"]))
         there = f" --hardware {found.hardware['name']}" if options.hardware else ""
         console.out.print(f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model")
 

@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -31,6 +32,39 @@ def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
         for member in front.members
     ]
     assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
+
+
+@pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
+def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
+    """The text and what torch generates after it, or for int8 what the graph scores highest without its cache."""
+    import numpy as np
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
+
+    from autocompress.export import export_model
+    from autocompress.families import family_of
+    from autocompress.interfaces import Batch
+    from autocompress.onnx_runtime import predict
+    from autocompress.techniques import SETTINGS
+
+    torch.manual_seed(0)
+    tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
+    auto: Any = AutoModelForCausalLM
+    model = auto.from_config(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    ones = np.ones((1, 8), np.int64)
+    structure, candidate = family_of("gpt2").structure(model), SETTINGS.candidate({"quantization.scheme": scheme})
+    export_model(
+        model, structure, candidate, tmp_path / "t", [Batch({"input_ids": ones, "attention_mask": ones})], tmp_path / "tokenizer"
+    )
+    printed = run("generate.py", str(tmp_path / "t"), "a fine film", "12").removesuffix("\n")
+    ids = tokenizer("a fine film")["input_ids"]
+    for _ in range(12):
+        given = np.array([ids])
+        feed = {"input_ids": given, "attention_mask": np.ones_like(given)}
+        logits = predict(tmp_path / "t" / "model.onnx", [feed]) if scheme != "fp32" else model(torch.from_numpy(given)).logits
+        ids.append(int(logits[0, -1].argmax()))
+    assert printed == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 @pytest.mark.parametrize("text", ["a fine film", "dull beyond words"])

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress import HardwareProfile, UserError
-from autocompress.hardware.profile import CLASSES, RUNTIMES, STATISTICS, Peaks
+from autocompress.hardware.profile import CLASSES, PHASES, RUNTIMES, STATISTICS, Peaks
 from autocompress.techniques.quantization import SCHEMES
 
 CPU: dict[str, Any] = {
@@ -38,6 +38,8 @@ ALLOWED: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("source", "date"), (str,)),
     **dict.fromkeys(("threads", "batch_size"), (int,)),
     "sequence_length": (int, str),
+    **dict.fromkeys(("prompt_length", "context_length", "generated_tokens"), (int,)),
+    "phase": (str,),
     "cuda_graphs": (bool,),
     "precisions": (list,),
     **dict.fromkeys(("confidence", "target_precision", "trial_seconds", "final_seconds", "memory_limit_mb"), (int, float)),
@@ -77,6 +79,8 @@ OUT_OF_RANGE: dict[str, st.SearchStrategy[Any]] = {
     "threads": whole_outside(0, 1024),
     "batch_size": whole_outside(1, 4096),
     "sequence_length": st.one_of(whole_outside(1, 100_000), none_of("task")),
+    **dict.fromkeys(("prompt_length", "context_length", "generated_tokens"), whole_outside(1, 100_000)),
+    "phase": none_of(*PHASES),
     "cuda_graphs": st.just(True),  # of onnxruntime
     "precisions": st.one_of(
         st.just([]),

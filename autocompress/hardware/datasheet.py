@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
+from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Question
-from autocompress.onnx_runtime import Product, operations, predict
+from autocompress.onnx_runtime import Product, has_cache, operations, predict
 from autocompress.scores import Latency, Timing
 from autocompress.techniques.quantization import BYTES, onnx_format
 
@@ -35,8 +36,35 @@ class DatasheetDevice:
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
         alone = "fp32" if models else self._precision(baseline)
-        found = [self._estimate(baseline, alone), *(self._estimate(path, self._precision(path)) for path in models)]
-        timings = [
+        pairs = [(baseline, alone), *((path, self._precision(path)) for path in models)]
+        if has_cache(onnx_file(baseline)):
+            phases = self.profile.phases(final)
+            first, *rest = in_phases({phase: self._timings(pairs, self._passes(phase), 1) for phase in phases})
+        else:
+            self.profile.check_not_generating()
+            first, *rest = self._timings(pairs, self.lengths, len(self.lengths))
+        return first, rest
+
+    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
+        return predict(onnx_file(model), batches, kept)
+
+    def close(self) -> None: ...
+
+    def _passes(self, phase: str) -> tuple[int, ...]:
+        """Tokens of each pass that a phase of a language model takes."""
+        workload = self.profile.generation(self.lengths)
+        prompt, rest = (workload["prompt_length"],), (1,) * (workload["generated_tokens"] - 1)
+        return {"prefill": prompt, "decode": (1,), "end-to-end": prompt + rest}[phase]
+
+    def _timings(self, pairs: Sequence[tuple[Path, str]], passes: Sequence[int], inferences: int) -> list[Timing]:
+        """A timing per model and its number format.
+
+        Args:
+            passes: tokens of each.
+            inferences: that the passes are in all.
+        """
+        found = [self._estimate(path, precision, passes, inferences) for path, precision in pairs]
+        return [
             Timing(
                 Latency(ms, ms, ms, (ms, ms), 0, "estimate", basis="datasheet"),
                 found[0][0] / ms,
@@ -46,18 +74,12 @@ class DatasheetDevice:
             )
             for ms, precision, file_bytes in found
         ]
-        return timings[0], timings[1:]
-
-    def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
-        return predict(onnx_file(model), batches, kept)
-
-    def close(self) -> None: ...
 
     def _precision(self, path: Path) -> str:
         scheme = scheme_of(path)
         return precision_of(scheme, self.profile) if self.profile.runtime == "torch-cuda" else onnx_format(scheme)
 
-    def _estimate(self, path: Path, precision: str) -> tuple[float, str, int]:
+    def _estimate(self, path: Path, precision: str, passes: Sequence[int], inferences: int) -> tuple[float, str, int]:
         """Milliseconds, the number format, and the bytes of the weights."""
         profile, file = self.profile, onnx_file(path)
         products, operators = operations(file)
@@ -67,8 +89,8 @@ class DatasheetDevice:
             weights = path / "model.safetensors"
             size = weights.stat().st_size if weights.is_file() else file_bytes
             file_bytes = round(size * BYTES[precision] / BYTES["fp32"])
-        ms = [roofline_ms(products, operators, self.peaks, profile.threads, profile.batch_size * length) for length in self.lengths]
-        return float(np.mean(ms)), precision, file_bytes
+        ms = [roofline_ms(products, operators, self.peaks, profile.threads, profile.batch_size * tokens) for tokens in passes]
+        return sum(ms) / inferences, precision, file_bytes
 
 
 def roofline_ms(products: Sequence[Product], operators: int, peaks: Peaks, threads: int, tokens: int) -> float:

@@ -16,9 +16,9 @@ from autocompress.errors import CandidateFailed, UserError
 from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import grouped, timings
+from autocompress.hardware.timing import grouped, in_phases, timings
 from autocompress.interfaces import Question
-from autocompress.onnx_runtime import predict
+from autocompress.onnx_runtime import has_cache, predict
 from autocompress.scores import Timing
 from autocompress.techniques.quantization import onnx_format
 
@@ -59,7 +59,8 @@ class OnnxDevice:
         return firsts[0], [timing for rest in rests for timing in rest]
 
     def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
-        profile, paths = self.profile, [baseline, *models]
+        profile, files = self.profile, [onnx_file(path) for path in (baseline, *models)]
+        precisions = [onnx_format(scheme_of(path)) for path in (baseline, *models)]
         request = {
             "action": "time",
             "runtime": profile.runtime,
@@ -72,8 +73,16 @@ class OnnxDevice:
             "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
             "memory": [final or not models, *([True] * len(models))],
         }
-        answer = ask(self.host, request, [onnx_file(path) for path in paths])
-        first, *rest = timings(answer, profile, [onnx_format(scheme_of(path)) for path in paths])
+
+        def timed(phase: Mapping[str, Any]) -> list[Timing]:
+            return timings(ask(self.host, {**request, **phase}, files), profile, precisions)
+
+        if has_cache(files[0]):
+            workload = {**profile.generation(self.lengths), "lengths": [1]}
+            first, *rest = in_phases({phase: timed({**workload, "phase": phase}) for phase in profile.phases(final)})
+        else:
+            profile.check_not_generating()
+            first, *rest = timed({})
         return first, rest
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:

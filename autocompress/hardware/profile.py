@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -29,6 +29,8 @@ FINGERPRINT = (
     *("providers", "busy_cores"),
 )
 _OF_TIMINGS = ("cuda_graphs", "statistic", "confidence", "target_precision", "trial_seconds", "final_seconds")
+PHASES = ("decode", "prefill", "end-to-end")
+"""Of a language model: what can be timed of it."""
 TASK_LENGTHS = "task"
 """Stands for the lengths of the validation split."""
 _EXTENDS = "extends"
@@ -79,6 +81,11 @@ class HardwareProfile:
         threads: intra-op threads; 0 is all cores of this machine.
         batch_size: examples per inference.
         sequence_length: tokens per example, or ``task`` for the lengths of the task's validation split.
+        prompt_length: of a language model, tokens that ``prefill`` reads and ``end-to-end`` begins with; this and the next two are
+            half of ``sequence_length`` where they are not given, half of the middle length under ``task``.
+        context_length: tokens in the cache when one more is decoded.
+        generated_tokens: of ``end-to-end``, the prompt's successor included.
+        phase: of a language model, what its latency is: ``decode`` (by default), ``prefill`` or ``end-to-end``.
         cuda_graphs: whether ``torch-cuda`` replays a captured graph; plain eager calls otherwise.
         precisions: number formats that this device speeds up, by default those of the runtime; a search tries no others but fp32.
             ``torch-cuda`` computes what it cannot in the first of them.
@@ -105,6 +112,10 @@ class HardwareProfile:
     runtime: str
     batch_size: int
     sequence_length: int | str
+    prompt_length: int | None = None
+    context_length: int | None = None
+    generated_tokens: int | None = None
+    phase: str | None = None
     location: str = "local"
     python: str = "python3"
     ssh_config: str = ""
@@ -144,6 +155,11 @@ class HardwareProfile:
                 length == TASK_LENGTHS if isinstance(length, str) else 1 <= length <= 100_000,
                 'a whole number from 1 to 100000, or "task"',
             ),
+            *(
+                (key, value, value is None or 1 <= value <= 100_000, "a whole number from 1 to 100000")
+                for key, value in self._generation()
+            ),
+            ("phase", self.phase, self.phase is None or self.phase in PHASES, ", ".join(PHASES)),
             (
                 "precisions",
                 list(self.precisions),
@@ -212,6 +228,30 @@ class HardwareProfile:
         ]
         return [complaint for broken, complaint in (*rules, *timed) if broken]
 
+    def _generation(self) -> list[tuple[str, int | None]]:
+        return [(key, getattr(self, key)) for key in ("prompt_length", "context_length", "generated_tokens")]
+
+    def generation(self, lengths: Sequence[int]) -> dict[str, int]:
+        """``prompt_length``, ``context_length`` and ``generated_tokens`` of a language model.
+
+        Args:
+            lengths: tokens per example, ascending, of which the middle one counts.
+        """
+        return {key: value or max(1, lengths[len(lengths) // 2] // 2) for key, value in self._generation()}
+
+    def phases(self, final: bool) -> tuple[str, ...]:
+        """What to time of a language model: the phase that its latency is of, then for the numbers that are reported the others."""
+        chosen = self.phase or PHASES[0]
+        return (chosen, *(phase for phase in PHASES if phase != chosen and final))
+
+    def check_not_generating(self) -> None:
+        """Raises:
+        UserError: the profile names what only a language model has; for a model that is none.
+        """
+        for key, value in (*self._generation(), ("phase", self.phase)):
+            if value is not None:
+                raise UserError(f"hardware profile {self.name}: {key} is for language models, and this model generates nothing")
+
     @property
     def intra_op_threads(self) -> int:
         return self.threads or os.cpu_count() or 1
@@ -257,6 +297,8 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "bool": (bool,),
     "float": (int, float),
     "float | None": (int, float),
+    "int | None": (int,),
+    "str | None": (str,),
     "int | str": (int, str),
     "tuple[str, ...]": (list, tuple),
     "Mapping[str, Any]": (dict,),

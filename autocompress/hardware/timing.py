@@ -7,7 +7,7 @@ computes, so other processes do not count; otherwise wall time.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -77,6 +77,16 @@ def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile
         )
         for i in range(rounds.shape[1])
     ]
+
+
+def in_phases(found: Mapping[str, Sequence[Timing]]) -> list[Timing]:
+    """One timing per language model: of the first phase, beside it those of the others.
+
+    Args:
+        found: a timing per model, by phase.
+    """
+    named = [[replace(timing, phase=phase) for timing in of_models] for phase, of_models in found.items()]
+    return [replace(first, others=tuple(others)) for first, *others in zip(*named, strict=True)]
 
 
 def timings(answer: dict[str, Any], profile: HardwareProfile, precisions: Sequence[str]) -> list[Timing]:

@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from autocompress.artifact import load_model, scheme_of
+from autocompress.decoding import generates
 from autocompress.errors import AutocompressError, CandidateFailed, UserError
 from autocompress.hardware.agent import describe, is_precise, kept
 from autocompress.hardware.cores import reserved
@@ -67,6 +68,7 @@ class TorchCudaDevice:
 
     def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
         profile = self.profile
+        profile.check_not_generating()
         alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
         precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
         answer = _ask(
@@ -144,6 +146,8 @@ def _runner(folder: str, precision: str, request: Mapping[str, Any]) -> tuple[Ca
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model = load_model(folder).to(device="cuda", dtype=_DTYPES[precision])
+    if generates(model):
+        raise CandidateFailed("torch-cuda times no language models yet; onnxruntime-cpu and onnxruntime-cuda do")
     calls: list[Callable[[], object]] = []
     for length in request["lengths"]:
         inputs = _inputs(model, request["batch_size"], length)

@@ -2,9 +2,9 @@
 
 Dynamic and static int8 as in the survey of Ganesh et al. 2021, section 3.1 (fixed-length integers after training, weights
 per channel); weight-only int8 and int4 in blocks, computed with int8 activations. Under int8 and int4 the embedding gets
-8 bits: it is more sensitive than the layers (Shen et al. 2020). Layers may be spared: they keep more bits than the others,
-as in the mixed precision of the same paper. Under bf16 the ONNX file stays in fp32, because onnxruntime has no bf16
-arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
+8 bits: it is more sensitive than the layers (Shen et al. 2020); so does a head that is tied to it, from the same table. Layers
+may be spared: they keep more bits than the others, as in the mixed precision of the same paper. Under bf16 the ONNX file stays
+in fp32, because onnxruntime has no bf16 arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
 """
 
 from __future__ import annotations
@@ -117,7 +117,10 @@ def quantize(
     scheme = candidate.text("quantization.scheme", "fp32")
     schemes = layer_schemes(candidate, ort.layer_count(source))
     spared = {i for i, own in enumerate(schemes) if own != scheme}
+    tied, aside = target.with_suffix(".tied.onnx"), target.with_suffix(".matmul.onnx")
     try:
+        if BYTES[scheme] <= 1 and ort.quantize_tied_table(source, tied):
+            source = tied
         match onnx_format(scheme):
             case "fp32":
                 shutil.copyfile(source, target)
@@ -128,14 +131,15 @@ def quantize(
             case "int8-static":
                 ort.quantize_static_int8(source, target, calibration, spared)
             case _:
-                aside = target.with_suffix(".matmul.onnx")
                 block = int(candidate.number("quantization.block_size"))
                 ort.quantize_matmul_weights(source, aside, 8 if scheme == "int8-weights" else 4, block, spared)
                 if scheme == "int4-weights" and spared:
                     ort.quantize_matmul_weights(aside, aside, 8, block)
                 ort.quantize_dynamic_int8(aside, target, only=["Gather"])
-                aside.unlink()
     except (UserError, ValueError, RuntimeError, KeyError) as error:
         raise CandidateFailed(f"{scheme}: {type(error).__name__}: {error}") from error
+    finally:
+        for file in (tied, aside):
+            file.unlink(missing_ok=True)
     left = {} if onnx_format(scheme) == "fp32" else ort.float_weight_bytes(target)
     return {"scheme": scheme, "layers": list(schemes), "left_in_fp32": left}
