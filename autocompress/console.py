@@ -59,31 +59,21 @@ def front_table(front: Front) -> Table:
     return table
 
 
-def trials_table(title: str, trials: Sequence[Trial], fronts: Mapping[str, Front]) -> Table:
+def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[str]:
     """Every trial on every device, whether or not it is on the front; test scores are of the front's models only."""
-    table = Table(title=title, title_justify="left")
-    metric = next(iter(fronts.values())).metric
-    for name in ("trial", "device", "ms", "speedup", f"{metric}, validation", "drop, points", f"{metric}, test", "MB", "seconds"):
-        table.add_column(name, justify="left" if name in ("trial", "device") else "right", no_wrap=True)
-    table.add_column("what it is")
+    lines = []
     for trial in trials:
         for name, score in trial.scores.items():
-            front = fronts[name]
-            tested = {member.id: member.quality.test for member in (front.baseline, *front.members)}.get(trial.id)
-            latency, quality = score.timing.latency_ms, score.quality
-            table.add_row(
-                trial.id,
-                name,
-                f"{latency.about}{latency.value:.2f}",
-                f"{latency.about}{score.timing.speedup:.2f}x",
-                f"{quality.validation:.4f}" if quality else trial.state,
-                f"{quality.drop_validation:.2f} ± {quality.drop_validation_stderr:.2f}" if quality else "",
-                "" if tested is None else f"{tested:.4f}",
-                f"{(trial.weight_bytes or 0) / 1e6:.1f}",
-                f"{trial.seconds:.0f}",
-                describe(trial.candidate, trial.sizes),
-            )
-    return table
+            found, quality = [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"], score.quality
+            if quality:
+                lost = f"drop {quality.drop_validation:.2f} ± {quality.drop_validation_stderr:.2f} points"
+                found.append(f"{fronts[name].metric} {quality.validation:.4f} on validation ({lost})")
+            for member in {member.id: member for member in (fronts[name].baseline, *fronts[name].members)}.values():
+                if member.id == trial.id and member.quality.test is not None:
+                    found.append(f"{member.quality.test:.4f} on test")
+            how = describe(trial.candidate, trial.sizes)
+            lines.append(f"{trial.id} on {name}: {', '.join(found)}; {trial.seconds:.0f} s; {how}")
+    return lines
 
 
 def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:

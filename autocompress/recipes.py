@@ -53,7 +53,7 @@ class Recipe:
         settings, changed = _named(given, given, str(path)), dict(_change(text) for text in changes)
         if changed:
             settings = _named(given | changed, changed, "--set")
-        return cls(path.stem, **about, settings=settings)  # type: ignore[arg-type]
+        return cls(path.stem, **about, settings=settings)
 
     @property
     def space(self) -> SearchSpace:

@@ -48,7 +48,8 @@ def evaluate(options: argparse.Namespace) -> None:
     result = _searched(_request(options, hardware, recipe.space, trials=1))
     if len(result.trials) == 1:
         raise RequestUnmet(f"recipe {recipe.name} leaves this model as it is; nothing was made")
-    console.out.print(console.trials_table(f"{recipe.name}: {recipe.paper}", result.trials, result.fronts))
+    for line in (f"{recipe.name}: {recipe.paper}", *console.trial_lines(result.trials, result.fronts)):
+        console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
 
 

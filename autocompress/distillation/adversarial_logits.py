@@ -48,8 +48,8 @@ class TextGenerator(nn.Module):
         size = self.embeddings.norm(dim=1).mean()
         tokens = torch.where(places.unsqueeze(-1), self.blank, self.embeddings[ids] / size)
         found = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(1, 2)
-        named: Tensor = self.norm(gelu(found[places]))
-        return named @ (self.embeddings / size).T
+        named: Tensor = self.norm(gelu(found[places])) @ (self.embeddings / size).T
+        return named
 
 
 class AdversarialLogits:
@@ -64,6 +64,7 @@ class AdversarialLogits:
         self.lesson = lesson
         teacher: Any = lesson.teacher
         self.generator = TextGenerator(teacher.get_input_embeddings().weight.detach(), lesson.random)
+        self.padding = [] if teacher.config.pad_token_id is None else [teacher.config.pad_token_id]
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=_LEARNING_RATE)
 
     def features(self) -> tuple[tuple[str, str], ...]:
@@ -97,6 +98,7 @@ class AdversarialLogits:
         places = (torch.rand(ids.shape, generator=random) < share) & (mask == 1)
         with fast_math():
             logits = self.generator(ids, places).float()
+        logits[:, self.padding] = -torch.inf
         noise = -torch.empty_like(logits).exponential_(generator=random).log()
         soft = torch.softmax(logits + noise, dim=-1)
         return ids.masked_scatter(places, soft.argmax(-1)), places, soft
@@ -118,7 +120,7 @@ def _straight_through(model: Any, places: Tensor, soft: Tensor) -> Iterator[None
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         mixed = soft @ embeddings.weight.detach()
-        return output.index_put(places.nonzero(as_tuple=True), mixed - mixed.detach(), accumulate=True)
+        return output.index_put(places.nonzero(as_tuple=True), (mixed - mixed.detach()).to(output.dtype), accumulate=True)
 
     handle = embeddings.register_forward_hook(hook)
     try:

@@ -13,17 +13,22 @@ Reduce = Callable[[Tensor, int, int, Sequence[int]], Tensor]
 
 def copied(tensor: Tensor, axis: int, size: int, kept: Sequence[int]) -> Tensor:
     """The kept units."""
-    units = tensor.detach().unflatten(axis, (-1, size))
+    units = _units(tensor, axis, size)
     return units.index_select(axis, torch.tensor(kept, device=tensor.device)).flatten(axis, axis + 1)
 
 
 def pooled(tensor: Tensor, axis: int, size: int, kept: Sequence[int]) -> Tensor:
     """As many units as are kept, each the average of neighbours: windows as wide as fit with a stride of one."""
-    units = tensor.detach().unflatten(axis, (-1, size)).movedim(axis, 0)
+    units = _units(tensor, axis, size).movedim(axis, 0)
     window = len(units) - len(kept) + 1
     sums = torch.cat([torch.zeros_like(units[:1], dtype=torch.float64), units.cumsum(0, dtype=torch.float64)])
     means = ((sums[window:] - sums[:-window]) / window).to(tensor.dtype)
     return means.movedim(0, axis).flatten(axis, axis + 1)
+
+
+def _units(tensor: Tensor, axis: int, size: int) -> Tensor:
+    """With the axis as two: units, and the entries of each."""
+    return tensor.detach().reshape(*tensor.shape[:axis], -1, size, *tensor.shape[axis + 1 :])
 
 
 def renew(layers: Sequence[nn.Module]) -> None:
