@@ -80,12 +80,14 @@ def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     """A candidate in words."""
     scheme = candidate.get("quantization.scheme", "fp32")
     block, spared = candidate.get("quantization.block_size"), candidate.get("quantization.spared", "none")
-    steps = candidate.get("recovery.steps", 0)
+    start, steps = candidate.get("weights.start", "copied"), candidate.get("recovery.steps", 0)
+    teacher = " without a teacher" if candidate.get("recovery.hard_label_weight") == 1 else ""
     return ", ".join(
         [
             describe_sizes(sizes),
             (f"{scheme}/{block}" if block else str(scheme)) + (f", spared {spared}" if spared != "none" else ""),
-            *([f"{steps} steps"] if steps else []),
+            *([] if start == "copied" else [f"start {start}"]),
+            *([f"{steps} steps{teacher}"] if steps else []),
         ]
     )
 

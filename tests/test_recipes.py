@@ -167,6 +167,16 @@ def test_evaluate_tries_the_recipe_alone_and_prints_its_scores(
 
 
 @pytest.mark.usefixtures("_sizes")
+def test_evaluate_without_a_teacher_and_from_embeddings(
+    tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(command(tiny_model, data_file, tmp_path / "run", "embeddings-only", "--set", "recovery.steps=2")) == 0
+    line = capsys.readouterr().out.splitlines()[2]
+    assert line.startswith("t001 on cpu-1-thread: ")
+    assert line.endswith("2 layers, heads 4, FFN 64, fp32, start embeddings, 2 steps without a teacher")
+
+
+@pytest.mark.usefixtures("_sizes")
 def test_a_recipe_that_changes_nothing_is_said(
     tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
