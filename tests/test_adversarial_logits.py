@@ -66,6 +66,27 @@ def test_untrained_the_generator_draws_from_all_of_the_vocabulary_but_padding() 
     assert set(drawn.tolist()) == set(range(VOCABULARY)) - {objective.lesson.teacher.config.pad_token_id}  # type: ignore[union-attr]
 
 
+def test_a_text_of_which_nothing_is_replaced_is_the_text_itself() -> None:
+    objective, given = made("bert", masked_share=0.01), inputs()
+    none = next(i for i in range(99) if not changed(objective)[1].any())
+    objective, twin = (made("bert", masked_share=0.01) for _ in range(2))
+    for one in (objective, twin):
+        for _ in range(none):
+            changed(one)
+    assert torch.equal(changed(twin)[0], given["input_ids"])
+    found = loss(objective)
+    objective._train_generator()
+    assert found.item() > 1e-4
+
+
+def test_a_model_without_a_padding_token() -> None:
+    objective = made("gpt2 with its head tied", masked_share=1.0)
+    objective.padding = []
+    drawn = torch.cat([ids[places] for ids, places in (changed(objective) for _ in range(100))])
+    assert set(drawn.tolist()) == set(range(VOCABULARY))
+    assert torch.isfinite(loss(objective, step=10))
+
+
 @each_kind
 def test_a_student_like_its_teacher_loses_nothing(name: str) -> None:
     objective = made(name, build(name))

@@ -16,6 +16,7 @@ from autocompress.journal import Run
 from autocompress.pareto import load_front
 from autocompress.recipes import Recipe
 from autocompress.samplers.optuna_sampler import OptunaSampler
+from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS, TECHNIQUES
 from tests.conftest import SizeDevice
@@ -37,6 +38,13 @@ def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
 
 def test_no_two_recipes_are_the_same_point() -> None:
     assert len({SETTINGS.candidate(Recipe.load(name).settings) for name in NAMES}) == len(NAMES) >= 16
+
+
+def test_the_decoder_space_begins_with_distilgpt2_in_int8() -> None:
+    recipe, space = Recipe.load("distilgpt2"), SearchSpace.load("decoder")
+    corner = space.candidate(space.corners[1]).as_dict()
+    expected = SETTINGS.candidate({**recipe.settings, "quantization.scheme": "int8-dynamic"}).as_dict()
+    assert corner | {"recovery.learning_rate": 2.5e-4} == expected
 
 
 def kept(name: str) -> list[int]:

@@ -48,8 +48,8 @@ class TextGenerator(nn.Module):
         size = self.embeddings.norm(dim=1).mean()
         tokens = torch.where(places.unsqueeze(-1), self.blank, self.embeddings[ids] / size)
         found = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(1, 2)
-        named: Tensor = self.norm(gelu(found[places])) @ (self.embeddings / size).T
-        return named
+        named: Tensor = self.norm(gelu(found[places])) / size
+        return named @ self.embeddings.T
 
 
 class AdversarialLogits:
