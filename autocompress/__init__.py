@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autocompress.pareto import Member as Member
     from autocompress.pareto import load_front as load_front
     from autocompress.pareto import load_fronts as load_fronts
+    from autocompress.recipes import Recipe as Recipe
     from autocompress.report import write_report as write_report
     from autocompress.search_space import SearchSpace as SearchSpace
     from autocompress.session import search as search
@@ -39,6 +40,7 @@ _HOMES = {
     "Front": "pareto",
     "HardwareProfile": "hardware.profile",
     "Member": "pareto",
+    "Recipe": "recipes",
     "RequestUnmet": "errors",
     "SearchFailed": "errors",
     "SearchResult": "engine",

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
+from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 
@@ -59,43 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     search = commands.add_parser("search", help="search, and write a run folder with the front as files")
-    search.add_argument(
-        "--model",
-        required=True,
-        metavar="DIR_OR_HUB_ID",
-        help="a fine-tuned classifier, or a causal language model; with --finetune any of the families",
-    )
-    search.add_argument("--task", required=True, help=", ".join(TASKS))
-    search.add_argument(
-        "--data",
-        required=True,
-        metavar="FILE_OR_HUB_ID",
-        help="csv, tsv, json, jsonl, parquet, a hub data set; for language modeling also txt",
-    )
-    for name in ("text", "text-pair", "label"):
-        search.add_argument(f"--{name}-column", metavar="C")
-    search.add_argument("--validation", metavar="FILE_OR_SPLIT", help="guides the search; cut from the data where not given")
-    search.add_argument("--test", metavar="FILE_OR_SPLIT", help="scored once, at the end; cut from the data where not given")
-    search.add_argument("--unlabeled", metavar="FILE", help="text classification: text for the teacher to label, a line each")
-    for option, what in (
-        ("--block-length", "tokens of a block of training text; 256 where not given, or as many as the model takes"),
-        ("--context", "tokens of a window of scored text; likewise"),
-        ("--stride", "tokens that each window scores; half of --context where not given"),
-    ):
-        search.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
-    search.add_argument(
-        "--clean",
-        action="store_true",
-        help="language modeling: drop repeated lines, HTML and lines of non-letters from what is trained on",
-    )
-    search.add_argument("--finetune", action="store_true", help="train the model on the data first, then compress it")
-    search.add_argument(
-        "--hardware",
-        required=True,
-        action="append",
-        metavar="PROFILE",
-        help="a shipped profile or a .toml file; give it again for another device, which gets a front of its own",
-    )
+    _add_inputs(search)
     search.add_argument("--space", required=True, metavar="SPACE", help="a shipped search space or a .toml file")
     for option, example, phase in (
         ("--max-latency", "3ms", f"; of a language model [{'|'.join(PHASES)}=]"),
@@ -112,10 +77,15 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--trials", type=int, metavar="N", help="candidates to try; 50 when there is no time limit either")
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument("--sampler", default="tpe", help="tpe (default) or random")
-    search.add_argument("--seed", type=int, default=0)
-    search.add_argument("--out", required=True, type=Path, metavar="RUN")
-    search.add_argument("--resume", action="store_true", help="go on with the run in --out")
     search.set_defaults(command=verbs.search)
+
+    evaluate = commands.add_parser("evaluate", help="make one named method's model, and print its scores")
+    evaluate.add_argument("--recipe", required=True, metavar="RECIPE", help="a shipped recipe or a .toml file")
+    evaluate.add_argument(
+        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="a setting in place of the recipe's"
+    )
+    _add_inputs(evaluate)
+    evaluate.set_defaults(command=verbs.evaluate)
 
     demo = commands.add_parser("demo", help="the search on an embedded real model and real sentences")
     demo.add_argument("--out", type=Path, metavar="RUN", help="default: the next free runs/demo-N; with --resume the last")
@@ -185,7 +155,52 @@ def _parser() -> argparse.ArgumentParser:
     validate = space.add_parser("validate", help="check a search space file")
     validate.add_argument("file")
     validate.set_defaults(command=verbs.validate_space)
+
+    _add_resource(commands, "recipe", "recipes, named methods", "search_spaces/recipes", lambda name: Recipe.load(name).as_dict())
     return parser
+
+
+def _add_inputs(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model",
+        required=True,
+        metavar="DIR_OR_HUB_ID",
+        help="a fine-tuned classifier, or a causal language model; with --finetune any of the families",
+    )
+    parser.add_argument("--task", required=True, help=", ".join(TASKS))
+    parser.add_argument(
+        "--data",
+        required=True,
+        metavar="FILE_OR_HUB_ID",
+        help="csv, tsv, json, jsonl, parquet, a hub data set; for language modeling also txt",
+    )
+    for name in ("text", "text-pair", "label"):
+        parser.add_argument(f"--{name}-column", metavar="C")
+    parser.add_argument("--validation", metavar="FILE_OR_SPLIT", help="guides the search; cut from the data where not given")
+    parser.add_argument("--test", metavar="FILE_OR_SPLIT", help="scored once, at the end; cut from the data where not given")
+    parser.add_argument("--unlabeled", metavar="FILE", help="text classification: text for the teacher to label, a line each")
+    for option, what in (
+        ("--block-length", "tokens of a block of training text; 256 where not given, or as many as the model takes"),
+        ("--context", "tokens of a window of scored text; likewise"),
+        ("--stride", "tokens that each window scores; half of --context where not given"),
+    ):
+        parser.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
+    parser.add_argument(
+        "--clean",
+        action="store_true",
+        help="language modeling: drop repeated lines, HTML and lines of non-letters from what is trained on",
+    )
+    parser.add_argument("--finetune", action="store_true", help="train the model on the data first, then compress it")
+    parser.add_argument(
+        "--hardware",
+        required=True,
+        action="append",
+        metavar="PROFILE",
+        help="a shipped profile or a .toml file; give it again for another device, which gets a front of its own",
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", required=True, type=Path, metavar="RUN")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
 def _add_limits(group: Any) -> None:

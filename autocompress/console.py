@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -59,16 +60,35 @@ def front_table(front: Front) -> Table:
     return table
 
 
+def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[str]:
+    """Every trial on every device, whether or not it is on the front; test scores are of the front's models only."""
+    lines = []
+    for trial in trials:
+        for name, score in trial.scores.items():
+            found, quality = [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"], score.quality
+            if quality:
+                lost = f"drop {quality.drop_validation:.2f} ± {quality.drop_validation_stderr:.2f} points"
+                found.append(f"{fronts[name].metric} {quality.validation:.4f} on validation ({lost})")
+            for member in {member.id: member for member in (fronts[name].baseline, *fronts[name].members)}.values():
+                if member.id == trial.id and member.quality.test is not None:
+                    found.append(f"{member.quality.test:.4f} on test")
+            how = describe(trial.candidate, trial.sizes)
+            lines.append(f"{trial.id} on {name}: {', '.join(found)}; {trial.seconds:.0f} s; {how}")
+    return lines
+
+
 def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     """A candidate in words."""
     scheme = candidate.get("quantization.scheme", "fp32")
     block, spared = candidate.get("quantization.block_size"), candidate.get("quantization.spared", "none")
-    steps = candidate.get("recovery.steps", 0)
+    start, steps = candidate.get("weights.start", "copied"), candidate.get("recovery.steps", 0)
+    teacher = " without a teacher" if candidate.get("recovery.hard_label_weight") == 1 else ""
     return ", ".join(
         [
             describe_sizes(sizes),
             (f"{scheme}/{block}" if block else str(scheme)) + (f", spared {spared}" if spared != "none" else ""),
-            *([f"{steps} steps"] if steps else []),
+            *([] if start == "copied" else [f"start {start}"]),
+            *([f"{steps} steps{teacher}"] if steps else []),
         ]
     )
 

@@ -173,12 +173,12 @@ class Loop:
             self._tell(handle, trial)
 
     def _resolve(self, candidate: Candidate) -> tuple[Candidate, Structure | None, str | None]:
-        """The candidate's structure; recovery repairs a cut, so an uncut candidate loses its recovery settings."""
+        """The candidate's structure; an uncut candidate loses the settings of what a cut needs, a start and recovery."""
         try:
             structure = self.foresight.resolve(candidate)
         except CandidateFailed as error:
             return candidate, None, str(error)
-        return (candidate.without("recovery") if structure == self.bench.full else candidate), structure, None
+        return (candidate.without("weights", "recovery") if structure == self.bench.full else candidate), structure, None
 
     def _record(self, trial: Trial, replayed: bool) -> None:
         self.trials.append(trial)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
 
@@ -82,8 +82,12 @@ class Family(Protocol):
         """The full structure of the model."""
         ...
 
-    def cut(self, model: torch.nn.Module, structure: Structure) -> torch.nn.Module:
-        """A smaller copy; the model itself is left as it is. Removed heads, neurons and layers leave the tensors."""
+    def cut(self, model: torch.nn.Module, structure: Structure, start: str = "copied") -> torch.nn.Module:
+        """A smaller copy; the model itself is left as it is. Removed heads, neurons and layers leave the tensors.
+
+        Args:
+            start: what the weights of the kept layers begin as, one of ``families.starts.STARTS``.
+        """
         ...
 
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> torch.nn.Module:
@@ -104,8 +108,8 @@ class Family(Protocol):
         ...
 
     def tap(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, Take]:
-        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention multiplies them, or what the
-        layer (``block``) gives to the next, and what takes it from there."""
+        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention multiplies them, what the layer
+        (``block``) gives to the next, or what the last layer gives to the head (``last``), and what takes it from there."""
         ...
 
     def weights(self, model: torch.nn.Module, layer: int, kind: str) -> tuple[torch.Tensor, ...]:
@@ -128,7 +132,7 @@ Evidence = NDArray[np.float64]
 """How well a model does on each example of a split, shape (examples,)."""
 
 
-class Lessons(Protocol):
+class TrainingSplit(Protocol):
     """Examples to learn from."""
 
     @property
@@ -171,7 +175,7 @@ class Task(Protocol[Part]):
         ...
 
     @property
-    def train(self) -> Lessons: ...
+    def train(self) -> TrainingSplit: ...
 
     @property
     def unlabeled(self) -> Sequence[Row]:
@@ -246,7 +250,8 @@ class Features:
         logits: (batch, labels); of a language model (batch * length, vocabulary).
         mask: (batch, length), 1 on real tokens.
         tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1;
-            ``query``, ``key``, ``value`` are of the last layer, as attention multiplies them, all heads side by side.
+            ``query``, ``key``, ``value`` are of the last layer, as attention multiplies them, all heads side by side;
+            ``last`` is what the head of the model is given, normalized where the model normalizes it.
     """
 
     logits: torch.Tensor
@@ -271,17 +276,38 @@ class Matching:
     causal: bool = False
 
 
+@dataclass
+class Lesson:
+    """One recovery, as its objectives see it; ``inputs`` and ``step`` are of the batch at hand.
+
+    Args:
+        student: in training.
+        teacher: never changed, nor are gradients left in it.
+        random: what an objective draws by, so that the same seed gives the same student.
+        steps: in which objectives count; labels alone may follow.
+        inputs: of both models, by their names, int64 of shape (batch, length).
+        step: steps done.
+    """
+
+    candidate: Candidate
+    matching: Matching
+    student: torch.nn.Module
+    teacher: torch.nn.Module
+    random: torch.Generator
+    steps: int
+    inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    step: int = 0
+
+
 class Objective(Protocol):
-    """A distillation loss."""
+    """A distillation loss, made anew from the ``Lesson`` of each recovery. The parameters of one that is a ``torch.nn.Module``
+    are trained along with the student, and do not ship."""
 
-    @property
-    def name(self) -> str: ...
-
-    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
-        """Names of the (student, teacher) features that the loss reads from ``Features.tokens``."""
+    def features(self) -> tuple[tuple[str, str], ...]:
+        """Names of the (student, teacher) features that the loss may read from ``Features.tokens``."""
         ...
 
-    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
+    def loss(self, student: Features, teacher: Features) -> torch.Tensor:
         """Scalar, differentiable in the student."""
         ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,8 +17,9 @@ from torch.nn.functional import cross_entropy
 from autocompress.candidate import Candidate
 from autocompress.distillation import objectives
 from autocompress.distillation.layer_maps import LAYER_MAPS
+from autocompress.distillation.settings import weight_setting
 from autocompress.errors import CandidateFailed
-from autocompress.interfaces import Batch, Family, Features, Matching, Row
+from autocompress.interfaces import Batch, Family, Features, Lesson, Matching, Row
 from autocompress.structure import Structure
 from autocompress.training import BATCH_SIZE, Optimizer, fast_math, forward_all, schedule, tensors, watch
 
@@ -28,7 +29,7 @@ class TransferSet:
     """What students learn from: labelled rows first, then unlabelled ones.
 
     Args:
-        labels: of the labelled rows, see ``Lessons``.
+        labels: of the labelled rows, see ``TrainingSplit``.
         batch: turns rows into a ``Batch``.
         batch_size: rows of a step.
     """
@@ -143,18 +144,22 @@ class Recovery:
         self.teacher = teacher
         self.steps = int(candidate.number("recovery.steps", 0))
         self.done = 0
-        names = candidate.get("recovery.objectives", ("logits",))
-        known = objectives()
-        self.objectives = [known[name] for name in names] if isinstance(names, tuple) else []  # type: ignore[index]
         layer_map = LAYER_MAPS[candidate.text("recovery.layer_map", "uniform")]
         depth = len(structure.layers)
-        self.matching = Matching(
+        matching = Matching(
             tuple(layer_map(depth, len(teacher.structure.layers))),
             structure.layers[-1].heads,
             teacher.family.head_size(teacher.model),
             teacher.family.causal,
         )
-        self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps)
+        random = torch.Generator().manual_seed(seed[-1])
+        label_phase = round(candidate.number("recovery.label_phase", 0) * self.steps)
+        self.lesson = Lesson(candidate, matching, student, teacher.model, random, max(1, self.steps - label_phase))
+        known, names = objectives(), candidate.get("recovery.objectives", ())
+        assert isinstance(names, tuple)
+        self.objectives = [(known[str(name)](self.lesson), candidate.number(weight_setting(str(name)), 1)) for name in names]
+        beside = [p for objective, _ in self.objectives if isinstance(objective, nn.Module) for p in objective.parameters()]
+        self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps, beside=beside)
         labelled = len(teacher.transfer.labels)
         lengths = np.array([row.shape[1] for row in teacher.transfer.rows], np.int64)
         share = candidate.number("recovery.unlabeled_share", 0)
@@ -162,10 +167,14 @@ class Recovery:
             raise CandidateFailed("recovery.unlabeled_share is more than 0, but there is no unlabelled text: give --unlabeled")
         size = teacher.transfer.batch_size
         unlabelled = round(share * size)
-        pairs = [pair for objective in self.objectives for pair in objective.features(self.matching)]
-        self.watched, self.taught = [mine for mine, _ in pairs], sorted({theirs for _, theirs in pairs})
-        teacher.remember(self.taught, unlabelled > 0)
-        self.batches = schedule([lengths[:labelled], lengths[labelled:]], [size - unlabelled, unlabelled], seed)
+        pairs = [pair for objective, _ in self.objectives for pair in objective.features()]
+        self.watched, self.taught = sorted({mine for mine, _ in pairs}), sorted({theirs for _, theirs in pairs})
+        if self.objectives:
+            teacher.remember(self.taught, unlabelled > 0)
+        sources = [_part(labelled, candidate.number("recovery.data_share"), seed[0]), np.arange(labelled, len(lengths))]
+        drawn = schedule([lengths[source] for source in sources], [size - unlabelled, unlabelled], seed)
+        rows = np.concatenate(sources)
+        self.batches: Iterator[list[int]] = (rows[indices].tolist() for indices in drawn)
 
     def advance(self, until: int) -> None:
         """Train up to this step.
@@ -185,14 +194,20 @@ class Recovery:
         with fast_math():
             logits = self.student(**inputs).logits.float().flatten(0, -2)
         loss: Tensor = 0 * logits[0].sum()
-        weight = self.candidate.number("recovery.hard_label_weight")
+        self.lesson.inputs, self.lesson.step = inputs, self.done
+        weight = 1.0 if self.lesson.steps <= self.done < self.steps else self.candidate.number("recovery.hard_label_weight")
         if weight < 1:
             mask = inputs["attention_mask"]
             student = Features(logits, mask, {name: value.float() for name, value in seen.items()})
             teacher = self.teacher.features(self.taught, indices, inputs)
-            soft = sum(objective.loss(student, teacher, self.candidate, self.matching) for objective in self.objectives)
-            loss = (1 - weight) * torch.as_tensor(soft)
+            for objective, own_weight in self.objectives:
+                loss = loss + (1 - weight) * own_weight * objective.loss(student, teacher)
         answers = transfer.answers(indices)
         if weight > 0 and (answers >= 0).any():
             loss = loss + weight * cross_entropy(logits, answers)
         return loss
+
+
+def _part(count: int, share: float, seed: int) -> NDArray[np.int64]:
+    """A share of so many indices; with the same seed a smaller share is part of a larger one."""
+    return np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))] if share < 1 else np.arange(count)

@@ -8,8 +8,12 @@ from typing import Any, Literal
 
 from autocompress.errors import UserError
 
-Kind = Literal["search_spaces", "hw_profiles"]
-_NOUN: dict[Kind, str] = {"search_spaces": "search space", "hw_profiles": "hardware profile"}
+Kind = Literal["search_spaces", "search_spaces/recipes", "hw_profiles"]
+_NOUN: dict[Kind, str] = {
+    "search_spaces": "search space",
+    "search_spaces/recipes": "recipe",
+    "hw_profiles": "hardware profile",
+}
 
 
 def _folder(kind: Kind) -> Path:

@@ -93,7 +93,7 @@ class SearchSpace:
         description, corners = values.pop("description", ""), values.pop("corners", [])
         if not isinstance(description, str):
             raise UserError(f"{path}: description is {description!r}, it must be text")
-        flat = _flatten(values, str(path))
+        flat = flatten(values, str(path))
         for key in flat:
             if key not in SETTINGS.by_name:
                 raise UserError(f"{path}: unknown setting {key!r}; known are {', '.join(SETTINGS.by_name)}")
@@ -110,7 +110,7 @@ class SearchSpace:
     def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
         """All settings of a corner: what it leaves out has the space's only value, else the setting's default."""
         where = f"{path}: corner {number}"
-        given = _flatten(corner, where)
+        given = flatten(corner, where)
         SETTINGS.candidate(given, where)
         point = {name: SETTINGS.by_name[name].check(value, where) for name, value in given.items()}
         for name in point.keys() - {parameter.name for parameter in self.parameters}:
@@ -164,7 +164,12 @@ class SearchSpace:
         }
 
 
-def _flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """``{"layers": {"keep": 0.5}}`` as ``{"layers.keep": 0.5}``.
+
+    Raises:
+        UserError: a key outside of a section, or a section that no setting has; ``where`` leads the message.
+    """
     flat: dict[str, Any] = {}
     for section, keys in values.items():
         if not isinstance(keys, dict):

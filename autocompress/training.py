@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,14 +67,25 @@ def _endless(count: int, offset: int, rng: np.random.Generator) -> Iterator[int]
 
 class Optimizer:
     """AdamW on the dense parameters, lazy Adam on word embeddings that no head shares (only the rows a batch touches), with a
-    linear warm-up and a linear decay to zero."""
+    linear warm-up and a linear decay to zero.
 
-    def __init__(self, model: nn.Module, learning_rate: float, steps: int, weight_decay: float = 0.01) -> None:
+    Args:
+        beside: parameters that are not the model's.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        learning_rate: float,
+        steps: int,
+        weight_decay: float = 0.01,
+        beside: Iterable[nn.Parameter] = (),
+    ) -> None:
         whole: Any = model
         embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
         embeddings.sparse = head is None or head.weight is not embeddings.weight
         lazy = [embeddings.weight] if embeddings.sparse else []
-        self.dense = [p for p in model.parameters() if not any(p is weight for weight in lazy)]
+        self.dense = [*(p for p in model.parameters() if not any(p is weight for weight in lazy)), *beside]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(self.dense, lr=learning_rate, weight_decay=weight_decay, fused=True),
             *(torch.optim.SparseAdam([weight], lr=learning_rate) for weight in lazy),

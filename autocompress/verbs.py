@@ -8,48 +8,79 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from autocompress import resources, units
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
 from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.pareto import SCHEMA, Budget, Front, Member, load_front, load_fronts
+from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
+
+if TYPE_CHECKING:
+    from autocompress.engine import SearchResult
+    from autocompress.request import Request
 
 
 def search(options: argparse.Namespace) -> None:
     """``autocompress search``."""
-    hardware = tuple(_in_phase(HardwareProfile.load(name), options.max_latency) for name in options.hardware)
+    hardware = _hardware(options)
     budget, budgets = _budgets(options)
     space = SearchSpace.load(options.space)
+    _run(
+        _request(
+            options,
+            hardware,
+            space,
+            budget=budget,
+            budgets=budgets,
+            trials=options.trials,
+            time_limit_s=_time_limit(options),
+            sampler=options.sampler,
+        )
+    )
+
+
+def evaluate(options: argparse.Namespace) -> None:
+    """``autocompress evaluate``: a search of one trial in a space of one point."""
+    hardware, recipe = _hardware(options), Recipe.load(options.recipe, options.changes)
+    from autocompress import console
+
+    result = _searched(_request(options, hardware, recipe.space, trials=1))
+    if len(result.trials) == 1:
+        raise RequestUnmet(f"recipe {recipe.name} leaves this model as it is; nothing was made")
+    for line in (f"{recipe.name}: {recipe.paper}", *console.trial_lines(result.trials, result.fronts)):
+        console.out.print(line)
+    console.out.print(f"report: {result.run / 'report.html'}")
+
+
+def _hardware(options: argparse.Namespace) -> tuple[HardwareProfile, ...]:
+    return tuple(_in_phase(HardwareProfile.load(name), getattr(options, "max_latency", ())) for name in options.hardware)
+
+
+def _request(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...], space: SearchSpace, **more: Any) -> Request:
     from autocompress.request import Request
     from autocompress.tasks.data import Columns
 
-    _run(
-        Request(
-            options.model,
-            options.task,
-            options.data,
-            hardware,
-            space,
-            options.out,
-            Columns(options.text_column, options.text_pair_column, options.label_column),
-            options.validation,
-            options.test,
-            options.unlabeled,
-            options.block_length,
-            options.context,
-            options.stride,
-            options.clean,
-            options.finetune,
-            budget,
-            budgets,
-            options.trials,
-            _time_limit(options),
-            options.sampler,
-            options.seed,
-            options.resume,
-        )
+    return Request(
+        options.model,
+        options.task,
+        options.data,
+        hardware,
+        space,
+        options.out,
+        Columns(options.text_column, options.text_pair_column, options.label_column),
+        options.validation,
+        options.test,
+        options.unlabeled,
+        options.block_length,
+        options.context,
+        options.stride,
+        options.clean,
+        options.finetune,
+        seed=options.seed,
+        resume=options.resume,
+        **more,
     )
 
 
@@ -132,17 +163,23 @@ def _time_limit(options: argparse.Namespace) -> float | None:
     return None if options.time_limit is None else units.duration_s(options.time_limit, "--time-limit")
 
 
-def _run(request: Any) -> Front:
+def _searched(request: Request) -> SearchResult:
     from autocompress import console
     from autocompress.session import search_for
 
     try:
         with console.Progressing(request.time_limit_s, request.metric) as listener:
-            result = search_for(request, listener)
+            return search_for(request, listener)
     except KeyboardInterrupt:
         if not (request.out / "run.json").is_file():
             raise
         raise KeyboardInterrupt("stopped; what was tried is kept, and the same command with --resume goes on") from None
+
+
+def _run(request: Request) -> Front:
+    from autocompress import console
+
+    result = _searched(request)
     for front in result.fronts.values():
         console.out.print(console.front_table(front))
     for line in console.prediction_lines(result.run):

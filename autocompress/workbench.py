@@ -179,7 +179,7 @@ class Workbench:
 
     def _try(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Trial, promote: Promote) -> Trial:
         folder = self.models / found.id
-        student = self.family.cut(self.model, structure)
+        student = self.family.cut(self.model, structure, candidate.text("weights.start", "copied"))
         steps = int(candidate.number("recovery.steps", 0))
 
         def export_and_time() -> tuple[Trial, dict[str, Timing]]:

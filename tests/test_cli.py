@@ -370,6 +370,7 @@ def test_reading_commands_answer_without_torch(run: Path) -> None:
         ["front", str(run)],
         ["pick", str(run), "--max-drop", "50"],
         ["space", "validate", "demo"],
+        ["recipe", "show", "distilgpt2"],
         ["profile", "list"],
         ["profile", "show", "gpu-cuda"],
     ):
@@ -384,6 +385,8 @@ def test_reading_commands_answer_without_torch(run: Path) -> None:
 def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
+        "decoder",
+        "decoder-truncation",
         "demo",
         "encoder",
         "quantization-only",

@@ -21,7 +21,7 @@ from autocompress.distillation.relations import split_heads
 from autocompress.errors import UserError
 from autocompress.export import to_onnx
 from autocompress.families import FAMILIES, family_of
-from autocompress.interfaces import Batch, Features, Matching
+from autocompress.interfaces import Batch, Features, Lesson, Matching
 from autocompress.onnx_runtime import predict
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
@@ -161,8 +161,9 @@ def test_queries_keys_and_values_are_those_that_attention_multiplies(name: str) 
 
 @each_model
 def test_hidden_states_are_what_a_layer_gives_to_the_next(name: str) -> None:
-    output, seen = watched(name, build(name), "hidden.1", "hidden.2", output_hidden_states=True)
+    output, seen = watched(name, build(name), "hidden.1", "hidden.2", "last", output_hidden_states=True)
     assert torch.equal(seen["hidden.1"], output.hidden_states[1]) and torch.equal(seen["hidden.2"], output.hidden_states[2])
+    assert torch.equal(seen["last"], output.hidden_states[-1])
 
 
 @each_model
@@ -176,9 +177,10 @@ def test_kept_heads_match_their_teacher_s(name: str, objective: str) -> None:
     mask, losses = inputs()["attention_mask"], []
     for heads in (kept, (0, 2)):
         matching = Matching((), heads, family.head_size(model), family.causal)
-        names = {theirs for _, theirs in found.features(matching)}
+        made = found(Lesson(SETTINGS.candidate({}), matching, smaller, model, torch.Generator(), 1))
+        names = {theirs for _, theirs in made.features()}
         student, teacher = (Features(torch.zeros(3, 2), mask, watched(name, one, *names)[1]) for one in (smaller, model))
-        losses.append(found.loss(student, teacher, SETTINGS.candidate({}), matching).item())
+        losses.append(made.loss(student, teacher).item())
     assert losses[0] == pytest.approx(0, abs=1e-6) and losses[1] > 1e-3
 
 

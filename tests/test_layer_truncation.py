@@ -37,6 +37,16 @@ def kept(layers: int, keep: object, rule: str = "uniform", structure: Structure 
         ("top", 12, 1, [11]),
         ("bottom", 12, 1, [0]),
         ("sandwich", 12, 1, [0]),
+        ("bottom-half", 12, 6, [0, 1, 2, 3, 4, 5]),
+        ("top-half", 12, 6, [6, 7, 8, 9, 10, 11]),
+        ("spread-sandwich", 12, 6, [0, 1, 2, 9, 10, 11]),
+        ("uniform", 24, 6, [0, 4, 8, 12, 16, 20]),
+        ("bottom-half", 24, 6, [0, 2, 4, 6, 8, 10]),
+        ("top-half", 24, 6, [13, 15, 17, 19, 21, 23]),
+        ("spread-sandwich", 24, 6, [0, 2, 4, 19, 21, 23]),
+        ("pseudo-uniform", 12, 3, [0, 6, 11]),
+        ("pseudo-uniform", 24, 3, [0, 12, 23]),
+        ("bottom-half", 6, 5, [0, 1, 2, 3, 4]),
     ],
 )
 def test_rules(rule: str, n: int, k: int, layers: list[int]) -> None:

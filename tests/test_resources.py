@@ -16,9 +16,12 @@ from autocompress.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.mark.parametrize(("kind", "member"), [("search_spaces", "demo"), ("hw_profiles", "cpu-1-thread")])
+@pytest.mark.parametrize(
+    ("kind", "member"),
+    [("search_spaces", "demo"), ("search_spaces/recipes", "distilgpt2"), ("hw_profiles", "cpu-1-thread")],
+)
 def test_shipped_names(kind: resources.Kind, member: str) -> None:
-    assert resources.names(kind) == sorted(path.stem for path in (ROOT / kind).iterdir())
+    assert resources.names(kind) == sorted(path.stem for path in (ROOT / kind).iterdir() if path.is_file())
     assert resources.locate(kind, member) == ROOT / kind / f"{member}.toml"
 
 
@@ -33,6 +36,7 @@ def test_a_path(tmp_path: Path) -> None:
     ("kind", "asked", "message"),
     [
         ("search_spaces", "dmeo", "unknown search space 'dmeo': give a path to a .toml file or one of "),
+        ("search_spaces/recipes", "demo", "unknown recipe 'demo': give a path to a .toml file or one of annealing-kd, "),
         ("hw_profiles", "gpu", "unknown hardware profile 'gpu': give a path to a .toml file or one of "),
         ("search_spaces", "../hw_profiles/cpu-1-thread", "unknown search space '../hw_profiles/cpu-1-thread'"),
         ("hw_profiles", "no/such.toml", "hardware profile file no/such.toml does not exist"),
@@ -56,7 +60,7 @@ def test_the_message_lists_what_there_is() -> None:
         resources.locate("search_spaces", "dmeo")
 
 
-def test_the_wheel_brings_spaces_and_profiles(tmp_path: Path) -> None:
+def test_the_wheel_brings_spaces_recipes_and_profiles(tmp_path: Path) -> None:
     """Built, installed in a fresh environment beside its dependencies, and read from another folder."""
 
     def run(*command: str | Path, cwd: Path = tmp_path, **variables: str) -> str:
@@ -77,10 +81,12 @@ print(autocompress.__file__)
 print(profile.threads, profile.batch_size, profile.sequence_length)
 print(*resources.names("hw_profiles"))
 print(*resources.names("search_spaces"))
+print(*resources.names("search_spaces/recipes"))
 """
     dependencies = str(Path(np.__file__).parents[1])
-    home, profile, profiles, spaces = run(python, "-c", code, PYTHONPATH=dependencies).splitlines()
+    home, profile, profiles, spaces, recipes = run(python, "-c", code, PYTHONPATH=dependencies).splitlines()
     assert Path(home).is_relative_to(tmp_path / "venv")
     assert profile == "1 1 32"
     assert profiles.split() == resources.names("hw_profiles")
     assert spaces.split() == resources.names("search_spaces")
+    assert recipes.split() == resources.names("search_spaces/recipes")

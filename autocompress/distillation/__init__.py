@@ -6,18 +6,33 @@ conformance test.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from autocompress.interfaces import Objective
+    from autocompress.interfaces import Lesson, Objective
 
 
-def objectives() -> dict[str, Objective]:
-    """All objectives by name; imports torch."""
+def objectives() -> dict[str, Callable[[Lesson], Objective]]:
+    """All objectives by name, to be made for a lesson; imports torch."""
+    from autocompress.distillation.adversarial_logits import AdversarialLogits
+    from autocompress.distillation.annealed_logits import AnnealedLogits
     from autocompress.distillation.attention_maps import AttentionMaps
+    from autocompress.distillation.cosine import Cosine
     from autocompress.distillation.hidden_states import HiddenStates
     from autocompress.distillation.logits import Logits
+    from autocompress.distillation.normalized_hidden_states import NormalizedHiddenStates
+    from autocompress.distillation.random_layers import RandomLayers
     from autocompress.distillation.value_relations import ValueRelations
 
-    members: tuple[Objective, ...] = (Logits(), HiddenStates(), AttentionMaps(), ValueRelations())
-    return {member.name: member for member in members}
+    return {
+        "logits": Logits,
+        "hidden-states": HiddenStates,
+        "normalized-hidden-states": NormalizedHiddenStates,
+        "cosine": Cosine,
+        "attention-maps": AttentionMaps,
+        "value-relations": ValueRelations,
+        "random-layers": RandomLayers,
+        "adversarial-logits": AdversarialLogits,
+        "annealed-logits": AnnealedLogits,
+    }

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from autocompress.candidate import Candidate
 from autocompress.distillation.relations import relation_loss, split_heads
-from autocompress.interfaces import Features, Matching
+from autocompress.interfaces import Features, Lesson
 
 
 @dataclass(frozen=True)
@@ -19,12 +18,13 @@ class AttentionMaps:
     Zero when the student's last layer has no heads.
     """
 
-    name: str = "attention-maps"
+    lesson: Lesson
 
-    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
-        return (("query", "query"), ("key", "key")) if matching.heads else ()
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return (("query", "query"), ("key", "key")) if self.lesson.matching.heads else ()
 
-    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
+    def loss(self, student: Features, teacher: Features) -> torch.Tensor:
+        matching = self.lesson.matching
         if not matching.heads:
             return 0 * student.logits.sum()
         mine, theirs = _split(student, matching.head_size), _split(teacher, matching.head_size, matching.heads)

@@ -1,4 +1,4 @@
-"""Hidden states of mapped layers (Sun et al. 2019, PKD; Jiao et al. 2020, TinyBERT)."""
+"""Hidden states of mapped layers (Jiao et al. 2020, TinyBERT, section 3.1)."""
 
 from __future__ import annotations
 
@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from autocompress.candidate import Candidate
-from autocompress.interfaces import Features, Matching
+from autocompress.interfaces import Features, Lesson
 
 
 @dataclass(frozen=True)
@@ -17,15 +16,20 @@ class HiddenStates:
     Cutting keeps the hidden size, so no projection stands between the two.
     """
 
-    name: str = "hidden-states"
+    lesson: Lesson
 
-    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
-        return tuple((f"hidden.{student}", f"hidden.{teacher}") for student, teacher in matching.layers)
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return mapped(self.lesson)
 
-    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
+    def loss(self, student: Features, teacher: Features) -> torch.Tensor:
         mask = student.mask.unsqueeze(-1)
         losses = []
-        for mine, theirs in self.features(matching):
+        for mine, theirs in self.features():
             squares = (student.tokens[mine] - teacher.tokens[theirs]).pow(2) * mask
             losses.append(squares.sum() / (mask.sum() * squares.shape[-1]))
         return torch.stack(losses).mean()
+
+
+def mapped(lesson: Lesson) -> tuple[tuple[str, str], ...]:
+    """The hidden states of the layers that ``recovery.layer_map`` pairs."""
+    return tuple((f"hidden.{student}", f"hidden.{teacher}") for student, teacher in lesson.matching.layers)

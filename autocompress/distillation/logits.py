@@ -7,21 +7,28 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from autocompress.candidate import Candidate
-from autocompress.interfaces import Features, Matching
+from autocompress.interfaces import Features, Lesson
 
 
 @dataclass(frozen=True)
 class Logits:
-    """T^2 KL(teacher || student) of the softmax at temperature T, mean over the batch."""
+    """The ``divergence`` of the student from its teacher at ``recovery.temperature``."""
 
-    name: str = "logits"
+    lesson: Lesson
 
-    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
+    def features(self) -> tuple[tuple[str, str], ...]:
         return ()
 
-    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
-        temperature = candidate.number("recovery.temperature")
-        student_log = log_softmax(student.logits / temperature, dim=-1)
-        teacher_log = log_softmax(teacher.logits / temperature, dim=-1)
-        return temperature**2 * kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
+    def loss(self, student: Features, teacher: Features) -> torch.Tensor:
+        return divergence(student.logits, teacher.logits, self.lesson.candidate.number("recovery.temperature"))
+
+
+def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:
+    """T^2 KL(teacher || student) of the softmax at temperature T, mean over rows.
+
+    Args:
+        student, teacher: logits, (rows, classes).
+    """
+    student_log = log_softmax(student / temperature, dim=-1)
+    teacher_log = log_softmax(teacher / temperature, dim=-1)
+    return temperature**2 * kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)

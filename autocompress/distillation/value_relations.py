@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from autocompress.candidate import Candidate
 from autocompress.distillation.relations import relation_loss, split_heads
-from autocompress.interfaces import Features, Matching
+from autocompress.interfaces import Features, Lesson
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,13 @@ class ValueRelations:
     Zero when the student's last layer has no heads.
     """
 
-    name: str = "value-relations"
+    lesson: Lesson
 
-    def features(self, matching: Matching) -> tuple[tuple[str, str], ...]:
-        return (("value", "value"),) if matching.heads else ()
+    def features(self) -> tuple[tuple[str, str], ...]:
+        return (("value", "value"),) if self.lesson.matching.heads else ()
 
-    def loss(self, student: Features, teacher: Features, candidate: Candidate, matching: Matching) -> torch.Tensor:
+    def loss(self, student: Features, teacher: Features) -> torch.Tensor:
+        matching = self.lesson.matching
         if not matching.heads:
             return 0 * student.logits.sum()
         mine = split_heads(student.tokens["value"], matching.head_size)

@@ -14,5 +14,6 @@ FAMILY = EncoderFamily(
         "ffn_input": "intermediate.dense",
         "ffn_output": "output.dense",
         "block": "",
+        "last": "",
     },
 )

@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from transformers.pytorch_utils import Conv1D
 
+from autocompress.families.starts import STARTS, Reduce, copied, renew
 from autocompress.structure import Layer, Structure
 
 
@@ -73,10 +74,12 @@ class DecoderFamily:
 
     Args:
         layers: path of the layer list in the model.
+        norm: path of the norm before the head.
     """
 
     name: str
     layers: str
+    norm: str
     attention: Branch
     ffn: Branch
     causal: ClassVar[bool] = True
@@ -101,9 +104,11 @@ class DecoderFamily:
         inputs = [_matrix(block.get_submodule(path)).chunk(branch.fused) for path in branch.inputs]
         return (*chain.from_iterable(inputs), _matrix(block.get_submodule(branch.output)).T)
 
-    def cut(self, model: nn.Module, structure: Structure) -> nn.Module:
+    def cut(self, model: nn.Module, structure: Structure, start: str = "copied") -> nn.Module:
         smaller = copy.deepcopy(model)
-        self._shrink(smaller, structure)
+        self._shrink(smaller, structure, STARTS[start])
+        if start == "embeddings":
+            renew(list(self._blocks(smaller)))
         _set_layers(smaller.config, [layer.source for layer in structure.layers])
         return smaller
 
@@ -122,13 +127,13 @@ class DecoderFamily:
         assert isinstance(found, nn.ModuleList)
         return found
 
-    def _shrink(self, model: nn.Module, structure: Structure) -> None:
+    def _shrink(self, model: nn.Module, structure: Structure, reduce: Reduce = copied) -> None:
         """Cut the model itself, its config aside."""
         blocks, whole = self._blocks(model), self.structure(model).layers
         kept = [blocks[layer.source] for layer in structure.layers]
         for i, (block, layer) in enumerate(zip(kept, structure.layers, strict=True)):
-            _keep(block, self.attention, len(whole[layer.source].heads), layer.heads, NoHeads)
-            _keep(block, self.ffn, len(whole[layer.source].ffn), layer.ffn, NoNeurons)
+            _keep(block, self.attention, len(whole[layer.source].heads), layer.heads, reduce, NoHeads)
+            _keep(block, self.ffn, len(whole[layer.source].ffn), layer.ffn, reduce, NoNeurons)
             attention: Any = block.get_submodule(self.attention.module)
             attention.layer_idx = i
         model.set_submodule(self.layers, nn.ModuleList(kept))
@@ -142,7 +147,7 @@ def _set_layers(config: Any, sources: Sequence[int]) -> None:
         config.layer_types = [kinds[source] for source in sources]
 
 
-def _keep(block: nn.Module, branch: Branch, units: int, kept: Sequence[int], stand_in: type[NoNeurons]) -> None:
+def _keep(block: nn.Module, branch: Branch, units: int, kept: Sequence[int], reduce: Reduce, stand_in: type[NoNeurons]) -> None:
     if len(kept) == units:
         return
     output: Any = block.get_submodule(branch.output)
@@ -152,20 +157,24 @@ def _keep(block: nn.Module, branch: Branch, units: int, kept: Sequence[int], sta
         return
 
     for path in branch.inputs:
-        _select(block.get_submodule(path), 0, branch.fused, units, kept)
-    _select(output, 1, 1, units, kept)
+        _select(block.get_submodule(path), 0, branch.fused, units, kept, reduce)
+    _select(output, 1, 1, units, kept, reduce)
 
 
-def _select(projection: Any, axis: int, fused: int, units: int, kept: Sequence[int]) -> None:
-    """Leave the projection with the outputs (axis 0) or inputs (1) of these units."""
-    matrix = _matrix(projection)
-    indices = torch.arange(matrix.shape[axis], device=matrix.device).view(fused, units, -1)[:, list(kept)].flatten()
+def _select(projection: Any, axis: int, fused: int, units: int, kept: Sequence[int], reduce: Reduce) -> None:
+    """Leave the projection with fewer units along its outputs (axis 0) or inputs (1)."""
     transposed = isinstance(projection, Conv1D)
-    projection.weight = nn.Parameter(projection.weight.detach().index_select(1 - axis if transposed else axis, indices))
+
+    def fewer(tensor: Tensor, axis: int) -> nn.Parameter:
+        parts = tensor.detach().chunk(fused, axis)
+        return nn.Parameter(torch.cat([reduce(part, axis, part.shape[axis] // units, kept) for part in parts], axis))
+
+    own_axis = 1 - axis if transposed else axis
+    projection.weight = fewer(projection.weight, own_axis)
     if axis == 0 and projection.bias is not None:
-        projection.bias = nn.Parameter(projection.bias.detach()[indices])
+        projection.bias = fewer(projection.bias, 0)
     names = ("nf", "nx") if transposed else ("out_features", "in_features")
-    setattr(projection, names[axis], len(indices))
+    setattr(projection, names[axis], projection.weight.shape[own_axis])
 
 
 def _inputs(block: nn.Module, branch: Branch) -> int:

@@ -14,5 +14,6 @@ FAMILY = EncoderFamily(
         "ffn_input": "ffn.lin1",
         "ffn_output": "ffn.lin2",
         "block": "",
+        "last": "",
     },
 )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
+from autocompress.families.starts import STARTS, Reduce, copied, renew
 from autocompress.interfaces import Take
 from autocompress.structure import Layer, Structure
 
@@ -76,12 +77,14 @@ class EncoderFamily:
         found = {role: self.part(model, layer, role).get_parameter("weight").detach() for role in (*inputs, output)}
         return (*(found[role] for role in inputs), found[output].T)
 
-    def cut(self, model: nn.Module, structure: Structure) -> nn.Module:
+    def cut(self, model: nn.Module, structure: Structure, start: str = "copied") -> nn.Module:
         smaller = copy.deepcopy(model)
         layers = self._layers(smaller)
         self._replace(smaller, [layers[layer.source] for layer in structure.layers])
         for i, layer in enumerate(structure.layers):
-            self._cut_layer(smaller, i, layer)
+            self._cut_layer(smaller, i, layer, STARTS[start])
+        if start == "embeddings":
+            renew(list(self._layers(smaller)))
         setattr(smaller.config, self.depth_key, len(structure.layers))
         return smaller
 
@@ -102,33 +105,37 @@ class EncoderFamily:
         parent, _, name = self.layers.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
 
-    def _cut_layer(self, model: nn.Module, index: int, layer: Layer) -> None:
+    def _cut_layer(self, model: nn.Module, index: int, layer: Layer, reduce: Reduce = copied) -> None:
+        def part(role: str) -> nn.Module:
+            return self.part(model, index, role)
+
         def put(role: str, module: nn.Module) -> None:
             self._layers(model)[index].set_submodule(self.parts[role], module)
 
         size = self.head_size(model)
-        dims = [head * size + i for head in layer.heads for i in range(size)]
         for role in ("query", "key", "value"):
-            put(role, _keep_outputs(self.part(model, index, role), dims) if dims else Slice(size))
-        put("attention_output", _keep_inputs(self.part(model, index, "attention_output"), dims))
-        put("ffn_input", _keep_outputs(self.part(model, index, "ffn_input"), layer.ffn) if layer.ffn else nn.Identity())
-        put("ffn_output", _keep_inputs(self.part(model, index, "ffn_output"), layer.ffn))
+            put(role, _keep_outputs(part(role), size, layer.heads, reduce) if layer.heads else Slice(size))
+        put("attention_output", _keep_inputs(part("attention_output"), size, layer.heads, reduce))
+        put("ffn_input", _keep_outputs(part("ffn_input"), 1, layer.ffn, reduce) if layer.ffn else nn.Identity())
+        put("ffn_output", _keep_inputs(part("ffn_output"), 1, layer.ffn, reduce))
 
 
 def _width(module: nn.Module, axis: int) -> int:
     return module.weight.shape[axis] if isinstance(module, nn.Linear) else 0
 
 
-def _keep_outputs(linear: nn.Module, rows: Sequence[int]) -> nn.Module:
+def _keep_outputs(linear: nn.Module, size: int, kept: Sequence[int], reduce: Reduce) -> nn.Module:
     assert isinstance(linear, nn.Linear)
-    return _linear(linear.weight[list(rows)], linear.bias[list(rows)]) if len(rows) < linear.out_features else linear
+    if size * len(kept) == linear.out_features:
+        return linear
+    return _linear(reduce(linear.weight, 0, size, kept), reduce(linear.bias, 0, size, kept))
 
 
-def _keep_inputs(linear: nn.Module, columns: Sequence[int]) -> nn.Module:
+def _keep_inputs(linear: nn.Module, size: int, kept: Sequence[int], reduce: Reduce) -> nn.Module:
     assert isinstance(linear, nn.Linear)
-    if not columns:
+    if not kept:
         return Bias(linear.bias)
-    return _linear(linear.weight[:, list(columns)], linear.bias) if len(columns) < linear.in_features else linear
+    return linear if size * len(kept) == linear.in_features else _linear(reduce(linear.weight, 1, size, kept), linear.bias)
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

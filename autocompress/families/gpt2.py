@@ -8,6 +8,7 @@ from typing import Any
 from torch import nn
 
 from autocompress.families.decoder import Branch, DecoderFamily, NoHeads
+from autocompress.families.starts import Reduce, copied
 from autocompress.interfaces import Take
 from autocompress.structure import Structure
 
@@ -16,6 +17,8 @@ class Gpt2Family(DecoderFamily):
     """See ``FAMILY``."""
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
+        if role == "last":
+            return model.get_submodule(self.norm), lambda output: output
         block = self.part(model, layer, "block")
         if role == "block":
             return block, lambda output: output
@@ -31,8 +34,8 @@ class Gpt2Family(DecoderFamily):
                     attention.scaling *= (i + 1) / (source + 1)
         return model
 
-    def _shrink(self, model: nn.Module, structure: Structure) -> None:
-        super()._shrink(model, structure)
+    def _shrink(self, model: nn.Module, structure: Structure, reduce: Reduce = copied) -> None:
+        super()._shrink(model, structure, reduce)
         for i, layer in enumerate(structure.layers):
             attention: Any = self.part(model, i, "block").get_submodule("attn")
             attention.split_size = len(layer.heads) * self.head_size(model)
@@ -41,6 +44,7 @@ class Gpt2Family(DecoderFamily):
 FAMILY = Gpt2Family(
     name="gpt2",
     layers="transformer.h",
+    norm="transformer.ln_f",
     attention=Branch("ln_1", "attn", ("attn.c_attn",), "attn.c_proj", fused=3),
     ffn=Branch("ln_2", "mlp", ("mlp.c_fc",), "mlp.c_proj"),
 )

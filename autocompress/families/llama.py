@@ -13,6 +13,8 @@ class LlamaFamily(DecoderFamily):
     """See ``FAMILY``."""
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
+        if role == "last":
+            return model.get_submodule(self.norm), lambda output: output
         block = self.part(model, layer, "block")
         if role == "block":
             return block, lambda output: output
@@ -33,6 +35,7 @@ class LlamaFamily(DecoderFamily):
 FAMILY = LlamaFamily(
     name="llama",
     layers="model.layers",
+    norm="model.norm",
     attention=Branch(
         "input_layernorm", "self_attn", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
     ),

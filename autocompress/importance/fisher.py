@@ -22,7 +22,7 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
     Every example has gates of its own, so one backward pass over a batch gives the derivatives of each example.
 
     Args:
-        batches: model inputs, and labels as ``Lessons`` has them.
+        batches: model inputs, and labels as ``TrainingSplit`` has them.
     """
     model.eval()
     full = family.structure(model)

@@ -11,6 +11,7 @@ from autocompress.candidate import Candidate, Settings
 from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.structure import Importance, Structure
+from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.quantization import QUANTIZATION_SETTINGS
@@ -23,7 +24,9 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
 )
 
-SETTINGS = Settings(*(technique.settings for technique in TECHNIQUES), RECOVERY_SETTINGS, QUANTIZATION_SETTINGS)
+SETTINGS = Settings(
+    *(technique.settings for technique in TECHNIQUES), INITIALIZATION_SETTINGS, RECOVERY_SETTINGS, QUANTIZATION_SETTINGS
+)
 """Every setting a candidate may have."""
 
 

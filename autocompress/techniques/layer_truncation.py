@@ -1,6 +1,8 @@
 """Layer truncation: keep some layers, drop the rest.
 
-Rules after Li et al. 2021 (section on initialisation by truncation) and Sajjad et al. 2020, "Poor Man's BERT".
+Rules after Li et al. 2021 and its released code (layers of a student as part of a teacher's) and Sajjad et al. 2020, "Poor Man's
+BERT". Keeping half of the layers, ``bottom`` and ``bottom-half`` are the same, as are ``top`` and ``top-half``, ``sandwich`` and
+``spread-sandwich``; keeping fewer, those of the paper's code stay spread over their half.
 """
 
 from __future__ import annotations
@@ -13,12 +15,24 @@ from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Knowledge
 from autocompress.structure import Structure
 
+
+def _bottom_half(n: int, k: int) -> list[int]:
+    return [i * max(k, n // 2) // k for i in range(k)]
+
+
+def _top_half(n: int, k: int) -> list[int]:
+    return [n - 1 - i for i in reversed(_bottom_half(n, k))]
+
+
 RULES: dict[str, Callable[[int, int], list[int]]] = {
     "uniform": lambda n, k: [i * n // k for i in range(k)],
     "pseudo-uniform": lambda n, k: [0] if k == 1 else [(2 * i * (n - 1) + k - 1) // (2 * (k - 1)) for i in range(k)],
     "bottom": lambda n, k: list(range(k)),
     "top": lambda n, k: list(range(n - k, n)),
     "sandwich": lambda n, k: [*range((k + 1) // 2), *range(n - k // 2, n)],
+    "bottom-half": _bottom_half,
+    "top-half": _top_half,
+    "spread-sandwich": lambda n, k: [*_bottom_half(n, k)[: (k + 1) // 2], *_top_half(n, k)[(k + 1) // 2 :]],
 }
 """Rule -> (layers there are, layers to keep) -> the layers kept, ascending."""
 
