@@ -65,13 +65,14 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
     lines = []
     for trial in trials:
         for name, score in trial.scores.items():
+            front, metric = fronts[name], fronts[name].scale
             found, quality = [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"], score.quality
             if quality:
-                lost = f"drop {quality.drop_validation:.2f} ± {quality.drop_validation_stderr:.2f} points"
-                found.append(f"{fronts[name].metric} {quality.validation:.4f} on validation ({lost})")
-            for member in {member.id: member for member in (fronts[name].baseline, *fronts[name].members)}.values():
+                lost = f"{metric.drop_text(quality.drop_validation)} ± {quality.drop_validation_stderr:.2f}"
+                found.append(f"{metric.name} {metric.text(quality.validation)} on validation ({lost})")
+            for member in {member.id: member for member in (front.baseline, *front.members)}.values():
                 if member.id == trial.id and member.quality.test is not None:
-                    found.append(f"{member.quality.test:.4f} on test")
+                    found.append(f"{metric.text(member.quality.test)} on test")
             how = describe(trial.candidate, trial.sizes)
             lines.append(f"{trial.id} on {name}: {', '.join(found)}; {trial.seconds:.0f} s; {how}")
     return lines

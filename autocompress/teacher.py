@@ -38,20 +38,31 @@ def load_config(source: str) -> Any:
     """
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
-    if looks_local and not (folder / "config.json").is_file():
+    is_gguf = folder.is_file() and folder.suffix == ".gguf"
+    if looks_local and not is_gguf and not (folder / "config.json").is_file():
         reason = "holds no config.json" if folder.is_dir() else "does not exist"
         raise UserError(f"model folder {source} {reason}")
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if looks_local else {}
+        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if looks_local and not is_gguf else {}
         if isinstance(values, dict) and values.get("model_type") == "autocompress":
             raise UserError(f"{source} is already compressed by autocompress; give the model it was made from")
         if isinstance(values, dict) and "model_type" in values:
             family_of(values["model_type"])
-        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(**_place(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+    except ImportError as error:
+        raise UserError(f"--model {source}: to read it, pip install 'autocompress[gguf]'") from error
     family_of(config.model_type)
     return config
+
+
+def _place(source: str) -> dict[str, str]:
+    """Where transformers finds a folder, a hub id, or a .gguf file, whose weights it decodes to floats."""
+    path = Path(source)
+    if path.is_file() and path.suffix == ".gguf":
+        return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+    return {"pretrained_model_name_or_path": source}
 
 
 def load_tokenizer(source: str, vocabulary: int) -> Any:
@@ -64,7 +75,7 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
         UserError: none there, an empty one, or one with more tokens than the model.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(**_place(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise UserError(f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}") from error
     ids = tokenizer.get_vocab().values()
@@ -114,10 +125,15 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         model, info = auto.from_pretrained(
-            source, dtype=torch.float32, trust_remote_code=False, use_safetensors=True, output_loading_info=True, **new_head
+            **_place(source),
+            dtype=torch.float32,
+            trust_remote_code=False,
+            use_safetensors=True,
+            output_loading_info=True,
+            **new_head,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {source}: weights cannot be loaded (safetensors only): {str(error).splitlines()[0]}") from error
+        raise UserError(f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {str(error).splitlines()[0]}") from error
     fresh = (*_HEADS, "bert.pooler") if new_head else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:
@@ -126,6 +142,7 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"--model {source}: the weights of {name} are not all finite (NaN or infinity)")
+    model.config.architectures = [type(model).__name__]  # GGUF does not say
     loaded: nn.Module = model.eval()
     return loaded
 

@@ -125,7 +125,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "model folder without weights": (_model(lambda m: (m / "model.safetensors").unlink()), "weights cannot be loaded"),
     "pickled weights only": (
         _model(lambda m: (m / "model.safetensors").rename(m / "pytorch_model.bin")),
-        "weights cannot be loaded (safetensors only)",
+        "weights cannot be loaded (safetensors and GGUF only)",
     ),
     "weights damaged": (_model(lambda m: (m / "model.safetensors").write_bytes(b"junk")), "weights cannot be loaded"),
     "config damaged": (_model(lambda m: (m / "config.json").write_text("{")), "cannot be loaded"),

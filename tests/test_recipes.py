@@ -166,7 +166,7 @@ def test_evaluate_tries_the_recipe_alone_and_prints_its_scores(
         for shown in (
             f" {score.timing.latency_ms.value:.3g} ms ({score.timing.speedup:.2f}x), ",
             f" {(one.weight_bytes or 0) / 1e6:.1f} MB, ",
-            f" accuracy {score.quality.validation:.4f} on validation (drop {score.quality.drop_validation:.2f} ± ",
+            f" accuracy {score.quality.validation:.4f} on validation (drop {score.quality.drop_validation:.2f} points ± ",
             f"; {one.seconds:.0f} s; {len(one.sizes['layers'])} layers, ",
         ):
             assert shown in line

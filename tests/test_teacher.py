@@ -157,7 +157,7 @@ def test_a_real_t5_cannot_be_cut(tmp_path: Path) -> None:
 def test_no_weights(copied: Path) -> None:
     (copied / "model.safetensors").unlink()
     assert refused(load_classifier, str(copied), None).startswith(
-        f"--model {copied}: weights cannot be loaded (safetensors only): "
+        f"--model {copied}: weights cannot be loaded (safetensors and GGUF only): "
     )
 
 
@@ -165,7 +165,7 @@ def test_pickled_weights_are_not_opened(copied: Path) -> None:
     torch.save(load_file(copied / "model.safetensors"), copied / "pytorch_model.bin")
     (copied / "model.safetensors").unlink()
     assert refused(load_classifier, str(copied), None).startswith(
-        f"--model {copied}: weights cannot be loaded (safetensors only): "
+        f"--model {copied}: weights cannot be loaded (safetensors and GGUF only): "
     )
 
 
