@@ -1,0 +1,144 @@
+"""A search of a decoder's compressed versions against DistilGPT2's recipe, and the study of Li et al. 2021, on one language model.
+
+    python benchmarks/decoder_front.py MODEL DATA --minutes 20 --steps 400
+    python benchmarks/decoder_front.py MODEL DATA --study --steps 400
+
+The recipe (pseudo-uniform half of the layers, soft labels, labels, cosine of the last hidden states) is made in fp32 and in int8,
+and gets as many recovery steps, of 1,024 tokens each, as any candidate of the search may have. Latency is of decoding one token;
+all figures are of the test split and of latencies measured in turn with the uncut model. The last thing printed is one JSON
+document:
+
+    perplexity_ratio_at_latency     least perplexity of the front among models no slower than the recipe's int8 one, over its own
+    latency_ratio_at_perplexity     latency of the recipe's int8 model over that of the fastest one of the front that is no worse
+    decode_speedup_within_3_percent largest speedup over fp32 among models whose perplexity is at most 3 percent more
+    recipes                         both models of the recipe: speedup, perplexity, increase in percent, the two ratios
+    baseline_perplexity, hypervolume, trials, seconds
+    study                           with --study, instead: layers, teacher, cleaned, perplexity and its increase on validation
+    device                          what it ran on
+
+Ratios that no model of the front gives are null.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from autocompress import resources
+from autocompress.console import Progressing, front_table, out
+from autocompress.engine import SearchResult
+from autocompress.hardware.agent import describe
+from autocompress.pareto import METRICS, Front, Member
+from autocompress.recipes import Recipe
+from autocompress.search_space import SearchSpace
+from autocompress.session import search
+
+HARDWARE = "cpu-1-thread"
+
+
+def space_with(name: str, steps: int) -> SearchSpace:
+    """A shipped space in which recovery takes so many steps, or none where it may take none."""
+    values = resources.read_toml(resources.locate("search_spaces", name))
+    for part in (values, *values.get("corners", ())):
+        chosen = part.get("recovery", {}).get("steps")
+        if isinstance(chosen, list):
+            part["recovery"]["steps"] = [0, steps] if 0 in chosen else steps
+        elif chosen:
+            part["recovery"]["steps"] = steps
+    return SearchSpace.from_mapping(name, values)
+
+
+def searched(options: argparse.Namespace, space: SearchSpace, folder: Path, **more: Any) -> SearchResult:
+    with Progressing(more.get("time_limit_s"), METRICS["perplexity"]) as listener:
+        found = search(options.model, options.data, HARDWARE, space, folder, task="language-modeling", listener=listener, **more)
+    out.print(front_table(found.front))
+    return found
+
+
+def against(recipe: Member, front: Front) -> dict[str, float | None]:
+    """The two ratios; by speedups, which were measured in turn with the same uncut model."""
+    assert recipe.quality.test is not None
+    no_slower = [m.quality.reported for m in front.members if m.speedup >= recipe.speedup]
+    no_worse = [m.speedup for m in front.members if m.quality.reported <= recipe.quality.test]
+    return {
+        "perplexity_ratio_at_latency": min(no_slower) / recipe.quality.test if no_slower else None,
+        "latency_ratio_at_perplexity": max(no_worse) / recipe.speedup if no_worse else None,
+    }
+
+
+def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The search and both recipes."""
+    recipes: dict[str, Member] = {}
+    for scheme in ("fp32", "int8-dynamic"):
+        recipe = Recipe.load("distilgpt2", [f"recovery.steps={options.steps}", f"quantization.scheme={scheme}"])
+        found = searched(options, recipe.space, folder / f"distilgpt2-{scheme}", trials=1)
+        recipes[scheme] = found.front.member("t001")
+    started = time.monotonic()
+    found = searched(options, space_with("decoder", options.steps), folder / "search", time_limit_s=60 * options.minutes)
+    front = found.front
+    within = [m.speedup for m in front.members if m.quality.drop_reported <= 3]
+    shown = {
+        scheme: {
+            "speedup": member.speedup,
+            "perplexity": member.quality.test,
+            "increase_percent": member.quality.drop_test,
+            **against(member, front),
+        }
+        for scheme, member in recipes.items()
+    }
+    return {
+        **against(recipes["int8-dynamic"], front),
+        "decode_speedup_within_3_percent": max(within, default=None),
+        "recipes": shown,
+        "baseline_perplexity": front.baseline.quality.test,
+        "hypervolume": front.hypervolume,
+        "trials": len(found.trials) - 1,
+        "seconds": round(time.monotonic() - started),
+    }
+
+
+def study(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Every corner of the study's space, on text as it is and cleaned."""
+    space = space_with("decoder-truncation", options.steps)
+    rows: list[Mapping[str, Any]] = []
+    for cleaned in (False, True):
+        found = searched(options, space, folder / f"study-{cleaned}", trials=len(space.corners), clean=cleaned)
+        for trial in found.trials[1:]:
+            quality, settings = trial.scores[HARDWARE].quality, trial.candidate
+            rows.append(
+                {
+                    "layers": (trial.sizes or {}).get("layers"),
+                    "rule": settings.get("layers.rule"),
+                    "start": settings.get("weights.start", "copied"),
+                    "teacher": settings["recovery.hard_label_weight"] < 1,
+                    "cleaned": cleaned,
+                    "state": trial.state,
+                    "perplexity": quality and quality.validation,
+                    "increase_percent": quality and quality.drop_validation,
+                    "stderr": quality and quality.drop_validation_stderr,
+                }
+            )
+    return {"study": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model")
+    parser.add_argument("data")
+    parser.add_argument("--minutes", type=float, default=20, help="of the search")
+    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--study", action="store_true")
+    parser.add_argument("--keep", type=Path, help="folder for the run folders; by default they are deleted")
+    options = parser.parse_args()
+    with tempfile.TemporaryDirectory() as scratch:
+        found = (study if options.study else compared)(options, options.keep or Path(scratch))
+    print(json.dumps({"model": options.model, "steps": options.steps, **found, "device": describe()}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
