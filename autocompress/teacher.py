@@ -133,7 +133,8 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
             **new_head,
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0]
+        raise UserError(f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {reason}") from error
     fresh = (*_HEADS, "bert.pooler") if new_head else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:

@@ -39,7 +39,7 @@ def write_reviews(target: Path) -> None:
 def tokenizer_for(texts: list[str]) -> PreTrainedTokenizerFast:
     learner = ByteLevelBPETokenizer()
     learner.train_from_iterator(texts, vocab_size=VOCABULARY, special_tokens=[END], show_progress=False)
-    return PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token=END, model_max_length=CONTEXT)
+    return PreTrainedTokenizerFast(tokenizer_object=learner._tokenizer, eos_token=END, model_max_length=CONTEXT)  # type: ignore[no-untyped-call]
 
 
 def main(model_folder: str, data: str, steps: str = "900") -> None:
