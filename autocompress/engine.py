@@ -126,7 +126,10 @@ class Loop:
 
     def _search(self, recorded: Sequence[Trial]) -> None:
         self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
-        self.foresight = Foresight.prepare(self.bench, self.trials[0], self.request.space, self.listener.stage)
+        half = self.clock.left(0) / 2
+        self.foresight = Foresight.prepare(
+            self.bench, self.trials[0], self.request.space, self.listener.stage, lambda: self.clock.left(0) < half
+        )
         baseline = self.trials[0]
         seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
         repeats = 0
@@ -144,7 +147,7 @@ class Loop:
             number = len(self.trials)
             if number < len(recorded):
                 trial = recorded[number]
-                if trial.candidate != candidate.as_dict():
+                if trial.candidate != candidate.as_dict() or (structure is not None and trial.sizes != structure.sizes()):
                     raise UserError(f"--resume: trial {trial.id} cannot be replayed; was the run made with other library versions?")
             elif self.clock.left(self._verification_s()) <= 0:
                 break
@@ -243,7 +246,10 @@ class Loop:
             if members:
                 return nearest(members, self.bench.budgets[name], self.metric)
         foretold = [
-            (self.foresight.excess(name, t.predicted[name]), t, name) for t in self.trials for name in t.predicted if not t.scores
+            (self.foresight.excess(name, relative), t, name)
+            for t in self.trials
+            if t.state == "over-budget" and not t.scores
+            for name, relative in t.predicted.items()
         ]
         timed = [(violation(t, name, self.bench.budgets[name]), t, name) for t in self.trials for name in t.scores]
         least = min(miss for miss, _, _ in timed)

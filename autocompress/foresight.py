@@ -30,7 +30,9 @@ from autocompress.workbench import Workbench
 _TOGETHER = 8
 """Models that are timed in one process, beside the baseline."""
 _DEVICE_KEYS = ("system", "cpu", "cores", "features", "gpu", "driver", "onnxruntime", "torch", "source", "date")
-_LEAST_MARGIN = 0.05
+_SCHEMA = 1
+"""Of a table's file."""
+_LEAST_MARGIN = 0.1
 """A candidate is refused unseen only when it is predicted to miss a limit by more than this share."""
 _NOT_OF_THE_GRAPH = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")
 Rows = list[tuple[Shape, float]]
@@ -45,24 +47,37 @@ class Foresight:
     tables: dict[str, LatencyTable]
 
     @classmethod
-    def prepare(cls, bench: Workbench, baseline: Trial, space: SearchSpace, stage: Callable[[str, int, int], None]) -> Foresight:
+    def prepare(
+        cls,
+        bench: Workbench,
+        baseline: Trial,
+        space: SearchSpace,
+        stage: Callable[[str, int, int], None],
+        out_of_time: Callable[[], bool],
+    ) -> Foresight:
         """Tables where the budget limits latency or the space prunes by latency.
 
         Args:
             stage: hears what is being done, and how far it is.
+            out_of_time: whether to leave the rest unmeasured.
         """
         limited = any(b.max_latency_ms is not None or b.min_speedup is not None for b in bench.budgets.values())
         by_latency = any(p.name == "width.latency" and str(p.values) != "1.0" for p in space.parameters)
         if not (limited or by_latency):
             return cls(bench, {}, {})
         baseline_ms = {name: score.timing.latency_ms.value for name, score in baseline.scores.items()}
-        return cls(bench, baseline_ms, tables_for(bench, space, lambda done, of: stage("measuring the latency table", done, of)))
+        tables = tables_for(bench, space, lambda done, of: stage("measuring the latency table", done, of), out_of_time)
+        return cls(bench, baseline_ms, tables)
 
     def resolve(self, candidate: Candidate) -> Structure:
         """The candidate's structure; raises as ``techniques.resolve`` and ``shape_of``."""
 
         def latency(structure: Structure) -> float:
-            return next(iter(self.tables.values())).predict(shape_of(structure, candidate))
+            name, table = next(iter(self.tables.items()))
+            shape = shape_of(structure, candidate)
+            if not table.knows(shape):
+                raise CandidateFailed(f"the latency table of {name} does not know the number formats of this candidate")
+            return table.predict(shape)
 
         structure = resolve(self.bench.full, candidate, self.bench.importance, latency if self.tables else None)
         shape_of(structure, candidate)
@@ -112,7 +127,7 @@ class Foresight:
         return found
 
     def _margin(self, name: str) -> float:
-        return max(_LEAST_MARGIN, 3 * float(np.abs(self.tables[name].errors()).mean()))
+        return max(_LEAST_MARGIN, 3 * float(np.median(np.abs(self.tables[name].errors()))))
 
 
 def formats_of(space: SearchSpace) -> list[str]:
@@ -127,11 +142,17 @@ def formats_of(space: SearchSpace) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def tables_for(bench: Workbench, space: SearchSpace, progress: Callable[[int, int], None]) -> dict[str, LatencyTable]:
+def tables_for(
+    bench: Workbench, space: SearchSpace, progress: Callable[[int, int], None], out_of_time: Callable[[], bool]
+) -> dict[str, LatencyTable]:
     """A table for each device, from the run folder, from the cache of earlier searches, or measured now.
 
     Args:
         progress: hears how many measurements are done, of how many.
+        out_of_time: whether to leave the rest unmeasured; asked when some are.
+
+    Raises:
+        OSError: the disk is full.
     """
     files = {name: bench.run.folder / "latency" / f"{name}.json" for name in bench.devices}
     if not all(file.is_file() for file in files.values()):
@@ -139,9 +160,12 @@ def tables_for(bench: Workbench, space: SearchSpace, progress: Callable[[int, in
         known = {name: _read(file) for name, file in cached.items()}
         wanted = _probes(bench, formats_of(space))
         missing = [shape for shape in wanted if any(shape not in dict(rows) for rows in known.values())]
-        for start in range(0, len(missing), _TOGETHER):
-            progress(start, len(missing))
-            for name, rows in _measured(bench, missing[start : start + _TOGETHER]).items():
+        done, of = 0, len(missing)
+        while done < of and not (done and out_of_time()):
+            progress(done, of)
+            some = missing[done : done + min(_TOGETHER, bench.room())]
+            done += len(some)
+            for name, rows in _measured(bench, some).items():
                 known[name] += [row for row in rows if row[0] not in dict(known[name])]
                 with contextlib.suppress(OSError):  # the cache is a convenience
                     _write(cached[name], _key(bench, name), known[name])
@@ -217,7 +241,8 @@ def _key(bench: Workbench, name: str) -> dict[str, Any]:
         "model": {name: value for name, value in config.to_dict().items() if name not in _NOT_OF_THE_GRAPH},
         "layers": [list(bench.full.head_counts), list(bench.full.ffn_widths)],
         "weights": _weights(bench),
-        "versions": {key: value for key, value in environment.versions().items() if key in ("autocompress", "onnx", "onnxruntime")},
+        "versions": environment.versions(),
+        "schema": _SCHEMA,
     }
 
 

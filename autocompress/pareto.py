@@ -257,10 +257,13 @@ class Front:
         if not self.members:
             raise RequestUnmet("the front is empty: the search found no model within its own budget")
         if crossing:
-            low, high = crossing[0].latency_ms.interval
+            found = crossing[0]
+            value, (low, high), unit = found.speedup, found.timing.speedup_interval, "x"
+            if max_latency_ms is not None:
+                value, (low, high), unit = found.latency_ms.value, found.latency_ms.interval, " ms"
             raise RequestUnmet(
-                f"{crossing[0].id} meets the request at {crossing[0].latency_ms.value:.3g} ms, but its interval ({low:.3g} to "
-                f"{high:.3g} ms) crosses it; --allow-tie takes it"
+                f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} to {high:.3g}{unit}) crosses it; "
+                "--allow-tie takes it"
             )
         raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.scale)}")
 

@@ -115,6 +115,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     states = [trial.state for trial in trials[1:]]
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     minutes = sum(trial.seconds for trial in trials) / 60
+    estimated = [front.hardware["name"] for front in fronts if front.estimated]
     members = " and ".join(f"{len(front.members)} models on the front of {front.hardware['name']}" for front in fronts)
     found = [
         f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
@@ -122,7 +123,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
         f"Started {description['started']}.",
         *(
             f"Latency was predicted before each trial on {name} with a mean error of {100 * told['mean_abs_error']:.1f} % "
-            f"over {told['n']} trials."
+            f"{'of the estimate ' if name in estimated else ''}over {told['n']} trials."
             for name, told in description.get("prediction", {}).items()
         ),
     ]

@@ -188,7 +188,7 @@ def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
     if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in space.parameters):
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
-    offered = {"fp32", *(name for profile in request.hardware for name in profile.precisions)}
+    offered = dict.fromkeys(["fp32", *(name for profile in request.hardware for name in profile.precisions)])
     narrowed, dropped = space.limited("quantization.scheme", offered)
     if dropped:
         names = " and ".join(profile.name for profile in request.hardware)

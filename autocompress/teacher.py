@@ -21,6 +21,7 @@ from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside
+from autocompress.hardware.cores import reserved
 from autocompress.interfaces import Task
 from autocompress.training import Optimizer, fast_math, schedule, tensors
 
@@ -178,7 +179,8 @@ def finetuned(
     if (folder / "config.json").is_file():
         return load_teacher(str(folder), task)
     try:
-        finetune(model, task, seed, progress)
+        with reserved():
+            finetune(model, task, seed, progress)
     except CandidateFailed as error:
         raise UserError(f"fine-tuning failed: {error}") from error
     with contextlib.suppress(OSError), folder_aside(folder) as aside:

@@ -57,7 +57,9 @@ def _budgets(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...])
     limits: dict[str, dict[str, float]] = {"": {} if options.max_drop is None else {"max_drop": options.max_drop}}
     for option, key, read in (("max_latency", "max_latency_ms", units.latency_ms), ("min_speedup", "min_speedup", units.speedup)):
         for text in getattr(options, option):
-            name, _, value = text.rpartition("=")
+            name, separator, value = text.rpartition("=")
+            if separator and not name:
+                raise UserError(f"--{option.replace('_', '-')} is {text!r}: before = belongs a hardware profile's name")
             found = limits.setdefault(name, {})
             if key in found:
                 raise UserError(f"--{option.replace('_', '-')} is given twice" + (f" for {name}" if name else ""))
@@ -230,7 +232,7 @@ def new_profile(options: argparse.Namespace) -> None:
     from autocompress import console
     from autocompress.hardware.authoring import new_profile
 
-    target = Path(f"{options.name}.toml")
+    target = Path(f"{options.name.removesuffix('.toml')}.toml")
     length = options.sequence_length
     values = {
         "runtime": options.runtime,

@@ -101,7 +101,8 @@ class Workbench:
         rows, labels, size = task.train.rows, task.train.labels, task.batch_size
         starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
         batches = [(task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
-        importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
+        with reserved():
+            importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
         transfer = TransferSet([*rows, *task.unlabeled], labels, task.batch, size)
         teacher = Teacher(model, family, transfer, run.folder / "scratch")
         full = family.structure(model)
@@ -114,6 +115,17 @@ class Workbench:
     @property
     def baseline_folder(self) -> Path:
         return self.models / "t000"
+
+    def room(self) -> int:
+        """How many more models the disk has room for, at most the size of the uncut one each.
+
+        Raises:
+            OSError: for none.
+        """
+        found = shutil.disk_usage(self.run.folder).free // (4 * (self.baseline_folder / "model.onnx").stat().st_size)
+        if not found:
+            raise OSError(errno.ENOSPC, "no room for another model")
+        return found
 
     def baseline(self) -> Trial:
         """Trial 0: the teacher itself, exported in fp32."""
@@ -150,8 +162,7 @@ class Workbench:
             OutOfTime: ``promote`` said so.
         """
         started = time.monotonic()
-        if shutil.disk_usage(self.run.folder).free < 4 * (self.baseline_folder / "model.onnx").stat().st_size:
-            raise OSError(errno.ENOSPC, "no room for another model")
+        self.room()
         try:
             found = self._try(found, candidate, structure, baseline, promote)
         except (CandidateFailed, UserError) as error:
@@ -185,7 +196,8 @@ class Workbench:
         if len(misses) == len(timings):
             return replace(found, state="over-budget", reason="; ".join(misses))
         if steps:
-            recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, found.number))
+            with reserved():
+                recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, found.number))
             for rung in rungs(steps):
                 before, begun = recovery.done, time.monotonic()
                 with reserved():
@@ -222,7 +234,8 @@ class Workbench:
             return f"{timing}{where}"
         if self.memory_excess(name, timing) > 0:
             limit, eaten = self.devices[name].profile.memory_limit_mb, (timing.memory_bytes or 0) / 1e6
-            return f"{timing.latency_ms.about}{eaten:.0f} MB of memory at the peak, the limit is {limit:g}{where}"
+            what = "memory at the peak" if timing.latency_ms.basis == "measured" else "weights"
+            return f"{eaten:.0f} MB of {what}, the limit is {limit:g}{where}"
         return None
 
     def memory_excess(self, name: str, timing: Timing) -> float:

@@ -231,12 +231,15 @@ def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     fastest = load_front(run).members[0]
-    low, high = fastest.latency_ms.interval
-    for limit in (["--max-latency", f"{fastest.latency_ms.value * 1.001}ms"], ["--min-speedup", f"{fastest.speedup * 0.999}x"]):
+    latency, speedup = fastest.latency_ms.value, fastest.speedup
+    for limit, value, (low, high), unit in (
+        (["--max-latency", f"{latency * 1.001}ms"], latency, fastest.latency_ms.interval, " ms"),
+        (["--min-speedup", f"{speedup * 0.999}x"], speedup, fastest.timing.speedup_interval, "x"),
+    ):
         assert main(["pick", str(run), *limit]) == 1
         assert capsys.readouterr().err == (
-            f"autocompress: {fastest.id} meets the request at {fastest.latency_ms.value:.3g} ms, but its interval "
-            f"({low:.3g} to {high:.3g} ms) crosses it; --allow-tie takes it\n"
+            f"autocompress: {fastest.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} to {high:.3g}{unit}) "
+            "crosses it; --allow-tie takes it\n"
         )
         assert main(["pick", str(run), *limit, "--allow-tie", "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["id"] == fastest.id
@@ -397,18 +400,26 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     assert capsys.readouterr().out == "quantization-only: valid, 2 settings, 1 corners\n"
 
 
-def test_ctrl_c_leaves_a_front_and_a_run_that_goes_on(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_stopped_it_leaves_a_front_and_a_run_that_goes_on(
+    stop: signal.Signals, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     space, out = tmp_path / "space.toml", tmp_path / "run"
     space.write_text("[heads]\nkeep = [0.75, 0.5, 0.25]\n[recovery]\nsteps = 100000\n[[corners]]\nheads.keep = 0.5\n")
     request = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file), "--out", str(out)]
     command = [sys.executable, "-m", "autocompress", "search", *request, "--hardware", "cpu-1-thread", "--space"]
-    with subprocess.Popen([*command, str(space)], stderr=subprocess.PIPE, text=True) as process:
+
+    def heard() -> None:
+        """Also where the tests run in a background that ignores Ctrl-C."""
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen([*command, str(space)], stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("t000"):
                 break
         time.sleep(1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(stop)
         said = process.stderr.read()
     assert process.returncode == 130
     assert said.splitlines()[-1] == "autocompress: stopped; what was tried is kept, and the same command with --resume goes on"

@@ -214,6 +214,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "profile extends a missing file": (_profiles(p='extends = "q.toml"\n'), "q.toml does not exist"),
     "profile extends a missing name": (_profiles(p='extends = "cpu-7"\n'), "unknown hardware profile 'cpu-7'"),
     "profile extends a number": (_profiles(p="extends = 7\n"), "extends is 7, it must be a profile's name or path"),
+    "limit of a device without a name": (_set("--max-latency", "=3ms"), "--max-latency is '=3ms': before = belongs a hardware"),
     "device given twice": (_set("--hardware", "cpu-1-thread", "cpu-1-thread"), "hardware profile cpu-1-thread is given twice"),
     "two devices of one name": (_namesake, "hardware profile cpu-1-thread is given twice"),
     "second device unknown": (_set("--hardware", "cpu-1-thread", "cpu-2"), "unknown hardware profile 'cpu-2'"),
@@ -334,6 +335,8 @@ def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
             "device location 'board' is malformed; allowed is ssh://[user@]host[:port] or cmd:WRAPPER",
         ),
         (["doctor", "--ssh-config", "/no/such/config", "--device", "ssh://board"], "no file /no/such/config"),
+        (["doctor", "--python", "/opt/python3"], "python is for a device that is not local"),
+        (["doctor", "--ssh-config", "config"], "ssh_config is for a device that is not local"),
         (["space", "show", "nothing"], "unknown search space 'nothing'"),
         (["space", "validate", "nothing.toml"], "does not exist"),
         (["dance"], "invalid choice: 'dance'"),
@@ -366,10 +369,13 @@ def test_a_new_profile_overwrites_nothing(tmp_path: Path, capsys: pytest.Capture
     assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"] and path.read_text() == "mine"
 
 
-def test_a_new_profile_in_a_folder_that_is_not_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_new_profile_may_be_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(authoring, "gains", lambda host, runtime: {"fp32": 1.0})
+    assert main(["profile", "new", str(tmp_path / "mine.toml")]) == 0
+    assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_new_profile_in_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "new", str(tmp_path / "no" / "mine")]) == 2
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("autocompress: ") and str(tmp_path / "no") in line

@@ -192,7 +192,7 @@ def test_deeper_is_slower_and_int8_faster_where_the_peaks_say_so(exported: Expor
 
 
 def test_a_gpu_computes_in_its_own_precision(exported: Exported) -> None:
-    """torch-cuda has no int8, and the uncut model is fp32 there whatever else the profile offers."""
+    """torch-cuda has no int8, and what is exported in fp32 is computed in it whatever else the profile offers."""
     whole, _ = exported("gpu-whole")
     int8, _ = exported("gpu-int8", scheme="int8-dynamic")
     bf16, _ = exported("gpu-bf16", scheme="bf16")
@@ -200,8 +200,8 @@ def test_a_gpu_computes_in_its_own_precision(exported: Exported) -> None:
     baseline, [a, b, c] = DatasheetDevice(profile, [32]).time(whole, [whole, int8, bf16], final=False)
     assert [timing.precision for timing in (baseline, a, b, c)] == ["fp32", "fp32", "bf16", "bf16"]
     narrow = DatasheetDevice(replace(profile, precisions=("bf16",)), [32])
-    baseline, [a] = narrow.time(whole, [whole], final=False)
-    assert (baseline.precision, a.precision) == ("fp32", "bf16")
+    baseline, [a, b] = narrow.time(whole, [whole, int8], final=False)
+    assert (baseline.precision, a.precision, b.precision) == ("fp32", "fp32", "bf16")
 
 
 def test_a_model_alone_is_estimated_in_its_own_format(exported: Exported) -> None:

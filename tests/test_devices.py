@@ -397,7 +397,7 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     def answer(_: object, request: Mapping[str, Any], models: Sequence[Path] = (), batches: object = ()) -> dict[str, Any]:
         requests.append(request)
         if request["action"] == "describe":
-            return {"cpu": "board", "providers": ["CPUExecutionProvider"]}
+            return {"cpu": "board", "memory_bytes": 2**30, "providers": ["CPUExecutionProvider"]}
         processes = 3 * [np.tile([4.0, 2.0][: len(models)], (10, 1)).tolist()]
         nothing = [None] * len(models)
         return {
@@ -413,6 +413,8 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     host: Any = SimpleNamespace(close=lambda: None)
     device = OnnxDevice(profile, [8, 16], host)
     assert not device.is_local
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.onnx").write_bytes(b"1")
     baseline, [timing] = device.time(tmp_path / "a.onnx", [tmp_path / "b.onnx"], final=False)
     device.time(tmp_path / "a.onnx", [], final=True)
     _, trial, final = requests
@@ -493,6 +495,15 @@ def test_a_second_process_waits_until_the_first_lets_go(temporary: Path) -> None
     assert log.read_text().splitlines() == ["first in", "first out", "second in", "second out"]
 
 
+def test_another_device_waits_for_none_of_this_machine(temporary: Path) -> None:
+    first = Holder("first", temporary / "log", temporary)
+    assert [first.says(), first.says()] == ["asking", "in"]
+    with reserved("ssh://board"):
+        assert len(list(temporary.glob("autocompress-*.lock"))) == 2
+    first.let_go()
+    assert first.ended() == 0
+
+
 def test_a_process_that_is_killed_lets_go(temporary: Path) -> None:
     first = Holder("first", temporary / "log", temporary)
     assert [first.says(), first.says()] == ["asking", "in"]
@@ -510,7 +521,7 @@ def test_the_cores_are_free_again_after_an_error(temporary: Path) -> None:
 
 
 def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResult) -> None:
-    """``OnnxDevice.time`` holds the lock while the agent runs, and only on this machine."""
+    """The lock is held while the agent times."""
     held: list[bool] = []
 
     class Host(LocalHost):

@@ -49,6 +49,8 @@ class FakeHost:
     Like the real agent it answers with the nonce and the hashes of the files that it was given.
     """
 
+    location = "fake"
+
     def __init__(self, device: Mapping[str, Any] = QUIET, speedups: Mapping[str, Any] | None = None, twins: Any = (1.0,)) -> None:
         self.device, self.speedups, self.twins = dict(device), dict(speedups or dict.fromkeys(SCHEMES, 1.0)), list(twins)
         self.formats, self.asked = iter(SCHEMES), list[dict[str, Any]]()

@@ -236,6 +236,23 @@ def test_resuming_with_other_inputs_is_refused(whole: SearchResult, tiny_model: 
             search(**(arguments | change), out=whole.run, resume=True, connect=SizeDevice)
 
 
+def test_a_run_whose_structures_come_out_otherwise_is_not_resumed(
+    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """As when importance is computed otherwise, or the latency table was lost."""
+    out = tmp_path / "run"
+    shutil.copytree(whole.run, out)
+    trials = Run(out).trials()
+    assert trials[2].sizes is not None
+    other = replace(trials[2], sizes=trials[2].sizes | {"ffn": [1] * len(trials[2].sizes["layers"])})
+    lines = (out / "trials.jsonl").read_text().splitlines()
+    record = json.loads(lines[2])
+    lines[2] = json.dumps(record | {"sizes": other.sizes})
+    (out / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    with pytest.raises(UserError, match=r"^--resume: trial t002 cannot be replayed"):
+        search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice, resume=True)
+
+
 @pytest.mark.parametrize(
     ("key", "value", "refused"), [("busy_cores", 0.2, False), ("memory_bytes", 1, False), ("cpu", "two", True)]
 )

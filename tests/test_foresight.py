@@ -353,9 +353,9 @@ FULL = Structure.full([HEADS] * LAYERS, [FFN] * LAYERS)
 ROWS = [(shape, milliseconds(shape) / 29.5) for shape in probes(LAYERS, HEADS, FFN, ["fp32"])]
 
 
-@pytest.mark.parametrize(("by", "refused"), [(0.049, False), (0.051, True)])
+@pytest.mark.parametrize(("by", "refused"), [(0.099, False), (0.101, True)])
 @pytest.mark.parametrize("kind", ["latency", "speedup"])
-def test_a_candidate_is_refused_only_when_it_misses_by_a_twentieth(kind: str, by: float, refused: bool) -> None:
+def test_a_candidate_is_refused_only_when_it_misses_by_a_tenth(kind: str, by: float, refused: bool) -> None:
     half = Structure.full([2] * LAYERS, [32] * LAYERS)
     ms = milliseconds(shape_of(half, SETTINGS.candidate({})))
     budget = Budget(max_latency_ms=ms / (1 + by)) if kind == "latency" else Budget(min_speedup=29.5 / ms * (1 + by))
@@ -369,8 +369,8 @@ def test_a_candidate_is_refused_only_when_it_misses_by_a_twentieth(kind: str, by
 def test_the_margin_grows_with_the_errors_of_the_table(times: float, refused: bool) -> None:
     rng = np.random.default_rng(1)
     noisy = LatencyTable([(shape, relative * (1 + 0.1 * float(rng.standard_normal()))) for shape, relative in ROWS], (0, 0))
-    margin = 3 * float(np.abs(noisy.errors()).mean())
-    assert margin > 0.07
+    margin = 3 * float(np.median(np.abs(noisy.errors())))
+    assert margin > 0.15
     relative = noisy.predict(shape_of(FULL, SETTINGS.candidate({})))
     budget = Budget(max_latency_ms=29.5 * relative / (1 + times * margin))
     found = foretold(Foresight(bench(a=budget), {"a": 29.5}, {"a": noisy}), FULL)
@@ -571,6 +571,54 @@ def test_a_format_that_a_device_cannot_run_fails_its_candidates_alone(started: A
         result = started(values, f"run-{number}", Connected(Old), budget=budget, trials=2)
         states = {trial.candidate["quantization.scheme"]: trial.state for trial in result.trials[1:]}
         assert states == {"int8-dynamic": "complete", "int8-weights": "failed"}
+
+
+def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(started: Any, cache: Path) -> None:
+    class Old(AdditiveDevice):
+        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+            if any(exported_shape(path).rest == "int8-dynamic" for path in models):
+                raise CandidateFailed("onnxruntime cannot load it: no MatMulInteger")
+            return super().time(baseline, models, final=final)
+
+    values = {"width": {"latency": 0.5}, "quantization": {"scheme": ["int8-dynamic", "fp32"]}}
+    result = started(values, "run", Connected(Old), trials=2)
+    reasons = {trial.candidate["quantization.scheme"]: trial.reason for trial in result.trials[1:]}
+    assert reasons == {
+        "int8-dynamic": "the latency table of cpu-1-thread does not know the number formats of this candidate",
+        "fp32": None,
+    }
+
+
+def test_a_table_takes_half_the_time_at_most(started: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not measured by then stays unmeasured, also after a resume."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("autocompress.engine.time.monotonic", lambda: clock.now)
+
+    class Slow(AdditiveDevice):
+        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+            clock.now += 20 if len(models) > 1 else 0
+            return super().time(baseline, models, final=final)
+
+    connected, again = Connected(Slow), Connected(Slow)
+    started(TWO, "run", connected, trials=1, time_limit_s=60.0)
+    wanted = probes(LAYERS, HEADS, FFN, ["fp32", "int8-dynamic"])
+    assert connected.device.table == wanted[:16] != wanted
+    started(TWO, "run", again, trials=2, time_limit_s=None, resume=True)
+    assert again.device.table == []
+    assert [shape for shape, _ in read_table(tmp_path / "run", "cpu-1-thread").rows] == wanted[:16]
+
+
+def test_no_more_models_are_exported_at_once_than_fit_the_disk(started: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    together: list[int] = []
+
+    class Counting(AdditiveDevice):
+        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+            together.append(len(models))
+            return super().time(baseline, models, final=final)
+
+    monkeypatch.setattr(Workbench, "room", lambda self: 3)
+    started(FP32, "run", Connected(Counting), trials=1)
+    assert together[1:5] == [3, 3, 3, 1]
 
 
 def test_a_device_that_is_lost_while_its_table_is_measured_is_said_in_one_line(started: Any, cache: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -205,6 +206,11 @@ def test_mistakes(key: str, value: object, message: str) -> None:
         read(PROFILE, **{key: value})
 
 
+def test_the_memory_of_an_estimate_is_limited_whatever_the_runtime() -> None:
+    changes = {"class": "edge", "runtime": "onnxruntime-cuda", "threads": None, "memory_limit_mb": 100}
+    assert read(DATASHEET, **changes).memory_limit_mb == 100
+
+
 def test_an_empty_list_of_number_formats_is_refused() -> None:
     """It is no way to ask for the runtime's own."""
     with pytest.raises(UserError, match=re.escape("hardware profile board: precisions is [], allowed is a list of fp32, ")):
@@ -238,6 +244,31 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
         (DATASHEET, {"basis": None}, "peaks are for basis = datasheet only"),
         (DATASHEET, {"fingerprint": {"cpu": "a cpu"}}, "a fingerprint is of a measured device, the basis is datasheet"),
         (DATASHEET, {"threads": 0}, "threads is 0 (all cores of this machine), but a datasheet is of another device"),
+        (DATASHEET, {"statistic": "median"}, "statistic is of timings, the basis is datasheet"),
+        (DATASHEET, {"confidence": 0.9}, "confidence is of timings, the basis is datasheet"),
+        (DATASHEET, {"target_precision": 0.1}, "target_precision is of timings, the basis is datasheet"),
+        (DATASHEET, {"trial_seconds": 1.0}, "trial_seconds is of timings, the basis is datasheet"),
+        (DATASHEET, {"final_seconds": 1.0}, "final_seconds is of timings, the basis is datasheet"),
+        (
+            DATASHEET,
+            {"class": "gpu", "runtime": "torch-cuda", "cuda_graphs": True, "threads": None},
+            "cuda_graphs is of timings, the basis is datasheet",
+        ),
+        (
+            CUDA,
+            {"runtime": "onnxruntime-cuda", "memory_limit_mb": 100},
+            "memory_limit_mb cannot be checked under onnxruntime-cuda",
+        ),
+        (
+            PROFILE,
+            {"fingerprint": {"cpu": date(2026, 1, 1)}},
+            "fingerprint has cpu = datetime.date(2026, 1, 1), allowed is text, a ",
+        ),
+        (
+            PROFILE,
+            {"fingerprint": {"features": [1]}},
+            "fingerprint has features = [1], allowed is text, a number or a list of text",
+        ),
     ],
 )
 def test_keys_that_contradict_each_other(values: dict[str, Any], changes: dict[str, Any], message: str) -> None:

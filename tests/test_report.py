@@ -88,7 +88,7 @@ def pair(tmp_path: Path) -> Run:
     description = DESCRIPTION | {
         "inputs": DESCRIPTION["inputs"] | {"hardware": [CPU, PHONE]},
         "devices": DESCRIPTION["devices"] | {"<phone>": {"source": "its <datasheet>", "date": "2026-01-31"}},
-        "prediction": {"cpu": {"mean_abs_error": 0.0314, "n": 17}},
+        "prediction": {"cpu": {"mean_abs_error": 0.0314, "n": 17}, "<phone>": {"mean_abs_error": 0.02, "n": 17}},
     }
     return start(tmp_path / "run", description, [FRONT, ESTIMATED])
 
@@ -114,6 +114,12 @@ def row(page: str, id: str) -> dict[str, str]:
     table = next(found for found in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in found)
     [cells] = re.findall(rf'<tr id="{id}"[^>]*>(.*?)</tr>', table)
     return dict(zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True))
+
+
+def test_errors_of_predictions_say_of_what(pair: Run) -> None:
+    page = page_of(pair)
+    assert "predicted before each trial on cpu with a mean error of 3.1 % over 17 trials" in page
+    assert "predicted before each trial on &lt;phone&gt; with a mean error of 2.0 % of the estimate over 17 trials" in page
 
 
 def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> None:

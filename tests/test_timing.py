@@ -21,7 +21,7 @@ from autocompress.hardware.devices import connect, lengths_of, typical_lengths
 from autocompress.hardware.host import LocalHost
 from autocompress.hardware.onnx_device import OnnxDevice
 from autocompress.hardware.profile import FINGERPRINT, HardwareProfile
-from autocompress.hardware.timing import summarise, timings
+from autocompress.hardware.timing import grouped, summarise, timings
 from autocompress.interfaces import Batch
 from autocompress.measure import measure_latency
 from autocompress.onnx_runtime import predict
@@ -256,6 +256,8 @@ def test_a_broken_file_is_a_clear_error_of_the_users_too(broken: Path) -> None:
 class Elsewhere:
     """This machine as if it were another one; counts what is asked."""
 
+    location = "ssh://elsewhere"
+
     def __init__(self) -> None:
         self.here, self.asked, self.closed = LocalHost(), list[str](), 0
 
@@ -337,3 +339,47 @@ def test_a_profile_of_another_device_is_refused() -> None:
         message = f"hardware profile test is of another device: its {key} is {value!r}, here it is {here[key]!r}; make a profile "
         with pytest.raises(UserError, match="^" + re.escape(message)):
             connect(replace(PROFILE, fingerprint={**here, key: value}), (32,))
+
+
+@pytest.mark.parametrize(
+    ("memory", "groups"),
+    [
+        (0, [[1, 2, 3, 4]]),  # the device does not say
+        (6 * (10 + 1 + 2 + 3 + 4), [[1, 2, 3, 4]]),
+        (6 * (10 + 1 + 2 + 3 + 4) - 6, [[1, 2, 3], [4]]),
+        (6 * (10 + 5), [[1, 2], [3], [4]]),
+        (6, [[1], [2], [3], [4]]),
+    ],
+)
+def test_models_that_do_not_fit_the_memory_together_are_timed_in_groups(
+    memory: int, groups: list[list[int]], tmp_path: Path
+) -> None:
+    """A loaded model counts three times its file, and half the memory is left free."""
+    files = {size: tmp_path / f"{size}.onnx" for size in (1, 2, 3, 4, 10)}
+    for size, file in files.items():
+        file.write_bytes(bytes(size))
+    found = grouped([files[size] for size in (1, 2, 3, 4)], files[10], memory)
+    assert found == [[files[size] for size in group] for group in groups]
+
+
+def test_without_models_the_baseline_is_a_group_alone(tmp_path: Path) -> None:
+    (tmp_path / "10.onnx").write_bytes(bytes(10))
+    assert grouped([], tmp_path / "10.onnx", 1) == [[]]
+
+
+def test_every_group_is_timed_in_turn_with_the_baseline(tmp_path: Path) -> None:
+    files = [graph(tmp_path / f"{layers}.onnx", layers) for layers in (4, 1, 2)]
+    device = OnnxDevice(PROFILE, [8], LocalHost())
+    device.fingerprint["memory_bytes"] = 1
+    asked: list[int] = []
+    timed = device._timed
+
+    def counted(baseline: Path, models: Any, final: bool) -> Any:
+        asked.append(len(models))
+        return timed(baseline, models, final)
+
+    device._timed = counted  # type: ignore[method-assign]
+    baseline, found = device.time(files[0], files[1:], final=False)
+    assert asked == [1, 1]
+    assert baseline.speedup == 1.0 and len(found) == 2
+    assert found[0].speedup > found[1].speedup > 1

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -43,7 +44,8 @@ def test_what_the_gpu_cannot_compute_it_computes_in_its_first_format(scheme: str
 
 def test_the_profile_says_which_format_is_first() -> None:
     profile = replace(PROFILE, precisions=("fp16",))
-    assert [precision_of(scheme, profile) for scheme in ("fp16", "fp32", "bf16", "int8-static")] == ["fp16"] * 4
+    assert [precision_of(scheme, profile) for scheme in ("fp16", "bf16", "int8-static")] == ["fp16"] * 3
+    assert precision_of("fp32", profile) == "fp32"  # as the baseline, which is timed in fp32 whatever the profile offers
 
 
 @needs_no_gpu
@@ -68,6 +70,7 @@ def there(monkeypatch: pytest.MonkeyPatch) -> TorchCudaDevice:
     """A device whose GPU is only claimed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Claim")
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**30))
     return TorchCudaDevice(PROFILE, [8, 16])
 
 
@@ -151,8 +154,7 @@ def test_what_is_asked_is_what_the_profile_says(there: TorchCudaDevice, monkeypa
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     folders = [tmp_path / name for name in ("a", "b", "c")]
     for folder, scheme in zip(folders, ("fp32", "int8-dynamic", "fp32"), strict=True):
-        folder.mkdir()
-        (folder / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": scheme}}))
+        describe(folder, scheme)
     baseline, [b, c] = there.time(folders[0], folders[1:], final=True)
     assert requests == [
         {
@@ -186,7 +188,7 @@ def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkey
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     for scheme in ("fp32", "bf16", "int8-dynamic"):
-        (tmp_path / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": scheme}}))
+        describe(tmp_path, scheme)
         there.time(tmp_path, [], final=True)
     assert asked == [["fp32"], ["bf16"], ["bf16"]]
 
@@ -194,7 +196,8 @@ def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkey
 def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
     there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also where the profile offers no fp32 for candidates: latencies and speedups are against the same baseline."""
+    """Also where the profile offers no fp32 for candidates: latencies and speedups are against the same baseline, and what is timed
+    in fp32 is scored in fp32."""
     asked: list[list[str]] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
@@ -204,10 +207,35 @@ def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     there.profile = replace(PROFILE, precisions=("bf16",))
-    (tmp_path / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": "fp32"}}))
+    describe(tmp_path, "fp32")
     there.time(tmp_path, [], final=False)
     there.time(tmp_path, [tmp_path], final=False)
-    assert asked == [["fp32"], ["fp32", "bf16"]]
+    assert asked == [["fp32"], ["fp32", "fp32"]]
+
+
+def test_models_that_do_not_fit_the_gpu_together_are_timed_in_groups(
+    there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[list[str]] = []
+
+    def answer(request: dict[str, Any]) -> dict[str, Any]:
+        asked.append([Path(model).name for model in request["models"]])
+        nothing, rounds = [None] * len(request["models"]), [[[1.0] * len(request["models"])] * 30]
+        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": nothing, "memory_bytes": nothing}
+
+    monkeypatch.setattr(torch_cuda, "_ask", answer)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=12))
+    folders = [describe(tmp_path / name, "fp32") for name in "abc"]
+    assert len(there.time(folders[0], folders[1:], final=False)[1]) == 2
+    assert asked == [["a", "b"], ["a", "c"]]
+
+
+def describe(folder: Path, scheme: str) -> Path:
+    """An exported folder as far as the device reads it before it is asked."""
+    folder.mkdir(exist_ok=True)
+    (folder / "autocompress.json").write_text(json.dumps({"quantization": {"scheme": scheme}}))
+    (folder / "model.onnx").write_bytes(b"1")
+    return folder
 
 
 def request(models: int) -> dict[str, Any]:

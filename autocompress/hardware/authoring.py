@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,8 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
     """
     if target.exists():
         raise UserError(f"{target} exists already; give another name")
+    if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
+        raise UserError(f"{target} cannot be written: {target.parent} is no folder that can be written to")
     given = {key: value for key, value in values.items() if value != _DEFAULTS.get(key)}
     cuda, local = values["runtime"].endswith("-cuda"), values["location"] == "local"
     given["class"] = "edge" if not local else "gpu" if cuda else "cpu"

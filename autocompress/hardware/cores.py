@@ -1,8 +1,9 @@
-"""One user of the cores at a time: a search's timings on this machine never run while another search recovers a candidate."""
+"""One user of a device at a time: no timing runs while another search trains on the same cores, or times on the same board."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -11,9 +12,14 @@ from pathlib import Path
 
 
 @contextmanager
-def reserved() -> Iterator[None]:
-    """Waits until no other autocompress process of this user holds this, and keeps the others waiting."""
-    path = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}.lock"
+def reserved(location: str = "local") -> Iterator[None]:
+    """Waits until no other autocompress process of this user holds the device, and keeps the others waiting.
+
+    Args:
+        location: as in a hardware profile.
+    """
+    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
+    path = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}-{digest}.lock"
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield

@@ -34,11 +34,11 @@ class DatasheetDevice:
         self.fingerprint: dict[str, Any] = {"source": profile.source, "date": profile.date}
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-        alone = "fp32" if models or scheme_of(baseline) == "fp32" else self._precision(baseline)
+        alone = "fp32" if models else self._precision(baseline)
         found = [self._estimate(baseline, alone), *(self._estimate(path, self._precision(path)) for path in models)]
         timings = [
             Timing(
-                Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet"),
+                Latency(ms, ms, ms, (ms, ms), 0, "estimate", basis="datasheet"),
                 found[0][0] / ms,
                 (found[0][0] / ms, found[0][0] / ms),
                 precision,

@@ -46,8 +46,10 @@ def host_of(location: str, python: str = "python3", ssh_config: str = "") -> Hos
     """Where the agent of a location runs.
 
     Raises:
-        UserError: a location that cannot be, or whose program is not installed.
+        UserError: a location that cannot be, whose program is not installed, or python and ssh_config of this machine.
     """
+    if location == "local" and (python != "python3" or ssh_config):
+        raise UserError(f"{'ssh_config' if ssh_config else 'python'} is for a device that is not local")
     return LocalHost() if location == "local" else Board(location, python, ssh_config or None)
 
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 
 from autocompress.errors import CandidateFailed
 from autocompress.files import sha256
+from autocompress.hardware.cores import reserved
 
 AGENT = Path(__file__).with_name("agent.py")
 """The one file that a device needs beside Python, numpy and onnxruntime."""
@@ -26,6 +28,11 @@ AGENT_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
 
 class Host(Protocol):
     """A place that the agent runs on."""
+
+    @property
+    def location(self) -> str:
+        """As in a hardware profile."""
+        ...
 
     def place(self, file: Path, name: str) -> str:
         """Make a file readable there; files of equal name are equal and are sent once.
@@ -54,11 +61,14 @@ class Host(Protocol):
 class LocalHost:
     """This machine; always a fresh process, since one that trains runs models a fifth slower."""
 
+    location = "local"
+
     def place(self, file: Path, name: str) -> str:
         return str(file.resolve())
 
     def run_agent(self, request: str) -> str:
-        environment = {**os.environ, **AGENT_ENVIRONMENT}
+        own = {name: f"{os.environ[name]}:{value}" if os.environ.get(name) else value for name, value in AGENT_ENVIRONMENT.items()}
+        environment = {**os.environ, **own}
         done = subprocess.run([sys.executable, str(AGENT)], input=request, capture_output=True, text=True, env=environment)
         if done.returncode != 0:
             last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
@@ -81,7 +91,7 @@ def ask(
     batches: Sequence[Mapping[str, NDArray[np.int64]]] = (),
 ) -> dict[str, Any]:
     """The agent's answer. It must repeat the nonce of this request and the hashes of these files, so that neither an old answer
-    nor an old file on the device can stand for a measurement.
+    nor an old file on the device can stand for a measurement. To ``time``, the device is ``reserved``.
 
     Args:
         models: ONNX files.
@@ -100,7 +110,8 @@ def ask(
             save_batches(file, batches)
             hashes.append(sha256(file))
             full |= {"batches": {"path": host.place(file, f"{hashes[-1]}.npz")}, "count": len(batches)}
-        output = host.run_agent(json.dumps(full))
+        with reserved(host.location) if request["action"] == "time" else nullcontext():
+            output = host.run_agent(json.dumps(full))
     try:
         answer = json.loads(output.splitlines()[-1])
         fresh = answer["nonce"] == nonce

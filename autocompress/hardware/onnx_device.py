@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +14,9 @@ from numpy.typing import NDArray
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.hardware.agent import PROVIDERS, kept
-from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import timings
+from autocompress.hardware.timing import grouped, timings
 from autocompress.interfaces import Question
 from autocompress.onnx_runtime import predict
 from autocompress.scores import Timing
@@ -52,9 +50,15 @@ class OnnxDevice:
 
     @property
     def answers_like(self) -> str:
-        return f"{self.profile.location} {self.profile.runtime}"
+        profile = self.profile
+        return f"{profile.location} {profile.python} {profile.ssh_config} {profile.runtime}"
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        groups = grouped(models, baseline, self.fingerprint["memory_bytes"])
+        firsts, rests = zip(*(self._timed(baseline, group, final) for group in groups), strict=True)
+        return firsts[0], [timing for rest in rests for timing in rest]
+
+    def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
         profile, paths = self.profile, [baseline, *models]
         request = {
             "action": "time",
@@ -68,8 +72,7 @@ class OnnxDevice:
             "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
             "memory": [final or not models, *([True] * len(models))],
         }
-        with reserved() if self.is_local else nullcontext():
-            answer = ask(self.host, request, [onnx_file(path) for path in paths])
+        answer = ask(self.host, request, [onnx_file(path) for path in paths])
         first, *rest = timings(answer, profile, [onnx_format(scheme_of(path)) for path in paths])
         return first, rest
 

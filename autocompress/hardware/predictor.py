@@ -115,8 +115,12 @@ class LatencyTable:
         return {shape.rest, *(name for _, _, name in shape.layers)} <= self.columns.keys()
 
     def errors(self) -> NDArray[np.float64]:
-        """Relative error of each row as the table stands, signed."""
-        return np.array([self.predict(shape) / relative - 1 for shape, relative in (*self.rows, *self.trials)])
+        """Relative error of each row and trial foretold from all the others, signed; infinite for one that alone tells a cost.
+
+        By the leverages of the linear fit, the sizes of the caches and the costs set to zero taken as they are (Hastie et al. 2009,
+        The Elements of Statistical Learning, section 7.10.3).
+        """
+        return self._errors
 
     def _fit(self) -> None:
         seen = [*self.rows, *self.trials]
@@ -128,8 +132,11 @@ class LatencyTable:
         for caches in itertools.product(_SMALL_CACHES_MB, _LARGE_CACHES_MB):
             matrix = np.array([self._terms(shape, caches) for shape, _ in seen]) * shares[:, None]
             costs = _non_negative(matrix, counts)
-            fits.append((float(np.square(matrix @ costs - counts).sum()), caches, costs))
-        _, self.caches, self.costs = min(fits, key=lambda fit: fit[0])
+            fits.append((float(np.square(matrix @ costs - counts).sum()), caches, costs, matrix))
+        _, self.caches, self.costs, matrix = min(fits, key=lambda fit: fit[0])
+        own = 1 - _leverages(matrix[:, self.costs > 0])
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._errors = np.where(own > 1e-6, (matrix @ self.costs / counts - 1) / own, np.inf)
 
     def _terms(self, shape: Shape, caches: tuple[float, float]) -> NDArray[np.float64]:
         terms = np.zeros((len(self.columns), 6))
@@ -139,6 +146,13 @@ class LatencyTable:
             terms[self.columns[name]] += (0, 1, heads > 0, heads, ffn > 0, ffn)
             megabytes += BYTES[name.partition("/")[0]] * (heads * self.weights[0] + ffn * self.weights[1]) / 1e6
         return np.append(terms.ravel(), [max(0.0, megabytes - size) for size in caches])
+
+
+def _leverages(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How much each row draws its own fitted value, 0 to 1."""
+    left, sizes, _ = np.linalg.svd(matrix / np.maximum(np.abs(matrix).max(axis=0), 1e-12), full_matrices=False)
+    leverages: NDArray[np.float64] = np.square(left[:, sizes > 1e-6 * sizes[0]]).sum(axis=1)
+    return leverages
 
 
 def _non_negative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -28,8 +28,11 @@ FINGERPRINT = (
     *("l2_bytes", "governor", "threads_per_core", "memory_bytes", "driver", "python", "onnxruntime", "torch", "cuda"),
     *("providers", "busy_cores"),
 )
+_OF_TIMINGS = ("cuda_graphs", "statistic", "confidence", "target_precision", "trial_seconds", "final_seconds")
 TASK_LENGTHS = "task"
 """Stands for the lengths of the validation split."""
+_EXTENDS = "extends"
+"""The key, of a file only, that names the profile whose values are taken where the file has none."""
 
 
 @dataclass(frozen=True)
@@ -166,6 +169,13 @@ class HardwareProfile:
         unknown = [key for key in self.fingerprint if key not in FINGERPRINT]
         if unknown:
             raise UserError(f"hardware profile {self.name}: fingerprint names {unknown[0]!r}, known are {', '.join(FINGERPRINT)}")
+        for key, value in self.fingerprint.items():
+            if not (
+                isinstance(value, str | int | float) or (isinstance(value, list) and all(isinstance(item, str) for item in value))
+            ):
+                raise UserError(
+                    f"hardware profile {self.name}: fingerprint has {key} = {value!r}, allowed is text, a number or a list of text"
+                )
         for complaint in self._contradictions():
             raise UserError(f"hardware profile {self.name}: {complaint}")
 
@@ -178,6 +188,10 @@ class HardwareProfile:
             (cuda and self.threads != 1, "threads mean nothing to a CUDA runtime; leave them out"),
             (self.cuda_graphs and not torch, "cuda_graphs are of torch-cuda only"),
             (torch and remote, "torch-cuda runs on this machine only"),
+            (
+                self.runtime == "onnxruntime-cuda" and self.memory_limit_mb is not None and not datasheet,
+                "memory_limit_mb cannot be checked under onnxruntime-cuda, which does not tell the GPU's memory; leave it out",
+            ),
             (torch and set(self.precisions) - {"fp32", "fp16", "bf16"}, "torch-cuda computes in fp32, fp16 and bf16 only"),
             (
                 remote and self.threads == 0,
@@ -191,7 +205,12 @@ class HardwareProfile:
             (datasheet and self.fingerprint, "a fingerprint is of a measured device, the basis is datasheet"),
             (datasheet and self.threads == 0, "threads is 0 (all cores of this machine), but a datasheet is of another device"),
         )
-        return [complaint for broken, complaint in rules if broken]
+        defaults = {f.name: f.default for f in dataclasses.fields(self)}
+        timed = [
+            (datasheet and getattr(self, key) != defaults[key], f"{key} is of timings, the basis is datasheet")
+            for key in _OF_TIMINGS
+        ]
+        return [complaint for broken, complaint in (*rules, *timed) if broken]
 
     @property
     def intra_op_threads(self) -> int:
@@ -218,7 +237,7 @@ class HardwareProfile:
         if "device_class" in values:
             raise UserError(f"{path}: unknown key 'device_class'; did you mean class?")
         given = {"device_class" if key == "class" else key: value for key, value in values.items()}
-        return cls(name, **_checked(cls, given, path, skip=("name",)))
+        return cls(name, **_checked(cls, given, path, skip=("name",), extra=(_EXTENDS,)))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -227,9 +246,9 @@ class HardwareProfile:
 
 
 def precision_of(scheme: str, profile: HardwareProfile) -> str:
-    """What ``torch-cuda`` computes a model exported in ``scheme`` in: the same where the profile offers it, else the first that it
-    offers."""
-    return scheme if scheme in profile.precisions else profile.precisions[0]
+    """What ``torch-cuda`` computes a model exported in ``scheme`` in: the same where the profile offers it or it is fp32, else the
+    first that it offers."""
+    return scheme if scheme in ("fp32", *profile.precisions) else profile.precisions[0]
 
 
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -247,14 +266,21 @@ _TYPES: dict[str, tuple[type, ...]] = {
 }
 
 
-def _checked(cls: Any, values: Mapping[str, Any], where: Path | str, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Keyword arguments of a dataclass from parsed TOML."""
+def _checked(
+    cls: Any, values: Mapping[str, Any], where: Path | str, skip: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+) -> dict[str, Any]:
+    """Keyword arguments of a dataclass from parsed TOML.
+
+    Args:
+        skip: fields that are no keys.
+        extra: keys that were read before.
+    """
     fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in skip}
     shown = {name: "class" if name == "device_class" else name for name in fields}
     found: dict[str, Any] = {}
     for key, value in values.items():
         if key not in fields:
-            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join(shown.values())}")
+            raise UserError(f"{where}: unknown key {key!r}; known are {', '.join((*shown.values(), *extra))}")
         kind = str(fields[key].type).replace('"', "'")
         wanted = _TYPES[kind]
         strings = "tuple" in kind and isinstance(value, list | tuple) and not all(isinstance(item, str) for item in value)
@@ -297,7 +323,7 @@ def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
         loop = " -> ".join(p.name for p in (*before[before.index(resolved) :], resolved))
         raise UserError(f"{path}: profiles extend each other in a loop: {loop}")
     values = resources.read_toml(path)
-    base = values.pop("extends", None)
+    base = values.pop(_EXTENDS, None)
     if base is None:
         return values
     if not isinstance(base, str):

@@ -9,17 +9,45 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.artifact import onnx_file
 from autocompress.hardware.agent import estimate, resampled
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.scores import Latency, Timing
 
 DISTURBED = 1.1
 """Wall over CPU time, in sum, above which other work took the cores."""
+_LOADED = 3
+"""Bytes that a loaded model takes at most, as a multiple of its file's."""
+
+
+def grouped(models: Sequence[Path], baseline: Path, memory_bytes: int) -> list[list[Path]]:
+    """Models in groups, in order, of which each fits half the memory together with the baseline; one empty group without models.
+
+    A model that fits with no other is a group of its own.
+
+    Args:
+        memory_bytes: of the device; 0 where it does not say, which counts as enough.
+    """
+    room = (memory_bytes or float("inf")) / 2 / _LOADED - _file_bytes(baseline)
+    groups: list[list[Path]] = [[]]
+    left = room
+    for model in models:
+        left -= _file_bytes(model)
+        if left < 0 and groups[-1]:
+            groups.append([])
+            left = room - _file_bytes(model)
+        groups[-1].append(model)
+    return groups
+
+
+def _file_bytes(model: Path) -> int:
+    return onnx_file(model).stat().st_size
 
 
 def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile) -> list[Timing]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,9 +26,10 @@ from numpy.typing import NDArray
 from autocompress.artifact import load_model, scheme_of
 from autocompress.errors import AutocompressError, CandidateFailed, UserError
 from autocompress.hardware.agent import describe, is_precise, kept
+from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import save_batches
 from autocompress.hardware.profile import HardwareProfile, precision_of
-from autocompress.hardware.timing import timings
+from autocompress.hardware.timing import grouped, timings
 from autocompress.interfaces import Question
 from autocompress.scores import Timing
 
@@ -59,9 +61,13 @@ class TorchCudaDevice:
         return f"torch-cuda {' '.join(self.profile.precisions)}"
 
     def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        groups = grouped(models, baseline, torch.cuda.get_device_properties(0).total_memory)
+        firsts, rests = zip(*(self._timed(baseline, group, final) for group in groups), strict=True)
+        return firsts[0], [timing for rest in rests for timing in rest]
+
+    def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
         profile = self.profile
-        scheme = scheme_of(baseline)
-        alone = "fp32" if models or scheme == "fp32" else precision_of(scheme, profile)
+        alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
         precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
         answer = _ask(
             {
@@ -94,7 +100,8 @@ class TorchCudaDevice:
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "autocompress.hardware.torch_cuda"]
-    done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+    with reserved() if request["action"] == "time" else nullcontext():
+        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
@@ -133,6 +140,7 @@ def _captured(call: Callable[[], object]) -> Callable[[], object]:
 
 def _runner(folder: str, precision: str, request: Mapping[str, Any]) -> tuple[Callable[[], None], int]:
     """A function that runs the model once at each length, and the peak bytes on the device that the model added."""
+    torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")  # cuBLAS's workspace is no model's memory
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model = load_model(folder).to(device="cuda", dtype=_DTYPES[precision])
@@ -142,10 +150,10 @@ def _runner(folder: str, precision: str, request: Mapping[str, Any]) -> tuple[Ca
         calls.append(partial(_logits, model, inputs))
     for call in calls:
         call()
-    torch.cuda.synchronize()
-    peak = torch.cuda.max_memory_allocated() - before
     if request["cuda_graphs"]:
         calls = [_captured(call) for call in calls]
+    torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() - before
 
     def run() -> None:
         for call in calls:
