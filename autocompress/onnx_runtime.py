@@ -250,8 +250,9 @@ def quantize_int8_by_token(source: Path, target: Path, spared: Collection[int] =
             continue
         given, name = node.input
         if given not in scaled:
-            scaling, *scaled[given] = _scaled_by_token(given)
+            scaling, integers, largest = _scaled_by_token(given)
             nodes += scaling
+            scaled[given] = integers, largest
         matrix = onnx.numpy_helper.to_array(weights[name])
         scales = np.maximum(np.abs(matrix).max(axis=0) / 127, np.float32(1e-12))
         stored, by_channel = f"{name}_quantized", f"{name}_scale"

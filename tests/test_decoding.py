@@ -26,7 +26,7 @@ from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, quantize
 from tests.test_decoders import LANGUAGE_MODELS
 from tests.test_families import ALL_FFN, FULL, STRUCTURES, each_structure
-from tests.tiny_models import FFN, HEADS, HIDDEN, MODELS, VOCABULARY, build
+from tests.tiny_models import FFN, HEADS, HIDDEN, LAYERS, MODELS, VOCABULARY, build
 
 each_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 TIED = ["gpt2 with its head tied", "gpt2 scaled by layer", "llama ungrouped, tied, with biases"]
@@ -197,6 +197,17 @@ def test_int8_activations_have_a_scale_for_each_token(name: str, tmp_path: Path)
     target, _ = quantized(build(name), tmp_path, "int8-dynamic")
     given = texts(3, 24)
     np.testing.assert_allclose(in_pieces(target, given), in_pieces(target, given, *range(1, 24)), rtol=0, atol=PARITY_LIMIT)
+
+
+@each_model
+def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
+    source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
+    report = quantize(source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)])
+    assert report["layers"] == ["int8-dynamic" if layer else "fp32" for layer in range(LAYERS)]
+    of_first = {node.input[1] for node in onnx.load(source).graph.node if node.op_type == "MatMul" and ".0/" in node.name}
+    stored = {tensor.name for tensor in onnx.load(source).graph.initializer}
+    assert set(report["left_in_fp32"]) == of_first & stored
+    np.testing.assert_allclose(in_pieces(target, texts(1, 9), 4), predict(target, [texts(1, 9)]), rtol=0, atol=PARITY_LIMIT)
 
 
 @pytest.mark.parametrize("name", ["llama with a language head", "mistral", "qwen2"])
