@@ -35,9 +35,11 @@ def fail(message: str) -> None:
 def front_table(front: Front) -> Table:
     """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
+    phase = front.baseline.timing.phase
+    timed = f", latencies of {phase}" if phase else ""
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
     table = Table(
-        title=f"{len(front.members)} models on {front.hardware['name']} ({front.metric} on {split}{estimated})",
+        title=f"{len(front.members)} models on {front.hardware['name']} ({front.metric} on {split}{timed}{estimated})",
         title_justify="left",
     )
     for name in ("model", "ms", "speedup", front.metric, "drop, points", "MB"):
