@@ -161,7 +161,7 @@ def convert_to_fp16(source: Path, target: Path) -> None:
         model = onnx.load(source)
         norms = [node.name for node in model.graph.node if "norm/" in node.name and node.op_type != "LayerNormalization"]
         model = convert_float_to_float16(model, keep_io_types=True, node_block_list=norms)
-    nodes = list({node.name: node for node in model.graph.node}.values())
+    nodes = list({node.output[0]: node for node in model.graph.node}.values())
     narrowed = {node.output[0]: node.input[0] for node in nodes if node.name.endswith("_cast_to_fp16_node")}
     there_and_back = {node.output[0]: narrowed.get(node.input[0]) for node in nodes if node.name.endswith("_cast_to_fp32_node")}
     for node in nodes:
@@ -231,8 +231,8 @@ def quantize_matmul_weights(source: Path, target: Path, bits: int, block_size: i
 def quantize_int8_by_token(source: Path, target: Path, spared: Collection[int] = ()) -> None:
     """Weights to int8 per channel, activations to 8 bits with a scale for each token; the embedding to int8.
 
-    The first tokens of a text have activations a thousand times as large as the others': one scale for all tokens would leave the
-    others no bits. So a text that is read at once gives what it gives token by token.
+    The first token of a text has far larger activations than the others: with one scale for all of a text SmolLM2's perplexity
+    went from 36 to 63, with one for each token to 37. And a text gives the same read at once and token by token.
 
     Args:
         spared: layers to leave as they are.
