@@ -413,6 +413,7 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     host: Any = SimpleNamespace(close=lambda: None)
     device = OnnxDevice(profile, [8, 16], host)
     assert not device.is_local
+    (tmp_path / "a.onnx").touch()
     baseline, [timing] = device.time(tmp_path / "a.onnx", [tmp_path / "b.onnx"], final=False)
     device.time(tmp_path / "a.onnx", [], final=True)
     _, trial, final = requests
