@@ -36,10 +36,12 @@ def fail(message: str) -> None:
 def front_table(front: Front) -> Table:
     """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
+    phase = front.baseline.timing.phase
+    timed = f", latencies of {phase}" if phase else ""
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
     metric = front.scale
     table = Table(
-        title=f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on {split}{estimated})",
+        title=f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on {split}{timed}{estimated})",
         title_justify="left",
     )
     for name in ("model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"):

@@ -24,7 +24,7 @@ from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import Model, declare_inputs, has_cache, keep_normalization_apart, past_of
+from autocompress.onnx_runtime import Model, declare_inputs, keep_normalization_apart, past_of
 from autocompress.structure import Structure
 from autocompress.techniques.quantization import quantize
 from autocompress.training import tensors
@@ -146,7 +146,7 @@ def _parity(model: nn.Module, batch: Batch, fp32: Path, shipped: Path) -> dict[s
         batch = Batch({name: array[:_PARITY_ROWS, :_PARITY_TOKENS] for name, array in batch.inputs.items()})
     with torch.inference_mode():
         reference = model(**tensors(batch)).logits.numpy()
-    before, after = (_answers(path, batch.inputs) for path in (fp32, shipped))
+    before, after = (_answers(Model(path, threads=1), batch.inputs, by_parts=generates(model)) for path in (fp32, shipped))
     if generates(model):
         real = batch.inputs["attention_mask"] == 1
         reference, before, after = reference[real], before[real], after[real]
@@ -157,10 +157,9 @@ def _parity(model: nn.Module, batch: Batch, fp32: Path, shipped: Path) -> dict[s
     }
 
 
-def _answers(path: Path, inputs: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
-    """Logits; of a language model those of the last token come from a second run, with the others in the cache."""
-    model = Model(path, threads=1)
-    if not has_cache(path):
+def _answers(model: Model, inputs: Mapping[str, NDArray[np.int64]], *, by_parts: bool) -> NDArray[np.float32]:
+    """Logits; by parts those of the last token come from a second run, with the others in the cache."""
+    if not by_parts:
         return model(inputs)
     first = model.outputs({name: array[:, :-1] for name, array in inputs.items()})
     last = model.outputs({"input_ids": inputs["input_ids"][:, -1:], "attention_mask": inputs["attention_mask"], **past_of(first)})

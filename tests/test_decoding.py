@@ -26,7 +26,7 @@ from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, quantize
 from tests.test_decoders import LANGUAGE_MODELS
 from tests.test_families import ALL_FFN, FULL, STRUCTURES, each_structure
-from tests.tiny_models import FFN, HEADS, HIDDEN, MODELS, VOCABULARY, build
+from tests.tiny_models import FFN, HEADS, HIDDEN, LAYERS, MODELS, VOCABULARY, build
 
 each_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 TIED = ["gpt2 with its head tied", "gpt2 scaled by layer", "llama ungrouped, tied, with biases"]
@@ -191,6 +191,25 @@ def test_logits_stay_near_with_the_cache_too(name: str, scheme: str, tmp_path: P
         assert error <= {"fp32": 1e-5, "bf16": 1e-5, "fp16": 0.01, "int4-weights": 0.5, "int8-static": 0.35}.get(scheme, 0.1)
 
 
+@each_model
+def test_int8_activations_have_a_scale_for_each_token(name: str, tmp_path: Path) -> None:
+    """A text read at once gives what it gives token by token."""
+    target, _ = quantized(build(name), tmp_path, "int8-dynamic")
+    given = texts(3, 24)
+    np.testing.assert_allclose(in_pieces(target, given), in_pieces(target, given, *range(1, 24)), rtol=0, atol=PARITY_LIMIT)
+
+
+@each_model
+def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
+    source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
+    report = quantize(source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)])
+    assert report["layers"] == ["int8-dynamic" if layer else "fp32" for layer in range(LAYERS)]
+    of_first = {node.input[1] for node in onnx.load(source).graph.node if node.op_type == "MatMul" and ".0/" in node.name}
+    stored = {tensor.name for tensor in onnx.load(source).graph.initializer}
+    assert set(report["left_in_fp32"]) == of_first & stored
+    np.testing.assert_allclose(in_pieces(target, texts(1, 9), 4), predict(target, [texts(1, 9)]), rtol=0, atol=PARITY_LIMIT)
+
+
 @pytest.mark.parametrize("name", ["llama with a language head", "mistral", "qwen2"])
 def test_rms_norms_stay_in_fp32_under_fp16(name: str, tmp_path: Path) -> None:
     """Squares of more than 256 are no numbers in fp16."""
@@ -258,7 +277,6 @@ def perplexity(scores: NDArray[np.float32], given: Arrays) -> float:
 def test_perplexity_with_the_cache_is_that_without_it(
     sentences_model: tuple[nn.Module, Arrays], scheme: str, tmp_path: Path
 ) -> None:
-    """The ranges of int8 activations are those of a whole window without the cache, of a token with it."""
     model, given = sentences_model
     target, _ = quantized(model, tmp_path, scheme) if scheme != "int8-static" else (tmp_path / "static.onnx", {})
     if scheme == "int8-static":

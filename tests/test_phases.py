@@ -304,6 +304,11 @@ def run(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def test_the_front_says_what_its_latencies_are_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["front", str(run)]) == 0
+    assert "1 models on test (accuracy on test, latencies of decode)" in capsys.readouterr().out
+
+
 def test_picking_by_the_phase_that_was_searched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pick", str(run), "--max-latency", "decode=3ms"]) == 0
     assert "t1" in capsys.readouterr().out

@@ -1,10 +1,11 @@
 """Number formats of the exported graph, by onnxruntime's converters.
 
 Dynamic and static int8 as in the survey of Ganesh et al. 2021, section 3.1 (fixed-length integers after training, weights
-per channel); weight-only int8 and int4 in blocks, computed with int8 activations. Under int8 and int4 the embedding gets
-8 bits: it is more sensitive than the layers (Shen et al. 2020); so does a head that is tied to it, from the same table. Layers
-may be spared: they keep more bits than the others, as in the mixed precision of the same paper. Under bf16 the ONNX file stays
-in fp32, because onnxruntime has no bf16 arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
+per channel); in language models the activations of dynamic int8 have a scale for each token. Weight-only int8 and int4 in
+blocks, computed with int8 activations. Under int8 and int4 the embedding gets 8 bits: it is more sensitive than the layers (Shen
+et al. 2020); so does a head that is tied to it, from the same table. Layers may be spared: they keep more bits than the others,
+as in the mixed precision of the same paper. Under bf16 the ONNX file stays in fp32, because onnxruntime has no bf16
+arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
 """
 
 from __future__ import annotations
@@ -126,6 +127,8 @@ def quantize(
                 shutil.copyfile(source, target)
             case "fp16":
                 ort.convert_to_fp16(source, target)
+            case "int8-dynamic" if ort.has_cache(source):
+                ort.quantize_int8_by_token(source, target, spared)
             case "int8-dynamic":
                 ort.quantize_dynamic_int8(source, target, spared=spared)
             case "int8-static":
