@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -328,3 +329,26 @@ def test_where_teachers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert cache_folder() == tmp_path / "xdg" / "autocompress"
     monkeypatch.delenv("XDG_CACHE_HOME")
     assert cache_folder() == tmp_path / "home" / ".cache" / "autocompress"
+
+
+@pytest.mark.parametrize(
+    ("architecture", "reason"),
+    [
+        ("oddball", "--model {} cannot be loaded: GGUF model with architecture oddball is not supported yet."),
+        ("bloom", "model type 'bloom' is not supported; supported are bert, "),
+        (None, "--model {} cannot be loaded: "),
+    ],
+)
+def test_gguf_files_that_cannot_be_compressed(architecture: str | None, reason: str, tmp_path: Path) -> None:
+    file = tmp_path / "model.gguf"
+    if architecture is None:
+        file.write_bytes(b"no such file format")
+    else:
+        writer = gguf.GGUFWriter(file, architecture)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+    with pytest.raises(UserError) as caught:
+        load_config(str(file))
+    assert str(caught.value).startswith(reason.format(file)) and "\n" not in str(caught.value)
