@@ -279,30 +279,29 @@ def quantize_int8_by_token(source: Path, target: Path, spared: Collection[int] =
 
 
 _BY_TOKEN: dict[str, NDArray[Any]] = {
-    f"{_TABLE}least": np.array(1e-12, np.float32),
     f"{_TABLE}step": np.array(1 / 127, np.float32),
     f"{_TABLE}zero": np.array(128, np.uint8),
 }
 
 
 def _scaled_by_token(given: str) -> tuple[list[onnx.NodeProto], str, str]:
-    """Nodes that bring each token's activations to 8 bits, and the names of the integers and of each token's largest number."""
-    least, step, zero = _BY_TOKEN
-    names = {part: f"{_TABLE}{part}_{given}" for part in ("Abs", "ReduceMax", "Max", "Div", "QuantizeLinear")}
+    """Nodes that bring each token's activations to 8 bits, and the names of the integers and of each token's largest number, which
+    may be zero: the integers are then whatever 0 / 0 becomes, and count nothing."""
+    step, zero = _BY_TOKEN
+    names = {part: f"{_TABLE}{part}_{given}" for part in ("Abs", "ReduceMax", "Div", "QuantizeLinear")}
     make = onnx.helper.make_node
     nodes = [
         make("Abs", [given], [names["Abs"]], names["Abs"]),
         make("ReduceMax", [names["Abs"]], [names["ReduceMax"]], names["ReduceMax"], axes=[-1], keepdims=1),
-        make("Max", [names["ReduceMax"], least], [names["Max"]], names["Max"]),
-        make("Div", [given, names["Max"]], [names["Div"]], names["Div"]),
+        make("Div", [given, names["ReduceMax"]], [names["Div"]], names["Div"]),
         make("QuantizeLinear", [names["Div"], step, zero], [names["QuantizeLinear"]], names["QuantizeLinear"]),
     ]
-    return nodes, names["QuantizeLinear"], names["Max"]
+    return nodes, names["QuantizeLinear"], names["ReduceMax"]
 
 
 def _product_by_token(quantized: str, largest: str, weights: str, scales: str, replaced: onnx.NodeProto) -> list[onnx.NodeProto]:
     """In place of a node, the product of such integers with int8 weights."""
-    _, step, zero = _BY_TOKEN
+    step, zero = _BY_TOKEN
     found = f"{replaced.output[0]}_of_unit"
     inputs = [quantized, weights, step, scales, zero]
     return [

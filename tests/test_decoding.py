@@ -199,6 +199,18 @@ def test_int8_activations_have_a_scale_for_each_token(name: str, tmp_path: Path)
     np.testing.assert_allclose(in_pieces(target, given), in_pieces(target, given, *range(1, 24)), rtol=0, atol=PARITY_LIMIT)
 
 
+def test_activations_that_are_all_zero_count_nothing(tmp_path: Path) -> None:
+    """Layers whose values, and so the inputs of the attention's output, are zero."""
+    name = "llama with a language head"
+    model = build(name)
+    with torch.no_grad():
+        for layer in range(LAYERS):
+            model.get_parameter(f"model.layers.{layer}.self_attn.v_proj.weight").zero_()
+    target, _ = quantized(model, tmp_path, "int8-dynamic")
+    expected = logits(model, texts(2, 9))
+    assert np.sqrt(np.mean((predict(target, [texts(2, 9)]) - expected) ** 2)) < 0.1 * expected.std()
+
+
 @each_model
 def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
     source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
