@@ -64,7 +64,7 @@ SPARED: list[tuple[Any, list[int]]] = [
 LLAMA: dict[str, Any] = {
     "vocab_size": VOCABULARY,
     "hidden_size": HIDDEN,
-    "num_hidden_layers": 2,
+    "num_hidden_layers": LAYERS,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "intermediate_size": FFN,
@@ -94,7 +94,7 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=4, hidden_dim=FFN, max_position_embeddings=POSITIONS
     ),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=2, n_head=4, n_inner=FFN, n_positions=POSITIONS, pad_token_id=1
+        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_inner=FFN, n_positions=POSITIONS, pad_token_id=1
     ),
     "llama": lambda: LlamaConfig(**LLAMA),
     "mistral": lambda: MistralConfig(**LLAMA),
@@ -202,7 +202,7 @@ def test_every_matrix_is_converted(graphs: dict[str, Path], model: str, scheme: 
     assert not set(before) & set(matrices(target, onnx.TensorProto.FLOAT))
     narrow = (onnx.TensorProto.FLOAT16,) if scheme == "fp16" else (onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
     assert matrices(target, *narrow).count((VOCABULARY, HIDDEN)) == 1
-    assert target.stat().st_size < source.stat().st_size * (0.6 if scheme == "fp16" else 0.5)
+    assert target.stat().st_size < source.stat().st_size * (0.65 if scheme == "fp16" else 0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
 
 
@@ -301,7 +301,7 @@ class Gemms(nn.Module):
         self.embedding = nn.Embedding(VOCABULARY, HIDDEN)
         self.h = nn.ModuleList([nn.Linear(HIDDEN, HIDDEN) for _ in range(LAYERS)])
 
-    def forward(self, input_ids: Tensor) -> SimpleNamespace:
+    def forward(self, input_ids: Tensor, **_: object) -> SimpleNamespace:
         hidden = self.embedding(input_ids).mean(1)
         for layer in self.h:
             hidden = torch.tanh(layer(hidden))
