@@ -185,11 +185,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         ("--stride", "tokens that each window scores; half of --context where not given"),
     ):
         parser.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
-    parser.add_argument(
-        "--clean",
-        action="store_true",
-        help="language modeling: drop repeated lines, HTML and lines of non-letters from what is trained on",
-    )
     parser.add_argument("--finetune", action="store_true", help="train the model on the data first, then compress it")
     parser.add_argument(
         "--hardware",

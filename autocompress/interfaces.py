@@ -178,6 +178,11 @@ class Task(Protocol[Part]):
     def train(self) -> TrainingSplit: ...
 
     @property
+    def cleaned(self) -> TrainingSplit | None:
+        """``train`` from which low-quality text is dropped; None where it was not asked for or makes no sense."""
+        ...
+
+    @property
     def unlabeled(self) -> Sequence[Row]:
         """More to learn from a teacher."""
         ...

@@ -17,7 +17,7 @@ from torch.nn.functional import cross_entropy
 from autocompress.candidate import Candidate
 from autocompress.distillation import objectives
 from autocompress.distillation.layer_maps import LAYER_MAPS
-from autocompress.distillation.settings import weight_setting
+from autocompress.distillation.settings import CLEANED, weight_setting
 from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Batch, Family, Features, Lesson, Matching, Row
 from autocompress.structure import Structure
@@ -60,12 +60,16 @@ class Teacher:
 
     Args:
         scratch: folder for features, which are kept in fp16, all tokens one below the other; emptied first.
+        cleaned: what students learn from with ``recovery.cleaned``, of a language model only.
     """
 
-    def __init__(self, model: nn.Module, family: Family, transfer: TransferSet, scratch: Path) -> None:
+    def __init__(
+        self, model: nn.Module, family: Family, transfer: TransferSet, scratch: Path, cleaned: TransferSet | None = None
+    ) -> None:
         self.model = model
         self.family = family
         self.transfer = transfer
+        self.cleaned = cleaned
         self.structure = family.structure(model)
         self.scratch = scratch
         shutil.rmtree(scratch, ignore_errors=True)
@@ -160,12 +164,16 @@ class Recovery:
         self.objectives = [(known[str(name)](self.lesson), candidate.number(weight_setting(str(name)), 1)) for name in names]
         beside = [p for objective, _ in self.objectives if isinstance(objective, nn.Module) for p in objective.parameters()]
         self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps, beside=beside)
-        labelled = len(teacher.transfer.labels)
-        lengths = np.array([row.shape[1] for row in teacher.transfer.rows], np.int64)
+        transfer = teacher.cleaned if candidate.get(CLEANED, False) else teacher.transfer
+        if transfer is None:
+            raise CandidateFailed(f"{CLEANED} is true, but there is no cleaned text: it is for language modeling")
+        self.transfer = transfer
+        labelled = len(transfer.labels)
+        lengths = np.array([row.shape[1] for row in transfer.rows], np.int64)
         share = candidate.number("recovery.unlabeled_share", 0)
         if share > 0 and len(lengths) == labelled:
             raise CandidateFailed("recovery.unlabeled_share is more than 0, but there is no unlabelled text: give --unlabeled")
-        size = teacher.transfer.batch_size
+        size = transfer.batch_size
         unlabelled = round(share * size)
         pairs = [pair for objective, _ in self.objectives for pair in objective.features()]
         self.watched, self.taught = sorted({mine for mine, _ in pairs}), sorted({theirs for _, theirs in pairs})
@@ -189,8 +197,7 @@ class Recovery:
                 self.done += 1
 
     def _loss(self, indices: list[int], seen: dict[str, Tensor]) -> Tensor:
-        transfer = self.teacher.transfer
-        inputs = tensors(transfer.batch([transfer.rows[i] for i in indices]))
+        inputs = tensors(self.transfer.batch([self.transfer.rows[i] for i in indices]))
         with fast_math():
             logits = self.student(**inputs).logits.float().flatten(0, -2)
         loss: Tensor = 0 * logits[0].sum()
@@ -202,7 +209,7 @@ class Recovery:
             teacher = self.teacher.features(self.taught, indices, inputs)
             for objective, own_weight in self.objectives:
                 loss = loss + (1 - weight) * own_weight * objective.loss(student, teacher)
-        answers = transfer.answers(indices)
+        answers = self.transfer.answers(indices)
         if weight > 0 and (answers >= 0).any():
             loss = loss + weight * cross_entropy(logits, answers)
         return loss

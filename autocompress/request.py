@@ -41,7 +41,6 @@ class Request:
         block_length: language modeling: tokens of a block of training text; by default 256, or as many as the model takes.
         context: language modeling: tokens of a window of scored text; by default as for ``block_length``.
         stride: language modeling: tokens that each window scores; by default half of ``context``.
-        clean: language modeling: drop repeated lines, HTML and lines of non-letters from the training documents.
         finetune: train the model on the data first (2 epochs) and compress the result.
         budget: constraints on every model of a front.
         budgets: constraints of single devices, by name of the profile, in place of ``budget``.
@@ -68,7 +67,6 @@ class Request:
     block_length: int | None = None
     context: int | None = None
     stride: int | None = None
-    clean: bool = False
     finetune: bool = False
     budget: Budget = field(default_factory=Budget)
     budgets: Mapping[str, Budget] = field(default_factory=dict)
@@ -108,7 +106,6 @@ class Request:
             "block-length": self.block_length,
             "context": self.context,
             "stride": self.stride,
-            "clean": self.clean or None,
         }
         for name, kind in TASKS.items():
             for option in kind.options:
@@ -143,7 +140,7 @@ class Request:
             "task": self.task,
             **{name: path and fingerprint(path) for name, path in files.items()},
             "columns": [self.columns.text, self.columns.text_pair, self.columns.label],
-            "text": [self.block_length, self.context, self.stride, self.clean],
+            "text": [self.block_length, self.context, self.stride],
             "finetune": self.finetune,
             "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from autocompress import environment
-from autocompress.distillation.settings import UNLABELED_SHARE
+from autocompress.candidate import Value
+from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
 from autocompress.engine import Clock, Listener, Loop, SearchResult, Silent
 from autocompress.errors import UserError
 from autocompress.families import family_of
@@ -24,7 +25,7 @@ from autocompress.interfaces import Device, Task
 from autocompress.journal import Run
 from autocompress.pareto import Budget
 from autocompress.request import Request
-from autocompress.search_space import SearchSpace
+from autocompress.search_space import Choices, SearchSpace
 from autocompress.tasks import language_modeling, text_classification
 from autocompress.teacher import finetuned, load_config, load_teacher, load_tokenizer, weights_digest
 from autocompress.workbench import Workbench
@@ -132,11 +133,14 @@ def _load_data(request: Request) -> tuple[Task[Any], Any]:
     tokenizer = load_tokenizer(request.model, config.vocab_size)
     positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
     for profile in request.hardware:
-        if isinstance(profile.sequence_length, int) and profile.sequence_length > positions:
-            raise UserError(
-                f"hardware profile {profile.name}: sequence_length is {profile.sequence_length}, "
-                f"the model takes {positions} tokens at most"
-            )
+        wanted = {
+            "sequence_length": profile.sequence_length if isinstance(profile.sequence_length, int) else 0,
+            "prompt_length and generated_tokens together": (profile.prompt_length or 0) + (profile.generated_tokens or 0),
+            "context_length and the token after it": profile.context_length + 1 if profile.context_length else 0,
+        }
+        for what, tokens in wanted.items():
+            if tokens > positions:
+                raise UserError(f"hardware profile {profile.name}: {what} is {tokens}, the model takes {positions} tokens at most")
     return LOADERS[request.task](request, config, tokenizer, positions), tokenizer
 
 
@@ -171,7 +175,7 @@ def _language_modeling(request: Request, config: Any, tokenizer: Any, positions:
         block_length=request.block_length,
         context=request.context,
         stride=request.stride,
-        cleaned=request.clean,
+        with_cleaned=_may_be(request.space, CLEANED, True),
     )
 
 
@@ -182,12 +186,21 @@ LOADERS: dict[str, Callable[[Request, Any, Any, int], Task[Any]]] = {
 """By task: from the request, the model's config, its tokenizer and the tokens that it takes at most, to the data."""
 
 
+def _may_be(space: SearchSpace, name: str, value: Value) -> bool:
+    """Whether any candidate of a space has this choice in a setting."""
+    return any(p.name == name and isinstance(p.values, Choices) and value in p.values.values for p in space.parameters)
+
+
 def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
     """The request less what its data and devices have no use for."""
     space = request.space
-    if not task.unlabeled and any(p.name == UNLABELED_SHARE for p in space.parameters):
+    searched = {parameter.name for parameter in space.parameters}
+    if not task.unlabeled and UNLABELED_SHARE in searched:
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
+    if task.cleaned is None and CLEANED in searched:
+        listener.stage(f"{CLEANED} is not searched: {request.task} has nothing cleaned")
+        space = space.without(CLEANED)
     offered = dict.fromkeys(["fp32", *(name for profile in request.hardware for name in profile.precisions)])
     narrowed, dropped = space.limited("quantization.scheme", offered)
     if dropped:

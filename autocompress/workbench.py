@@ -104,7 +104,8 @@ class Workbench:
         with reserved():
             importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
         transfer = TransferSet([*rows, *task.unlabeled], labels, task.batch, size)
-        teacher = Teacher(model, family, transfer, run.folder / "scratch")
+        cleaned = TransferSet(task.cleaned.rows, task.cleaned.labels, task.batch, size) if task.cleaned else None
+        teacher = Teacher(model, family, transfer, run.folder / "scratch", cleaned)
         full = family.structure(model)
         return cls(run, task, model, family, full, importance, teacher, tokenizer_files, devices, budgets, seed)
 

@@ -103,26 +103,25 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def study(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every corner of the study's space, on text as it is and cleaned."""
+    """Every corner of the study's space."""
     space = space_with("decoder-truncation", options.steps)
     rows: list[Mapping[str, Any]] = []
-    for cleaned in (False, True):
-        found = searched(options, space, folder / f"study-{cleaned}", trials=len(space.corners), clean=cleaned)
-        for trial in found.trials[1:]:
-            quality, settings = trial.scores[HARDWARE].quality, trial.candidate
-            rows.append(
-                {
-                    "layers": (trial.sizes or {}).get("layers"),
-                    "rule": settings.get("layers.rule"),
-                    "start": settings.get("weights.start", "copied"),
-                    "teacher": settings["recovery.hard_label_weight"] < 1,
-                    "cleaned": cleaned,
-                    "state": trial.state,
-                    "perplexity": quality and quality.validation,
-                    "increase_percent": quality and quality.drop_validation,
-                    "stderr": quality and quality.drop_validation_stderr,
-                }
-            )
+    for trial in searched(options, space, folder / "study", trials=len(space.corners)).trials[1:]:
+        score, settings = trial.scores.get(HARDWARE), trial.candidate
+        quality = score and score.quality
+        rows.append(
+            {
+                "layers": (trial.sizes or {}).get("layers"),
+                "rule": settings.get("layers.rule"),
+                "start": settings.get("weights.start", "copied"),
+                "teacher": settings["recovery.hard_label_weight"] < 1,
+                "cleaned": settings["recovery.cleaned"],
+                "state": trial.state,
+                "steps": trial.rungs[-1][0],
+                "perplexity": quality and quality.validation,
+                "increase_percent": trial.rungs[-1][1],
+            }
+        )
     return {"study": rows}
 
 

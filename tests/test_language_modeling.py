@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -153,14 +154,17 @@ def test_cleaning_is_of_the_training_documents_only(tokenizer: Any, documents: l
         "test": write(tmp_path / "test.txt", test),
     }
     raw = load(tokenizer, train_file, **given, **LENGTHS)
-    task = load(tokenizer, train_file, **given, **LENGTHS, cleaned=True)
+    task = load(tokenizer, train_file, **given, **LENGTHS, with_cleaned=True)
     assert scored_texts(tokenizer, task.test) == scored_texts(tokenizer, raw.test) == test
     assert any("<p>" in text for text in train_texts(tokenizer, raw))
-    assert {line for text in train_texts(tokenizer, task) for line in text.split("\n")} <= set(lines)
-    assert task.dropped["train lines with HTML"] == 1
-    assert task.dropped["train repeated lines"] >= 1
-    assert task.dropped["train documents left empty"] == 2
-    assert task.dropped["train then also in validation or test"] == 1
+    assert raw.cleaned is None and task.cleaned is not None
+    assert train_texts(tokenizer, task) == train_texts(tokenizer, raw)
+    cleaned = replace(task, train=task.cleaned)
+    assert {line for text in train_texts(tokenizer, cleaned) for line in text.split("\n")} <= set(lines)
+    assert task.dropped["cleaned train lines with HTML"] == 1
+    assert task.dropped["cleaned train repeated lines"] >= 1
+    assert task.dropped["cleaned train documents left empty"] == 2
+    assert task.dropped["cleaned train then also in validation or test"] == 1
     assert raw.dropped == {name: task.dropped[name] for name in raw.dropped}
 
 
@@ -227,7 +231,7 @@ def test_no_end_of_text_at_all(tokenizer: Any) -> None:
 
 def test_batches_by_hand() -> None:
     nothing = windows(np.arange(4), 3, 1, 0)
-    task = LanguageModeling(None, nothing, nothing, {})  # type: ignore[arg-type]
+    task = LanguageModeling(None, None, nothing, nothing, {})  # type: ignore[arg-type]
     found = task.batch([np.array([[1, 2, 3]]), np.array([[4, 5, 6]])]).inputs
     assert {name: array.tolist() for name, array in found.items()} == {
         "input_ids": [[1, 2, 3], [4, 5, 6]],

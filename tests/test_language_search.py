@@ -120,9 +120,19 @@ def test_stopped_by_ctrl_c_and_resumed_it_ends_the_same(
 
 
 def test_other_windows_are_another_run(whole: SearchResult, tiny_gpt2: Path, text_file: Path) -> None:
-    for change in ({"stride": 12}, {"clean": True}):
-        with pytest.raises(UserError, match="--resume: text differs"):
-            begin(tiny_gpt2, text_file, whole.run, resume=True, **change)
+    with pytest.raises(UserError, match="--resume: text differs"):
+        begin(tiny_gpt2, text_file, whole.run, resume=True, stride=12)
+
+
+def test_cleaned_text_is_a_choice_of_the_search(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    """The same cut learns from other text, and ends otherwise."""
+    values = {"layers": {"keep": 0.5}, "recovery": {"steps": 3, "cleaned": [False, True]}}
+    run = tmp_path / "run"
+    arguments: dict[str, Any] = {"trials": 2, "connect": SizeDevice, **LENGTHS}
+    found = search(tiny_gpt2, text_file, CPU, space(values), run, task="language-modeling", **arguments)
+    assert {trial.candidate["recovery.cleaned"] for trial in found.trials[1:]} == {False, True}
+    assert len({trial.rungs[-1][1] for trial in found.trials[1:]}) == 2
+    assert "cleaned train lines with HTML" in json.loads((run / "run.json").read_text())["data"]["dropped"]
 
 
 def test_the_report_says_what_is_better(whole: SearchResult) -> None:
@@ -149,15 +159,15 @@ def test_the_commands_of_a_run(whole: SearchResult, capsys: pytest.CaptureFixtur
 
 
 def test_limits_in_percent_and_a_latency_table(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    found = begin(tiny_gpt2, text_file, tmp_path / "run", budget=Budget(max_drop=60.0, min_speedup=1.2), trials=8, clean=True)
-    assert "train lines with HTML" in json.loads((tmp_path / "run" / "run.json").read_text())["data"]["dropped"]
+    found = begin(tiny_gpt2, text_file, tmp_path / "run", budget=Budget(max_drop=60.0, min_speedup=1.2), trials=8)
     assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0}
     assert found.front.members and all(m.quality.drop_test is not None and m.quality.drop_test <= 60 for m in found.front.members)
     assert all(member.speedup >= 1.2 for member in found.front.members)
     assert any(trial.predicted for trial in found.trials)
     for trial in found.trials:
         if trial.predicted and trial.scores:
-            assert 1 / trial.scores[CPU].timing.speedup == pytest.approx(trial.predicted[CPU], rel=0.2)
+            # files this small are for a good part graph, which the table does not foresee
+            assert 1 / trial.scores[CPU].timing.speedup == pytest.approx(trial.predicted[CPU], rel=0.5)
 
 
 def test_a_live_teacher_and_shifted_tokens_by_hand(tiny_gpt2: Path, task: LanguageModeling, tmp_path: Path) -> None:
@@ -271,7 +281,6 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
         "--unlabeled is for the task text-classification, not for language-modeling",
     ),
     "blocks to classify": (_option("--task", "text-classification", "--stride", "9"), "--stride is for the task language-modeling"),
-    "cleaning to classify": (_option("--task", "text-classification", "--clean"), "--clean is for the task language-modeling"),
     "a drop that cannot be": (_option("--max-drop", "-3"), "max_drop is -3: it is in percent, from 0 to 10000"),
 }
 

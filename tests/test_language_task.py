@@ -38,7 +38,7 @@ def model(tiny_gpt2: Path) -> Any:
 
 def by_hand(tokens: list[int]) -> tuple[LanguageModeling, Windows]:
     part = Windows([np.zeros((1, 5), np.int64)] * len(tokens), np.array(tokens), 100)
-    return LanguageModeling(Blocks([np.array([[3, 4, 5]])]), part, part, {}), part
+    return LanguageModeling(Blocks([np.array([[3, 4, 5]])]), None, part, part, {}), part
 
 
 def test_it_is_a_task(task: LanguageModeling) -> None:

@@ -19,6 +19,7 @@ OBJECTIVES: tuple[str, ...] = (
     "annealed-logits",
 )
 UNLABELED_SHARE = "recovery.unlabeled_share"
+CLEANED = "recovery.cleaned"
 
 
 def weight_setting(objective: str) -> str:
@@ -49,6 +50,9 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
     Setting("recovery.steps", Integer(0, 1_000_000), 0, "training steps after the cut, batches of 32"),
     Setting("recovery.learning_rate", Real(1e-7, 1e-1), 2e-4, "peak of AdamW's learning rate", when=_trains),
     Setting("recovery.data_share", Real(0.001, 1), 1.0, "share of the labelled training data that is used", when=_trains),
+    Setting(
+        CLEANED, OneOf((False, True)), False, "learn from text without repeated lines, HTML and lines of non-letters", when=_trains
+    ),
     Setting(
         "recovery.hard_label_weight",
         Real(0, 1),

@@ -22,6 +22,6 @@ class Kind:
 
 TASKS: dict[str, Kind] = {
     "text-classification": Kind(METRICS["accuracy"], ("text-pair-column", "label-column", "unlabeled")),
-    "language-modeling": Kind(METRICS["perplexity"], ("block-length", "context", "stride", "clean")),
+    "language-modeling": Kind(METRICS["perplexity"], ("block-length", "context", "stride")),
 }
 """By name; each is a module of this package."""

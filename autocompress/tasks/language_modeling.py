@@ -77,10 +77,12 @@ class LanguageModeling:
     """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a window in nats.
 
     Args:
+        cleaned: ``train`` without the lines that ``clean`` drops.
         dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored, by reason.
     """
 
     train: Blocks
+    cleaned: Blocks | None
     validation: Windows
     test: Windows
     dropped: dict[str, int]
@@ -158,7 +160,7 @@ def load(
     block_length: int | None = None,
     context: int | None = None,
     stride: int | None = None,
-    cleaned: bool = False,
+    with_cleaned: bool = False,
 ) -> LanguageModeling:
     """Read, split, tokenize and pack.
 
@@ -170,7 +172,7 @@ def load(
         context: tokens of a scored window; by default ``LENGTH``.
         stride: scored tokens of a window, each of which has at least ``context - stride`` tokens before it; by default half of
             ``context``.
-        cleaned: the training documents go through ``clean``; what is scored stays as it is.
+        with_cleaned: the training documents also go through ``clean``; what is scored stays as it is.
 
     Raises:
         UserError: see ``load_documents``; lengths that do not fit the model or one another; no end-of-text token; a split
@@ -188,9 +190,11 @@ def load(
             raise UserError(f"{name} is {found}: allowed is {least} to {most}, {reason}")
     end = _end_of_text(tokenizer)
     documents = load_documents(source, text_column, validation, test)
-    train, report = _cleaned(documents) if cleaned else (documents.train, {})
-    packed = _stream(tokenizer, train, end, block_length, f"{source}: the train split")
-    blocks = packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length)
+    report: dict[str, int] = {}
+
+    def to_learn(texts: list[str], name: str) -> Blocks:
+        packed = _stream(tokenizer, texts, end, block_length, f"{source}: the {name} split")
+        return Blocks(list(packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length)))
 
     def to_score(texts: list[str], name: str) -> Windows:
         stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
@@ -199,8 +203,13 @@ def load(
         report[f"{name} windows not scored"] = len(found.rows) - len(scored)
         return found.take(scored)
 
+    train, cleaned = to_learn(documents.train, "train"), None
+    if with_cleaned:
+        left, lines_dropped = _cleaned(documents)
+        cleaned = to_learn(left, "cleaned train")
+        report |= lines_dropped
     validation_windows, test_windows = to_score(documents.validation, "validation"), to_score(documents.test, "test")
-    return LanguageModeling(Blocks(list(blocks)), validation_windows, test_windows, documents.dropped | report)
+    return LanguageModeling(train, cleaned, validation_windows, test_windows, documents.dropped | report)
 
 
 def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
@@ -209,7 +218,7 @@ def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
     held_out = {*documents.validation, *documents.test}
     apart = [text for text in train if text not in held_out]
     report["then also in validation or test"] = len(train) - len(apart)
-    return apart, {f"train {reason}": count for reason, count in report.items()}
+    return apart, {f"cleaned train {reason}": count for reason, count in report.items()}
 
 
 def _end_of_text(tokenizer: Any) -> int:

@@ -49,6 +49,7 @@ class TextClassification:
     dropped: dict[str, int]
     metric: ClassVar[Metric] = TASKS["text-classification"].metric
     batch_size: ClassVar[int] = BATCH_SIZE
+    cleaned: ClassVar[None] = None
 
     @property
     def facts(self) -> Mapping[str, Any]:
