@@ -17,7 +17,7 @@ from autocompress.errors import UserError
 from autocompress.files import write_text
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
-from autocompress.scores import Score
+from autocompress.scores import Score, Timing
 from autocompress.structure import describe_sizes
 
 _ACCENT, _FADED, _INK = "#0b6bcb", "#9aa7b4", "#1d2733"
@@ -210,7 +210,7 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         **_LAYOUT,
         height=460,
         legend={"orientation": "h", "y": 1.08},
-        xaxis_title="latency, ms, estimated" if front.estimated else f"latency, ms ({front.baseline.latency_ms.statistic})",
+        xaxis_title=f"{_timed(baseline.timing)} latency, ms ({_statistic(front)})".strip(),
         yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
@@ -272,12 +272,13 @@ def _table(front: Front, index: int) -> str:
     latency = front.baseline.latency_ms
     names = [
         "model",
-        "ms (estimated)" if front.estimated else f"ms ({latency.statistic})",
+        f"{_timed(front.baseline.timing)} ms ({_statistic(front)})".strip(),
         "speedup",
         f"{100 * latency.confidence:g} % interval",
         front.metric,
         f"{front.scale.lost}, {front.scale.unit}",
         "± s.e.",
+        *(f"{_timed(other)} ms, speedup" for other in front.baseline.timing.others),
         "MB",
         "peak MB",
         "format",
@@ -288,6 +289,15 @@ def _table(front: Front, index: int) -> str:
     if front.baseline.id not in {member.id for member in front.members}:
         rows.append(_row(front.baseline, front.scale, ' class="baseline"'))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _statistic(front: Front) -> str:
+    return "estimated" if front.estimated else front.baseline.latency_ms.statistic
+
+
+def _timed(timing: Timing) -> str:
+    """What the latency is of, where that needs saying."""
+    return timing.phase or ""
 
 
 def _row(member: Member, metric: Metric, attributes: str) -> str:
@@ -302,6 +312,7 @@ def _row(member: Member, metric: Metric, attributes: str) -> str:
         metric.text(quality.reported),
         f"{quality.drop_reported:.2f}",
         f"{quality.drop_stderr_reported:.2f}",
+        *(f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x" for other in timing.others),
         f"{member.weight_bytes / 1e6:.1f}",
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,

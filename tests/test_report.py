@@ -122,6 +122,21 @@ def test_errors_of_predictions_say_of_what(pair: Run) -> None:
     assert "predicted before each trial on &lt;phone&gt; with a mean error of 2.0 % of the estimate over 17 trials" in page
 
 
+def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
+    def spoken(found: Member) -> Member:
+        others = tuple(replace(found.timing, phase=phase) for phase in ("prefill", "end-to-end"))
+        return replace(found, timing=replace(found.timing, phase="decode", others=others))
+
+    members = tuple(spoken(member) for member in FRONT.members)
+    front = replace(FRONT, baseline=spoken(FRONT.baseline), members=members)
+    page = page_of(start(tmp_path / "run", DESCRIPTION, [front]))
+    statistic = front.baseline.latency_ms.statistic
+    assert f"decode latency, ms ({statistic})" in page
+    found = row(page, "row-0-t001")
+    for name in ("prefill", "end-to-end"):
+        assert found[f"{name} ms, speedup"] == f"{found[f'decode ms ({statistic})']}, {found['speedup']}"
+
+
 def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> None:
     page = page_of(run)
     [device] = script_value(page, "devices")
