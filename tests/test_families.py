@@ -278,7 +278,11 @@ def test_exported_graph_agrees_at_other_shapes(name: str, title: str, tmp_path: 
     shorter = {key: value[:1, :4] for key, value in example.items()}
     for given in (example, shorter):
         expected = logits(smaller, {key: torch.from_numpy(value) for key, value in given.items()})
-        np.testing.assert_allclose(predict(path, [given]), expected.detach().numpy(), rtol=0, atol=1e-5)
+        found, wanted = predict(path, [given]), expected.detach().numpy()
+        if found.ndim == 3:  # of a language model, what padding answers means nothing
+            real = given["attention_mask"] == 1
+            found, wanted = found[real], wanted[real]
+        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
 
 
 def test_unknown_model_type_is_refused() -> None:

@@ -173,7 +173,7 @@ class Asked:
 
     def __call__(self, host: Any, request: dict[str, Any], models: Sequence[Path] = ()) -> dict[str, Any]:
         if request["action"] == "describe":
-            return {"providers": ["CPUExecutionProvider"]}
+            return {"memory_bytes": 0, "providers": ["CPUExecutionProvider"]}
         self.requests.append(request)
         ms = [[[self.MS[request.get("phase")] * (i + 1) for i in range(len(models))]] * 10] * 3
         return {"wall_ms": ms, "cpu_ms": ms, "clock": "cpu", "energy_mj": [None] * 2, "memory_bytes": [None] * 2}
