@@ -27,10 +27,13 @@ from transformers import (
 
 from autocompress import demo
 from autocompress.artifact import onnx_file, scheme_of
+from autocompress.engine import SearchResult
 from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
+from autocompress.session import search
+from tests.searching import space
 
 torch.set_num_threads(1)
 
@@ -169,3 +172,10 @@ def tiny_gpt2(documents: list[str], byte_tokenizer: Any, tmp_path_factory: pytes
     model.save_pretrained(folder)
     byte_tokenizer.save_pretrained(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def whole(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """An uninterrupted search of 8 candidates."""
+    out = tmp_path_factory.mktemp("runs") / "whole"
+    return search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice)

@@ -26,7 +26,8 @@ from autocompress.pareto import Budget, load_front, load_fronts
 from autocompress.request import Request
 from autocompress.session import search
 from tests.conftest import SizeDevice
-from tests.test_engine import BOTH, DEPTH, Farm, space
+from tests.searching import space
+from tests.test_several_devices import BOTH, DEPTH, Farm
 
 
 @pytest.fixture(scope="module")

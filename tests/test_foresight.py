@@ -34,6 +34,7 @@ from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES
 from autocompress.verification import losses
 from autocompress.workbench import Workbench
+from tests.searching import StopAfter
 
 COSTS = {
     "fp32": (2.0, 0.5, 0.25, 1.0, 0.125, 0.03125),
@@ -111,20 +112,6 @@ class Connected:
     @property
     def device(self) -> AdditiveDevice:
         return next(iter(self.devices.values()))
-
-
-class StopAfter:
-    """A listener that presses Ctrl-C after some trials."""
-
-    def __init__(self, trials: int) -> None:
-        self.left = trials
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None: ...
-
-    def trial(self, trial: Trial, remaining_s: float | None) -> None:
-        self.left -= 1
-        if self.left == 0:
-            raise KeyboardInterrupt
 
 
 @pytest.fixture(scope="module")

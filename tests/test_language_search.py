@@ -33,7 +33,7 @@ from autocompress.teacher import finetuned, load_language_model, load_teacher
 from autocompress.techniques import SETTINGS
 from autocompress.training import fast_math, tensors
 from tests.conftest import END, SizeDevice
-from tests.test_engine import CPU, SPACE, StopAfter, space, timeless
+from tests.searching import CPU, SPACE, StopAfter, space, timeless
 from tests.test_language_modeling import score
 
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(3, (1,), tuple(range(64)))))
