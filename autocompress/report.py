@@ -148,7 +148,7 @@ def _front_note(front: Front) -> str:
         "with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by validation split and timings during "
-        "the search; those far below the front lie outside the picture. Drag the line, move the slider or type a budget."
+        "the search; those far from the front lie outside the picture. Drag the line, move the slider or type a budget."
         + (f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}." if disturbed else "")
     )
 
