@@ -24,8 +24,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 from autocompress import demo
 from autocompress.tasks.data import load_documents
 
-VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 4096, 256, 256, 6, 8
-BLOCK, BATCH, LEARNING_RATE, WARM_UP = 128, 8, 1e-3, 100
+VOCABULARY, CONTEXT, WIDTH, LAYERS, HEADS = 4096, 128, 256, 6, 8
+BATCH, LEARNING_RATE, WARM_UP = 8, 1e-3, 100
 END = "<|endoftext|>"
 
 
@@ -69,7 +69,7 @@ def main(model_folder: str, data: str, steps: str = "5000") -> None:
     )
     starts = np.random.default_rng(0)
     for step in range(total):
-        batch = torch.stack([stream[i : i + BLOCK] for i in starts.integers(0, len(stream) - BLOCK, BATCH)])
+        batch = torch.stack([stream[i : i + CONTEXT] for i in starts.integers(0, len(stream) - CONTEXT, BATCH)])
         with torch.autocast("cpu", torch.bfloat16):
             loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad(set_to_none=True)
