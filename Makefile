@@ -7,7 +7,7 @@ demo: .venv/ready
 	$(BIN)/autocompress demo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses 2 --dist loadfile
 
 check: .venv/ready
 	$(BIN)/ruff check .
