@@ -33,6 +33,7 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
 from autocompress.session import search
+from tests.additive_device import Connected
 from tests.searching import space
 
 torch.set_num_threads(1)
@@ -179,3 +180,18 @@ def whole(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFa
     """An uninterrupted search of 8 candidates."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     return search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice)
+
+
+@pytest.fixture(scope="session")
+def by_task(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+    """A search at the lengths of its task."""
+    out = tmp_path_factory.mktemp("runs") / "task"
+    return search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread-task",
+        space({"quantization": {"scheme": ["int8-dynamic"]}}),
+        out,
+        trials=1,
+        connect=Connected(),
+    )

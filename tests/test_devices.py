@@ -1,12 +1,7 @@
-"""From profiles to devices: lengths, identity, what is missing here, memory, and one user of the cores at a time."""
+"""From profiles to devices: lengths, identity, and what is missing here."""
 
 from __future__ import annotations
 
-import fcntl
-import json
-import os
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,25 +12,22 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from transformers import AutoTokenizer
 
-from autocompress import HardwareProfile, RequestUnmet, SearchResult, SearchSpace, UserError, load_front, resources, search
-from autocompress import measure as measure_module
-from autocompress.hardware.cores import reserved
+from autocompress import HardwareProfile, SearchSpace, UserError, resources, search
 from autocompress.hardware.datasheet import DatasheetDevice
 from autocompress.hardware.devices import QUANTILES, connect, host_of, lengths_of, typical_lengths
 from autocompress.hardware.host import LocalHost
 from autocompress.hardware.onnx_device import OnnxDevice, described
 from autocompress.hardware.remote import Board
-from autocompress.journal import Run
-from autocompress.measure import measure_latency
-from autocompress.scores import Latency, Timing
-from autocompress.tasks.data import Columns, load_examples
+from autocompress.scores import Latency
+from tests.additive_device import AdditiveDevice, Connected
 from tests.test_doctor import unsaid
-from tests.test_foresight import AdditiveDevice, Connected
 
 PROFILE = HardwareProfile.load("cpu-1-thread")
 QUICK = replace(PROFILE, trial_seconds=0.1, final_seconds=0.1, target_precision=0.5)
+
+
+INT8 = SearchSpace.from_mapping("test", {"quantization": {"scheme": ["int8-dynamic"]}})
 
 
 def test_eight_lengths_by_hand() -> None:
@@ -160,208 +152,6 @@ def test_every_shipped_profile_connects_or_says_why_not(name: str) -> None:
     device.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
-# Lengths of a task, all the way through
-
-
-INT8 = SearchSpace.from_mapping("test", {"quantization": {"scheme": ["int8-dynamic"]}})
-
-
-@pytest.fixture(scope="module")
-def by_task(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
-    out = tmp_path_factory.mktemp("runs") / "task"
-    return search(tiny_model, data_file, "cpu-1-thread-task", INT8, out, trials=1, connect=Connected())
-
-
-@pytest.fixture(scope="module")
-def eight(tiny_model: Path, data_file: Path) -> list[int]:
-    """Of the 80 validation texts, the 6th, 16th ... 76th by tokens."""
-    texts = [text for text, _, _ in load_examples(str(data_file), Columns()).validation]
-    tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    lengths = sorted(len(tokenizer(text, truncation=True, max_length=64)["input_ids"]) for text in texts)
-    assert len(lengths) == 80
-    return [lengths[i] for i in range(5, 80, 10)]
-
-
-def test_the_lengths_of_a_task_are_recorded(by_task: SearchResult, eight: list[int]) -> None:
-    assert len(set(eight)) > 3
-    [front] = json.loads((by_task.run / "front.json").read_text())["fronts"]
-    assert front["hardware"]["lengths"] == eight
-    assert front["hardware"]["sequence_length"] == "task"
-    assert load_front(by_task.run).hardware["lengths"] == eight
-    for member in (by_task.front.baseline, *by_task.front.members):
-        facts = json.loads((by_task.run / member.path / "autocompress.json").read_text())
-        assert facts["scores"]["cpu-1-thread-task"]["lengths"] == eight
-
-
-class Asked:
-    """Stands in for ``connect`` in ``measure``: remembers the lengths."""
-
-    def __init__(self) -> None:
-        self.lengths: list[tuple[int, ...]] = []
-
-    def __call__(self, profile: HardwareProfile, lengths: Sequence[int]) -> AdditiveDevice:
-        self.lengths.append(tuple(lengths))
-        return AdditiveDevice(profile, lengths)
-
-
-@pytest.fixture
-def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    stand_in = Asked()
-    monkeypatch.setattr(measure_module, "connect", stand_in)
-    return stand_in
-
-
-def test_an_exported_model_is_measured_at_the_lengths_of_its_task(by_task: SearchResult, eight: list[int], asked: Asked) -> None:
-    profile = HardwareProfile.load("cpu-1-thread-task")
-    for member in (by_task.front.baseline, *by_task.front.members):
-        timing = measure_latency(by_task.run / member.path, profile)
-        assert timing.latency_ms.value == pytest.approx(member.latency_ms.value)
-    assert set(asked.lengths) == {tuple(eight)}
-
-
-def test_an_exported_model_is_measured_at_the_number_of_tokens_that_the_profile_says(by_task: SearchResult, asked: Asked) -> None:
-    """Also under the name of the profile that it was searched for."""
-    folder = by_task.run / by_task.front.baseline.path
-    measure_latency(folder, PROFILE)
-    measure_latency(folder, replace(PROFILE, name="cpu-1-thread-task", sequence_length=16))
-    assert asked.lengths == [(32,), (16,)]
-
-
-def test_another_device_measures_an_exported_model_at_its_task_s_lengths_too(
-    by_task: SearchResult, eight: list[int], asked: Asked
-) -> None:
-    """The task is the model's, whichever profile it was searched for."""
-    measure_latency(by_task.run / by_task.front.baseline.path, replace(PROFILE, name="my-board", sequence_length="task"))
-    assert asked.lengths == [tuple(eight)]
-
-
-def test_a_model_without_a_task_cannot_be_measured_at_its_lengths(tiny_model: Path) -> None:
-    with pytest.raises(UserError, match="there is no task here"):
-        measure_latency(tiny_model, HardwareProfile.load("cpu-1-thread-task"))
-
-
-def test_an_exported_model_is_really_measured(by_task: SearchResult) -> None:
-    profile = replace(HardwareProfile.load("cpu-1-thread-task"), final_seconds=0.1, target_precision=0.5)
-    timing = measure_latency(by_task.run / "models" / "t000", profile)
-    assert timing.latency_ms.basis == "measured" and timing.latency_ms.n >= 30
-    assert 0 < timing.latency_ms.value < 1000
-
-
-def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
-    for name in ("nowhere", "file.txt"):
-        (tmp_path / "file.txt").write_text("no model")
-        with pytest.raises(UserError, match=r"is neither an \.onnx file nor a folder with model\.onnx or config\.json$"):
-            measure_latency(tmp_path / name, QUICK)
-
-
-@pytest.mark.parametrize("text", ["{", "[1]", '{"quantization": 3}', '{"scores": []}'])
-def test_a_damaged_export_is_said_in_one_line(by_task: SearchResult, tmp_path: Path, text: str) -> None:
-    folder = tmp_path / "model"
-    folder.mkdir()
-    (folder / "model.onnx").write_bytes((by_task.run / "models" / "t000" / "model.onnx").read_bytes())
-    (folder / "autocompress.json").write_text(text)
-    with pytest.raises(UserError, match=r"autocompress\.json"):
-        measure_latency(folder, QUICK)
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------
-# Memory
-
-
-class Hungry(AdditiveDevice):
-    """150 MB for every model but those in int8, which take 90."""
-
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-        first, rest = super().time(baseline, models, final=final)
-
-        def eaten(path: Path) -> int:
-            scheme = json.loads((path / "autocompress.json").read_text())["quantization"]["scheme"]
-            return 90_000_000 if scheme.startswith("int8") else 150_000_000
-
-        found = [replace(timing, memory_bytes=eaten(path)) for timing, path in zip(rest, models, strict=True)]
-        return replace(first, memory_bytes=eaten(baseline)), found
-
-
-def test_a_model_that_needs_too_much_memory_is_over_budget(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    space = SearchSpace.from_mapping(
-        "test", {"layers": {"keep": [0.5]}, "recovery": {"steps": 40}, "quantization": {"scheme": ["fp32", "int8-dynamic"]}}
-    )
-    profile = replace(PROFILE, memory_limit_mb=100.0)
-    found = search(tiny_model, data_file, profile, space, tmp_path / "run", trials=2, connect=Connected(Hungry))
-    states = {trial.candidate["quantization.scheme"]: trial for trial in found.trials[1:]}
-    assert states["int8-dynamic"].state == "complete"
-    refused = states["fp32"]
-    assert (refused.state, refused.reason) == ("over-budget", "150 MB of memory at the peak, the limit is 100")
-    assert (refused.rungs, refused.path) == ((), None)  # not trained, and no files are kept
-    assert [member.id for member in found.front.members] == [states["int8-dynamic"].id]  # nor is the baseline on the front
-
-
-@pytest.mark.parametrize("limit", [149.9, 150.0])
-def test_the_limit_is_in_millions_of_bytes(tiny_model: Path, data_file: Path, tmp_path: Path, limit: float) -> None:
-    space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.5]}})
-    profile = replace(PROFILE, memory_limit_mb=limit)
-    if limit < 150:
-        with pytest.raises(
-            RequestUnmet, match=r"none of 1 candidates meets the budget; the nearest is t00\d, limited by its memory:"
-        ):
-            search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
-    else:
-        found = search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
-        assert found.trials[1].state == "complete"
-
-
-def test_memory_that_is_too_much_only_at_the_end_is_named(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    class Later(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
-            first, rest = super().time(baseline, models, final=final)
-            eaten = 150_000_000 if final else 10_000_000
-            return first, [replace(timing, memory_bytes=eaten) for timing in rest]
-
-    profile = replace(PROFILE, memory_limit_mb=100.0)
-    with pytest.raises(RequestUnmet, match=r"limited by its memory"):
-        search(tiny_model, data_file, profile, INT8, tmp_path / "run", trials=1, connect=Connected(Later))
-
-
-def test_the_sampler_is_told_that_a_model_needs_too_much_memory(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As for a latency limit: by a violation, else the sampler takes fast models that do not fit for good ones."""
-    from autocompress.samplers.optuna_sampler import OptunaSampler
-
-    told: list[float] = []
-
-    class Listening(OptunaSampler):
-        def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
-            told.append(violation)
-            super().tell(handle, losses, violation)
-
-    profile = replace(PROFILE, memory_limit_mb=100.0)
-    space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.5]}})
-    monkeypatch.setattr("autocompress.engine.OptunaSampler", Listening)
-    with pytest.raises(RequestUnmet):
-        search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
-    assert told and told[0] > 0
-
-
-def test_memory_is_really_measured(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    """Half a megabyte is less than the int8 embedding alone, 30522 * 32 bytes."""
-    with pytest.raises(RequestUnmet, match="limited by its memory"):
-        search(tiny_model, data_file, replace(QUICK, memory_limit_mb=0.5), INT8, tmp_path / "run", trials=1)
-    baseline, trial = Run(tmp_path / "run").trials()
-    assert trial.state == "over-budget"
-    assert trial.reason is not None and trial.reason.endswith(" MB of memory at the peak, the limit is 0.5")
-    eaten = trial.scores["cpu-1-thread"].timing.memory_bytes
-    assert eaten is not None and 30522 * 32 < eaten < 500e6
-    assert trial.reason.startswith(f"{eaten / 1e6:.0f} MB")
-    uncut = baseline.scores["cpu-1-thread"].timing.memory_bytes
-    assert uncut is not None and uncut > eaten  # in fp32 the embedding alone is 3.9 MB
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------
-# What a device does not say
-
-
 def test_a_device_that_does_not_say_how_busy_it_is_can_be_searched_for(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     """Where /proc/stat cannot be read, as on macOS and in sandboxes; run.json holds no NaN."""
 
@@ -434,107 +224,3 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert baseline.latency_ms == Latency(4.0, 4.0, 4.0, (4.0, 4.0), 30, "mean", 0.9)
     assert (timing.speedup, timing.precision, timing.wall_ms, timing.cpu_ms) == (2.0, "fp32", 2.0, None)
     assert (timing.memory_bytes, timing.energy_mj, timing.disturbed) == (None, 7.0, False)
-
-
-# ---------------------------------------------------------------------------------------------------------------------------------
-# One user of the cores
-
-
-HOLDER = """
-import sys
-from autocompress.hardware.cores import reserved
-print("asking", flush=True)
-with reserved():
-    open(sys.argv[2], "a").write(sys.argv[1] + " in\\n")
-    print("in", flush=True)
-    sys.stdin.readline()
-    open(sys.argv[2], "a").write(sys.argv[1] + " out\\n")
-"""
-
-
-class Holder:
-    """Another process that reserves the cores until it is told to let go."""
-
-    def __init__(self, name: str, log: Path, temporary: Path) -> None:
-        command = [sys.executable, "-c", HOLDER, name, str(log)]
-        environment = {**os.environ, "TMPDIR": str(temporary)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
-
-    def says(self) -> str:
-        assert self.process.stdout is not None
-        return self.process.stdout.readline().strip()
-
-    def let_go(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.write("\n")
-        self.process.stdin.flush()
-
-    def ended(self) -> int:
-        return self.process.wait(timeout=60)
-
-
-@pytest.fixture
-def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder for the lock that no other test and no search on this machine uses."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    return tmp_path
-
-
-def test_a_second_process_waits_until_the_first_lets_go(temporary: Path) -> None:
-    log = temporary / "log"
-    first = Holder("first", log, temporary)
-    assert [first.says(), first.says()] == ["asking", "in"]
-    [lock] = temporary.glob("autocompress-*.lock")
-    with lock.open("w") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    second = Holder("second", log, temporary)
-    assert second.says() == "asking"
-    second.let_go()  # as soon as it is in
-    first.let_go()
-    assert (first.ended(), second.ended()) == (0, 0)
-    assert log.read_text().splitlines() == ["first in", "first out", "second in", "second out"]
-
-
-def test_another_device_waits_for_none_of_this_machine(temporary: Path) -> None:
-    first = Holder("first", temporary / "log", temporary)
-    assert [first.says(), first.says()] == ["asking", "in"]
-    with reserved("ssh://board"):
-        assert len(list(temporary.glob("autocompress-*.lock"))) == 2
-    first.let_go()
-    assert first.ended() == 0
-
-
-def test_a_process_that_is_killed_lets_go(temporary: Path) -> None:
-    first = Holder("first", temporary / "log", temporary)
-    assert [first.says(), first.says()] == ["asking", "in"]
-    first.process.kill()
-    first.ended()
-    with reserved():
-        pass
-
-
-def test_the_cores_are_free_again_after_an_error(temporary: Path) -> None:
-    with pytest.raises(ZeroDivisionError), reserved():
-        raise ZeroDivisionError
-    with reserved():
-        pass
-
-
-def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResult) -> None:
-    """The lock is held while the agent times."""
-    held: list[bool] = []
-
-    class Host(LocalHost):
-        def run_agent(self, request: str) -> str:
-            locks = list(temporary.glob("autocompress-*.lock"))
-            with (locks[0] if locks else temporary / "none").open("w") as file:
-                try:
-                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    held.append(False)
-                except BlockingIOError:
-                    held.append(True)
-            return super().run_agent(request)
-
-    device = OnnxDevice(QUICK, [8], Host())
-    device.time(by_task.run / "models" / "t000", [], final=False)
-    assert held == [False, True]  # to describe takes none of the cores

@@ -1,0 +1,120 @@
+"""One user of a device at a time."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from autocompress import HardwareProfile, SearchResult
+from autocompress.hardware.cores import reserved
+from autocompress.hardware.host import LocalHost
+from autocompress.hardware.onnx_device import OnnxDevice
+
+PROFILE = HardwareProfile.load("cpu-1-thread")
+QUICK = replace(PROFILE, trial_seconds=0.1, final_seconds=0.1, target_precision=0.5)
+
+
+HOLDER = """
+import sys
+from autocompress.hardware.cores import reserved
+print("asking", flush=True)
+with reserved():
+    open(sys.argv[2], "a").write(sys.argv[1] + " in\\n")
+    print("in", flush=True)
+    sys.stdin.readline()
+    open(sys.argv[2], "a").write(sys.argv[1] + " out\\n")
+"""
+
+
+class Holder:
+    """Another process that reserves the cores until it is told to let go."""
+
+    def __init__(self, name: str, log: Path, temporary: Path) -> None:
+        command = [sys.executable, "-c", HOLDER, name, str(log)]
+        environment = {**os.environ, "TMPDIR": str(temporary)}
+        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+
+    def says(self) -> str:
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().strip()
+
+    def let_go(self) -> None:
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    def ended(self) -> int:
+        return self.process.wait(timeout=60)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder for the lock that no other test and no search on this machine uses."""
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    return tmp_path
+
+
+def test_a_second_process_waits_until_the_first_lets_go(temporary: Path) -> None:
+    log = temporary / "log"
+    first = Holder("first", log, temporary)
+    assert [first.says(), first.says()] == ["asking", "in"]
+    [lock] = temporary.glob("autocompress-*.lock")
+    with lock.open("w") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    second = Holder("second", log, temporary)
+    assert second.says() == "asking"
+    second.let_go()  # as soon as it is in
+    first.let_go()
+    assert (first.ended(), second.ended()) == (0, 0)
+    assert log.read_text().splitlines() == ["first in", "first out", "second in", "second out"]
+
+
+def test_another_device_waits_for_none_of_this_machine(temporary: Path) -> None:
+    first = Holder("first", temporary / "log", temporary)
+    assert [first.says(), first.says()] == ["asking", "in"]
+    with reserved("ssh://board"):
+        assert len(list(temporary.glob("autocompress-*.lock"))) == 2
+    first.let_go()
+    assert first.ended() == 0
+
+
+def test_a_process_that_is_killed_lets_go(temporary: Path) -> None:
+    first = Holder("first", temporary / "log", temporary)
+    assert [first.says(), first.says()] == ["asking", "in"]
+    first.process.kill()
+    first.ended()
+    with reserved():
+        pass
+
+
+def test_the_cores_are_free_again_after_an_error(temporary: Path) -> None:
+    with pytest.raises(ZeroDivisionError), reserved():
+        raise ZeroDivisionError
+    with reserved():
+        pass
+
+
+def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResult) -> None:
+    """The lock is held while the agent times."""
+    held: list[bool] = []
+
+    class Host(LocalHost):
+        def run_agent(self, request: str) -> str:
+            locks = list(temporary.glob("autocompress-*.lock"))
+            with (locks[0] if locks else temporary / "none").open("w") as file:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    held.append(False)
+                except BlockingIOError:
+                    held.append(True)
+            return super().run_agent(request)
+
+    device = OnnxDevice(QUICK, [8], Host())
+    device.time(by_task.run / "models" / "t000", [], final=False)
+    assert held == [False, True]  # to describe takes none of the cores
