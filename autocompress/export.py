@@ -24,7 +24,8 @@ from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import Model, declare_inputs, keep_normalization_apart, past_of
+from autocompress.onnx_graphs import declare_inputs, keep_normalization_apart
+from autocompress.onnx_runtime import Model, past_of
 from autocompress.structure import Structure
 from autocompress.techniques.quantization import quantize
 from autocompress.training import tensors

@@ -23,7 +23,7 @@ from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import Peaks
 from autocompress.interfaces import Batch
 from autocompress.measure import measure_latency
-from autocompress.onnx_runtime import Product, operations
+from autocompress.onnx_graphs import Product, operations
 from autocompress.structure import Layer, Structure
 from autocompress.teacher import load_classifier
 from autocompress.techniques import SETTINGS

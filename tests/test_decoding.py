@@ -20,7 +20,8 @@ from transformers.pytorch_utils import Conv1D
 from autocompress.candidate import Candidate
 from autocompress.export import PARITY_LIMIT, export_model, to_onnx
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import Model, has_cache, operations, past_of, predict
+from autocompress.onnx_graphs import has_cache, operations
+from autocompress.onnx_runtime import Model, past_of, predict
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, quantize

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress import UserError, console, onnx_runtime
+from autocompress import UserError, console, onnx_graphs
 from autocompress.cli import main
 from autocompress.errors import CandidateFailed
 from autocompress.files import sha256
@@ -82,7 +82,7 @@ class FakeHost:
 def given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the time it takes to write the probe in every format."""
     monkeypatch.setattr(doctor, "gains", lambda host, runtime: {"fp32": 1.0, "int8-dynamic": 2.5})
-    monkeypatch.setattr(onnx_runtime, "write_probe", lambda path: path.write_bytes(b"probe"))
+    monkeypatch.setattr(onnx_graphs, "write_probe", lambda path: path.write_bytes(b"probe"))
 
 
 def examined(twins: Any = (1.0,) * 6, **change: Any) -> Diagnosis:

@@ -12,7 +12,8 @@ import pytest
 
 from autocompress.export import to_onnx
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import keep_normalization_apart, predict, quantize_dynamic_int8, write_probe
+from autocompress.onnx_graphs import keep_normalization_apart, write_probe
+from autocompress.onnx_runtime import predict, quantize_dynamic_int8
 from autocompress.teacher import load_classifier
 
 

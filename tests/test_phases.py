@@ -24,7 +24,8 @@ from autocompress.hardware.onnx_device import OnnxDevice
 from autocompress.hardware.profile import PHASES
 from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import Model, operations, past_of, predict
+from autocompress.onnx_graphs import operations
+from autocompress.onnx_runtime import Model, past_of, predict
 from autocompress.pareto import Front, Member
 from autocompress.scores import Latency, Quality, Timing
 from autocompress.structure import Layer, Structure

@@ -30,7 +30,8 @@ from autocompress.errors import CandidateFailed, UserError
 from autocompress.export import to_onnx
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import float_weight_bytes, predict
+from autocompress.onnx_graphs import float_weight_bytes
+from autocompress.onnx_runtime import predict
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import MORE_BITS, QUANTIZATION_SETTINGS, SCHEMES, layer_schemes, onnx_format, quantize

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -15,6 +16,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from autocompress.families.starts import STARTS, Reduce, copied, renew
+from autocompress.interfaces import Take
 from autocompress.structure import Layer, Structure
 
 
@@ -67,8 +69,8 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class DecoderFamily:
-    """A ``Family`` but for ``tap``, stated by names.
+class DecoderFamily(ABC):
+    """A ``Family`` but for ``attention_tap``, stated by names.
 
     A head is what one head of keys and values does: with grouped queries, together with all heads of queries that share it.
 
@@ -98,6 +100,16 @@ class DecoderFamily:
     def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
         paths = {"attention_output": self.attention.output, "ffn_output": self.ffn.output, "block": ""}
         return self._blocks(model)[layer].get_submodule(paths[role])
+
+    def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
+        if role in ("last", "block"):
+            return model.get_submodule(self.norm) if role == "last" else self.part(model, layer, "block"), lambda output: output
+        return self.attention_tap(model, layer, role)
+
+    @abstractmethod
+    def attention_tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
+        """``tap`` of a ``query``, ``key`` or ``value``."""
+        ...
 
     def weights(self, model: nn.Module, layer: int, kind: str) -> tuple[Tensor, ...]:
         block, branch = self._blocks(model)[layer], self.attention if kind == "heads" else self.ffn

@@ -16,12 +16,8 @@ from autocompress.structure import Structure
 class Gpt2Family(DecoderFamily):
     """See ``FAMILY``."""
 
-    def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
-        if role == "last":
-            return model.get_submodule(self.norm), lambda output: output
+    def attention_tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         block = self.part(model, layer, "block")
-        if role == "block":
-            return block, lambda output: output
         place = ("query", "key", "value").index(role)
         return block.get_submodule("attn.c_attn"), lambda output: output.chunk(3, dim=-1)[place]
 

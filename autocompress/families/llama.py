@@ -12,12 +12,8 @@ from autocompress.interfaces import Take
 class LlamaFamily(DecoderFamily):
     """See ``FAMILY``."""
 
-    def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
-        if role == "last":
-            return model.get_submodule(self.norm), lambda output: output
+    def attention_tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         block = self.part(model, layer, "block")
-        if role == "block":
-            return block, lambda output: output
         rotary, size = model.get_submodule("model.rotary_emb"), self.head_size(model)
 
         def rotated(output: Tensor) -> Tensor:

@@ -19,7 +19,8 @@ from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
 from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Question
-from autocompress.onnx_runtime import Product, has_cache, operations, predict
+from autocompress.onnx_graphs import Product, has_cache, operations
+from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
 from autocompress.techniques.quantization import BYTES, onnx_format
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from autocompress import onnx_graphs
 from autocompress import onnx_runtime as ort
 from autocompress.errors import CandidateFailed
 from autocompress.hardware.host import Host, ask
@@ -57,7 +58,7 @@ def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
     found = gains(host, runtime)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "probe.onnx"
-        ort.write_probe(model)
+        onnx_graphs.write_probe(model)
         speedups = [_time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"] for _ in range(_TWINS)]
     spread = float(np.std(speedups, ddof=1))
     return Diagnosis(device, found, spread, tuple(_remarks(device, found, spread)))
@@ -68,7 +69,7 @@ def gains(host: Host, runtime: str) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fp32 = folder / "fp32.onnx"
-        ort.write_probe(fp32)
+        onnx_graphs.write_probe(fp32)
         calibration = [{"input_ids": np.random.default_rng(0).integers(2, 20, (4, _TOKENS))}]
         paths = {"fp32": fp32, **{f: folder / f"{f}.onnx" for f in ("fp16", "int8-dynamic", "int8-static")}}
         paths |= {f: folder / f"{f}.onnx" for f in ("int8-weights", "int4-weights")}

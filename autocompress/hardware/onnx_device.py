@@ -18,7 +18,8 @@ from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import grouped, in_phases, timings
 from autocompress.interfaces import Question
-from autocompress.onnx_runtime import has_cache, predict
+from autocompress.onnx_graphs import has_cache
+from autocompress.onnx_runtime import predict
 from autocompress.scores import Timing
 from autocompress.techniques.quantization import onnx_format
 

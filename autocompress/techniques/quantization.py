@@ -113,10 +113,11 @@ def quantize(
     Raises:
         CandidateFailed: the graph cannot be converted, or has no such layer as is to be spared.
     """
+    from autocompress import onnx_graphs
     from autocompress import onnx_runtime as ort
 
     scheme = candidate.text("quantization.scheme", "fp32")
-    schemes = layer_schemes(candidate, ort.layer_count(source))
+    schemes = layer_schemes(candidate, onnx_graphs.layer_count(source))
     spared = {i for i, own in enumerate(schemes) if own != scheme}
     tied, aside = target.with_suffix(".tied.onnx"), target.with_suffix(".matmul.onnx")
     try:
@@ -127,7 +128,7 @@ def quantize(
                 shutil.copyfile(source, target)
             case "fp16":
                 ort.convert_to_fp16(source, target)
-            case "int8-dynamic" if ort.has_cache(source):
+            case "int8-dynamic" if onnx_graphs.has_cache(source):
                 ort.quantize_int8_by_token(source, target, spared)
             case "int8-dynamic":
                 ort.quantize_dynamic_int8(source, target, spared=spared)
@@ -144,5 +145,5 @@ def quantize(
     finally:
         for file in (tied, aside):
             file.unlink(missing_ok=True)
-    left = {} if onnx_format(scheme) == "fp32" else ort.float_weight_bytes(target)
+    left = {} if onnx_format(scheme) == "fp32" else onnx_graphs.float_weight_bytes(target)
     return {"scheme": scheme, "layers": list(schemes), "left_in_fp32": left}
