@@ -6,7 +6,6 @@ import errno
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +18,16 @@ from torch import Tensor, nn
 
 from autocompress.artifact import REFUSED
 from autocompress.candidate import Candidate
-from autocompress.decoding import Cached, generates, traceable
+from autocompress.decoding import Cached, generates
 from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
-from autocompress.onnx_graphs import declare_inputs, keep_normalization_apart
 from autocompress.onnx_runtime import Model, past_of
+from autocompress.onnx_tidy import tidy
 from autocompress.structure import Structure
 from autocompress.techniques.quantization import quantize
+from autocompress.tracing import traceable
 from autocompress.training import tensors
 
 PARITY_LIMIT = 1e-4
@@ -62,12 +62,11 @@ def to_onnx(model: nn.Module, path: Path, example: Batch) -> None:
     else:
         free = {name: {0: "batch", 1: "length"} for name in names}
         _export(_Positional(model, names), tuple(tensors(example).values()), path, names, ["logits"], free)
-    declare_inputs(path, names)
-    keep_normalization_apart(path)
+    tidy(path, names)
 
 
 def _export(
-    module: nn.Module,
+    module: Cached | _Positional,
     example: tuple[Tensor, ...],
     path: Path,
     inputs: list[str],
@@ -75,7 +74,7 @@ def _export(
     axes: Mapping[str, Mapping[int, str]],
 ) -> None:
     try:
-        with warnings.catch_warnings(), traceable(module.model) if isinstance(module, Cached) else nullcontext():
+        with warnings.catch_warnings(), traceable(module.model):
             warnings.simplefilter("ignore")
             torch.onnx.export(
                 module.eval(),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -41,31 +40,6 @@ def layer_of(node_name: str) -> int | None:
 def layer_count(path: Path) -> int:
     """How many layers the graph has."""
     return len({layer_of(node.name) for node in onnx.load(path).graph.node} - {None})
-
-
-def declare_inputs(path: Path, names: Sequence[str]) -> None:
-    """Declare inputs that the exporter dropped because nothing reads them, so that all models are called alike."""
-    model = onnx.load(path)
-    present = {item.name for item in model.graph.input}
-    missing = [name for name in names if name not in present]
-    if missing:
-        for name in missing:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]))
-        onnx.save(model, path)
-
-
-def keep_normalization_apart(path: Path) -> None:
-    """Write every addition that feeds a layer normalization as ``Sum``, which computes the same.
-
-    In quantized graphs onnxruntime (1.31) fuses ``Add`` and ``LayerNormalization`` into an operator that takes five times as
-    long on CPUs: a third of the time of a small int8 encoder.
-    """
-    model = onnx.load(path)
-    normalized = {node.input[0] for node in model.graph.node if node.op_type == "LayerNormalization"}
-    for node in model.graph.node:
-        if node.op_type == "Add" and node.output[0] in normalized:
-            node.op_type = "Sum"
-    onnx.save(model, path)
 
 
 def float_weight_bytes(path: Path) -> dict[str, int]:

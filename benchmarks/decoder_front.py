@@ -103,22 +103,23 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def study(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every corner of the study's space."""
+    """Every corner of the study's space, each in a search of its own, so that none is stopped because another is better."""
     space = space_with("decoder-truncation", options.steps)
     rows: list[Mapping[str, Any]] = []
-    for trial in searched(options, space, folder / "study", trials=len(space.corners)).trials[1:]:
-        score, settings = trial.scores.get(HARDWARE), trial.candidate
-        quality = score and score.quality
+    for number, corner in enumerate(space.corners, 1):
+        settings = dict(space.candidate(corner).settings)
+        point = Recipe(space.name, space.description, "", "", settings).space
+        _, trial = searched(options, point, folder / f"study-{number}", trials=1).trials
+        quality = trial.scores[HARDWARE].quality
+        assert quality is not None
         rows.append(
             {
-                "layers": (trial.sizes or {}).get("layers"),
-                "rule": settings.get("layers.rule"),
-                "start": settings.get("weights.start", "copied"),
-                "teacher": settings["recovery.hard_label_weight"] < 1,
+                "layers": (trial.sizes or {})["layers"],
+                "rule": settings["layers.rule"],
+                "start": settings["weights.start"],
+                "teacher": corner["recovery.hard_label_weight"] != 1,
                 "cleaned": settings["recovery.cleaned"],
-                "state": trial.state,
-                "steps": trial.rungs[-1][0],
-                "perplexity": quality and quality.validation,
+                "perplexity": quality.validation,
                 "increase_percent": trial.rungs[-1][1],
             }
         )
