@@ -30,8 +30,8 @@ from autocompress.workbench import Workbench
 _TOGETHER = 8
 """Models that are timed in one process, beside the baseline."""
 _DEVICE_KEYS = ("system", "cpu", "cores", "features", "gpu", "driver", "onnxruntime", "torch", "source", "date")
-_SCHEMA = 1
-"""Of a table's file."""
+_SCHEMA = 2
+"""Of a table's file and the graphs that it was measured with."""
 _LEAST_MARGIN = 0.1
 """A candidate is refused unseen only when it is predicted to miss a limit by more than this share."""
 _NOT_OF_THE_GRAPH = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "problem_type", "transformers_version")

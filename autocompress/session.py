@@ -198,7 +198,7 @@ def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
     if not task.unlabeled and UNLABELED_SHARE in searched:
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
-    if task.cleaned is None and CLEANED in searched:
+    if task.cleaned is None and _may_be(space, CLEANED, True):
         listener.stage(f"{CLEANED} is not searched: {request.task} has nothing cleaned")
         space = space.without(CLEANED)
     offered = dict.fromkeys(["fp32", *(name for profile in request.hardware for name in profile.precisions)])

@@ -40,11 +40,10 @@ def test_no_two_recipes_are_the_same_point() -> None:
     assert len({SETTINGS.candidate(Recipe.load(name).settings) for name in NAMES}) == len(NAMES) >= 16
 
 
-def test_the_decoder_space_begins_with_distilgpt2_in_int8() -> None:
+def test_the_decoder_space_tries_distilgpt2_in_int8() -> None:
     recipe, space = Recipe.load("distilgpt2"), SearchSpace.load("decoder")
-    corner = space.candidate(space.corners[1]).as_dict()
-    expected = SETTINGS.candidate({**recipe.settings, "quantization.scheme": "int8-dynamic"}).as_dict()
-    assert corner | {"recovery.learning_rate": 2.5e-4} == expected
+    smaller = {"quantization.scheme": "int8-weights", "quantization.block_size": 128}
+    assert SETTINGS.candidate({**recipe.settings, **smaller}) in [space.candidate(corner) for corner in space.corners]
 
 
 def kept(name: str) -> list[int]:
