@@ -21,6 +21,7 @@ from autocompress.candidate import Candidate
 from autocompress.decoding import Cached, generates
 from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
+from autocompress.families import family_of
 from autocompress.files import folder_aside, sha256, write_json
 from autocompress.interfaces import Batch
 from autocompress.onnx_runtime import Model, past_of
@@ -119,7 +120,7 @@ def export_model(
         fp32, shipped = folder / "fp32.onnx", folder / "model.onnx"
         to_onnx(model, fp32, calibration[0])
         batches = [dict(batch.inputs) for batch in calibration]
-        quantization = quantize(fp32, shipped, candidate, batches)
+        quantization = quantize(fp32, shipped, candidate, batches, by_token=family_of(config.model_type).causal)
         try:
             parity = _parity(model, calibration[0], fp32, shipped)
         except UserError as error:

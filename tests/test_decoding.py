@@ -150,7 +150,7 @@ def candidate(scheme: str, **more: Any) -> Candidate:
 
 def quantized(model: nn.Module, folder: Path, scheme: str) -> tuple[Path, dict[str, Any]]:
     source, target = exported(model, folder / "source.onnx"), folder / f"{scheme}.onnx"
-    report = quantize(source, target, candidate(scheme), [texts(8, 16)])
+    report = quantize(source, target, candidate(scheme), [texts(8, 16)], by_token=True)
     return target, report
 
 
@@ -215,7 +215,7 @@ def test_activations_that_are_all_zero_count_nothing(tmp_path: Path) -> None:
 @each_model
 def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
     source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
-    report = quantize(source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)])
+    report = quantize(source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)], by_token=True)
     assert report["layers"] == ["int8-dynamic" if layer else "fp32" for layer in range(LAYERS)]
     of_first = {node.input[1] for node in onnx.load(source).graph.node if node.op_type == "MatMul" and ".0/" in node.name}
     stored = {tensor.name for tensor in onnx.load(source).graph.initializer}
@@ -293,7 +293,7 @@ def test_perplexity_with_the_cache_is_that_without_it(
     model, given = sentences_model
     target, _ = quantized(model, tmp_path, scheme) if scheme != "int8-static" else (tmp_path / "static.onnx", {})
     if scheme == "int8-static":
-        quantize(exported(model, tmp_path / "source.onnx"), target, candidate(scheme), [given])
+        quantize(exported(model, tmp_path / "source.onnx"), target, candidate(scheme), [given], by_token=True)
     whole, by_token = perplexity(predict(target, [given]), given), perplexity(in_pieces(target, given, *range(1, 64)), given)
     reference = perplexity(logits(model, given), given)
     assert reference < 20  # of 256 bytes: it has learnt

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
@@ -124,6 +125,17 @@ def test_weights_left_are_all_that_is_stored(sample: Sample, folder: Path) -> No
     count = sum(parameter.numel() for parameter in FAMILY.cut(sample.model, CUT).parameters())
     for name in ("model.safetensors", "model.onnx"):
         assert (folder / name).stat().st_size == pytest.approx(4 * count, rel=0.03)
+
+
+@pytest.mark.parametrize(("name", "by_token"), [("bert", False), ("gpt2", True), ("llama", True)])
+def test_causal_models_get_a_scale_for_each_token(name: str, by_token: bool, tmp_path: Path) -> None:
+    model, family = build(name), MODELS[name].family
+    batch = Batch({key: value.numpy() for key, value in inputs().items()})
+    (tmp_path / "tokenizer").mkdir()
+    candidate = SETTINGS.candidate({"quantization.scheme": "int8-dynamic"})
+    export_model(model, family.structure(model), candidate, tmp_path / "t", [batch], tmp_path / "tokenizer")
+    operators = {node.op_type for node in onnx.load(tmp_path / "t" / "model.onnx").graph.node}
+    assert ("ReduceMax" in operators, "DynamicQuantizeLinear" in operators) == (by_token, not by_token)
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)

@@ -1,7 +1,7 @@
 """Number formats of the exported graph, by onnxruntime's converters.
 
 Dynamic and static int8 as in the survey of Ganesh et al. 2021, section 3.1 (fixed-length integers after training, weights
-per channel); in language models the activations of dynamic int8 have a scale for each token. Weight-only int8 and int4 in
+per channel); in causal models the activations of dynamic int8 have a scale for each token. Weight-only int8 and int4 in
 blocks, computed with int8 activations. Under int8 and int4 the embedding gets 8 bits: it is more sensitive than the layers (Shen
 et al. 2020); so does a head that is tied to it, from the same table. Layers may be spared: they keep more bits than the others,
 as in the mixed precision of the same paper. Under bf16 the ONNX file stays in fp32, because onnxruntime has no bf16
@@ -98,7 +98,12 @@ def layer_schemes(candidate: Candidate, layers: int) -> tuple[str, ...]:
 
 
 def quantize(
-    source: Path, target: Path, candidate: Candidate, calibration: Sequence[Mapping[str, NDArray[np.int64]]]
+    source: Path,
+    target: Path,
+    candidate: Candidate,
+    calibration: Sequence[Mapping[str, NDArray[np.int64]]],
+    *,
+    by_token: bool = False,
 ) -> dict[str, Any]:
     """Write the graph that ships.
 
@@ -106,6 +111,7 @@ def quantize(
         source: fp32 ONNX file.
         target: file to write.
         calibration: model inputs from the training split, name to (batch, length); read by ``int8-static`` only.
+        by_token: whether dynamic int8 has a scale of activations for each token, as causal models need it.
 
     Returns:
         ``{"scheme": ..., "layers": [scheme of each], "left_in_fp32": {tensor: bytes}}``.
@@ -128,7 +134,7 @@ def quantize(
                 shutil.copyfile(source, target)
             case "fp16":
                 ort.convert_to_fp16(source, target)
-            case "int8-dynamic" if onnx_graphs.has_cache(source):
+            case "int8-dynamic" if by_token:
                 ort.quantize_int8_by_token(source, target, spared)
             case "int8-dynamic":
                 ort.quantize_dynamic_int8(source, target, spared=spared)
