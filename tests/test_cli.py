@@ -387,6 +387,7 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     assert main(["space", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
         "decoder",
+        "decoder-depth",
         "decoder-truncation",
         "demo",
         "encoder",
