@@ -6,7 +6,7 @@ import contextlib
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -21,11 +21,16 @@ from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.scores import Timing
 from autocompress.structure import Structure
 from autocompress.techniques import TECHNIQUES
+from autocompress.units import clock
 from autocompress.verification import all_standing, keep_models, losses, misses, provisional, verified, violation, write_fronts
 from autocompress.workbench import OutOfTime, Workbench
 
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
+_MOST_UNFIT = 10
+"""Candidates in a row that the time left is too short for, after which the search ends."""
+_LAST_SHARE = 0.1
+"""Of the time limit: a candidate that does not fit the time left then ends the search."""
 _STRUCTURAL = tuple({setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings})
 
 
@@ -105,19 +110,22 @@ class Loop:
             self._search(recorded)
             self._refuse_all_failed()
             self.listener.stage("verifying the front")
-            fronts, rejected = verified(self.trials, self.bench)
+            found = verified(self.trials, self.bench)
         except (KeyboardInterrupt, UserError, CandidateFailed):
             if len(self.trials) > len(recorded):
                 with contextlib.suppress(OSError):
                     self._write_provisional()
                     write_report(self.bench.run.folder)
             raise
+        fronts = found.fronts
+        for trial, reason in found.failed.items():
+            self.listener.stage(f"{trial} left out: {reason}")
         write_fronts(self.bench.run, fronts)
         self.bench.run.note(prediction=self.foresight.summary(self.trials))
         write_report(self.bench.run.folder)
         keep_models(self.bench.run, [member for front in fronts for member in front.members])
         if not any(front.members for front in fronts):
-            raise RequestUnmet(f"none of {len(self.trials) - 1} candidates meets the budget; {self._nearest(rejected)}")
+            raise RequestUnmet(f"none of {len(self.trials) - 1} candidates meets the budget; {self._nearest(found.rejected)}")
         by_name = dict(zip(self.bench.devices, fronts, strict=True))
         return SearchResult(by_name, self.bench.run.folder, tuple(self.trials))
 
@@ -132,7 +140,7 @@ class Loop:
         )
         baseline = self.trials[0]
         seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
-        repeats = 0
+        repeats = unfit = 0
         most = self.request.most_trials
         while repeats < _MOST_REPEATS and (most is None or len(self.trials) <= most or len(self.trials) < len(recorded)):
             handle, chosen = self.sampler.ask()
@@ -159,12 +167,17 @@ class Loop:
                 )
                 if found.state == "over-budget":
                     trial = found
-                elif self._seconds_for(candidate) > self.clock.left(self._verification_s()):
-                    break
                 else:
                     try:
-                        trial = self.bench.evaluate(found, candidate, structure, baseline, self._promote)
+                        problem = self._too_long(self._seconds_for(candidate))
+                        if problem is None:
+                            trial = self.bench.evaluate(found, candidate, structure, baseline, self._promote)
+                        else:
+                            trial = replace(found, reason=problem)
                     except OutOfTime:
+                        break
+                    unfit = 0 if problem is None else unfit + 1
+                    if unfit > _MOST_UNFIT:
                         break
             if structure is not None:
                 self.foresight.learn(trial, structure, candidate)
@@ -206,23 +219,42 @@ class Loop:
             )
         return min(max(0.0, self.foresight.excess(name, relative)) for name, relative in trial.predicted.items())
 
-    def _promote(self, rung: int, drop: tuple[float, float], timings: Mapping[str, Timing], remaining_s: float) -> str | None:
+    def _promote(
+        self, rung: int, steps: int, drop: tuple[float, float], timings: Mapping[str, Timing], remaining_s: float
+    ) -> str | None:
         speedups = {name: timing.speedup for name, timing in timings.items()}
-        reason = outclassed(self.trials, rung, drop, speedups, self.metric)
-        if reason is None and remaining_s > self.clock.left(self._verification_s()):
+        return outclassed(self.trials, rung, steps, drop, speedups, self.metric) or self._too_long(remaining_s)
+
+    def _too_long(self, seconds: float) -> str | None:
+        """Why something that takes so long cannot be done; None when it can.
+
+        Raises:
+            OutOfTime: nothing else could be done either.
+        """
+        left = self.clock.left(self._verification_s())
+        if seconds <= left:
+            return None
+        if self.clock.limit is None or left < _LAST_SHARE * self.clock.limit:
             raise OutOfTime
-        return reason
+        return f"its training would take {clock(seconds)} more, {clock(left)} are left"
 
     def _seconds_for(self, candidate: Candidate) -> float:
-        """What a trial may take, from the trials so far that were trained in full."""
+        """What a trial may take, from the trials so far: from those trained in full, where there are any."""
         steps = candidate.number("recovery.steps", 0)
-        rates = [t.seconds / t.rungs[-1][0] for t in self.trials[1:] if t.state == "complete" and t.rungs[-1][0]]
+        trained = [trial for trial in self.trials[1:] if trial.rungs and trial.rungs[-1][0]]
+        rates = [t.seconds / t.rungs[-1][0] for t in [t for t in trained if t.state == "complete"] or trained]
         return 1.25 * steps * statistics.median(rates or [0.0])
 
     def _verification_s(self) -> float:
         """What the end of the search may take: the baseline's trial was an export, a timing and a scoring."""
         models = len(all_standing(self.trials, self.bench)) + 1
-        timing_s = sum(device.profile.final_seconds for device in self.bench.devices.values() if not device.profile.estimated)
+        profiles = {name: device.profile for name, device in self.bench.devices.items() if not device.profile.estimated}
+        phases = {
+            name: len(profiles[name].phases(True)) if score.timing.phase else 1
+            for name, score in self.trials[0].scores.items()
+            if name in profiles
+        }
+        timing_s = sum(phases[name] * profile.final_seconds for name, profile in profiles.items())
         return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
@@ -266,13 +298,14 @@ class Loop:
 
 
 def outclassed(
-    trials: Sequence[Trial], rung: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
+    trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
 ) -> str | None:
     """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
-    after as many recovery steps.
+    after as many recovery steps, and had no fewer in all, so that its learning rate was no further down.
 
     Args:
         rung: recovery steps done.
+        steps: that the candidate is to have in all.
         drop: on validation examples, with its standard error.
         speedups: by device.
 
@@ -283,7 +316,8 @@ def outclassed(
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
         no_slower = all(name in trial.scores and trial.scores[name].timing.speedup >= own for name, own in speedups.items())
-        if at_rung is not None and no_slower and lost - at_rung > stderr:
+        comparable = trial.candidate.get("recovery.steps", 0) >= steps
+        if at_rung is not None and comparable and no_slower and lost - at_rung > stderr:
             return f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} and is no slower"
     return None
 

@@ -30,7 +30,8 @@ class Trial:
         number: 0 is the baseline.
         candidate: the active settings.
         sizes: kept layers, heads and FFN widths; None when the candidate could not be built.
-        state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at the same short recovery;
+        state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at the same short recovery, or the
+            rest of it would not fit the time left;
             ``over-budget``: misses a limit of latency or memory on every device, so not trained; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
         rungs: (recovery steps, drop on validation examples) each time it was scored, the last one included; on the worst device.

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import ParamSpec, TypeVar
 
 from autocompress.artifact import annotate
+from autocompress.errors import CandidateFailed
 from autocompress.files import write_json
-from autocompress.interfaces import Evidence
+from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
 from autocompress.pareto import SCHEMA, Budget, Difference, Front, Member, Metric, hypervolume, non_dominated, tied, without_ties
-from autocompress.scores import Quality
+from autocompress.scores import Quality, Timing
 from autocompress.workbench import Workbench
+
+_Given = ParamSpec("_Given")
+_Result = TypeVar("_Result")
 
 
 def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial]:
@@ -98,35 +103,80 @@ def provisional(trials: Sequence[Trial], name: str, bench: Workbench) -> Front:
     return _front(name, bench, _member(trials[0], name), _covered(trials, name, bench.task.metric), members, verified=False)
 
 
-def verified(trials: Sequence[Trial], bench: Workbench) -> tuple[list[Front], dict[str, list[Member]]]:
-    """The final fronts: standing trials timed once more in a fresh process in turn with the baseline, and scored on the test
-    split from their files; what is over budget, tied or dominated by those numbers goes.
+@dataclass
+class Verified:
+    """The final fronts, one of each device.
 
-    Returns:
-        A front per device, and the members that are over its budget, by device.
+    Args:
+        rejected: members that are over a device's budget, by device.
+        failed: why trials could not be timed or scored, by trial.
     """
-    chosen = all_standing(trials, bench)
-    tested = {trial.id: bench.evidence(bench.models / trial.id, bench.task.test) for trial in (*chosen, trials[0])}
-    fronts, rejected = [], {}
+
+    fronts: list[Front] = field(default_factory=list)
+    rejected: dict[str, list[Member]] = field(default_factory=dict)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    def attempted(
+        self, trial: Trial, action: Callable[_Given, _Result], *args: _Given.args, **kwargs: _Given.kwargs
+    ) -> _Result | None:
+        """What the action gives; None, noted, where it fails for a trial that is not the baseline."""
+        try:
+            return action(*args, **kwargs)
+        except CandidateFailed as error:
+            if trial.number == 0:
+                raise
+            self.failed[trial.id] = str(error)
+            return None
+
+
+def verified(trials: Sequence[Trial], bench: Workbench) -> Verified:
+    """Standing trials timed once more in a fresh process in turn with the baseline, and scored on the test split from their files;
+    what fails, is over budget, tied or dominated by those numbers goes.
+
+    Raises:
+        CandidateFailed: the baseline cannot be timed or scored.
+    """
+    found = Verified()
+    tested = {
+        trial.id: evidence
+        for trial in (trials[0], *all_standing(trials, bench))
+        if (evidence := found.attempted(trial, bench.evidence, bench.models / trial.id, bench.task.test))
+    }
     for name, device in bench.devices.items():
-        there = standing(trials, name, bench)
-        baseline_timing, timings = device.time(bench.baseline_folder, [bench.models / t.id for t in there], final=True)
+        there = [trial for trial in standing(trials, name, bench) if trial.id in tested]
+        baseline_timing, timings = _timed(there, device, bench, found)
         reference = tested["t000"][name]
         uncut = _member(trials[0], name)
         baseline = replace(uncut, timing=baseline_timing, quality=_tested(bench, uncut.quality, reference, reference))
         members = []
-        for trial, timing in zip(there, timings, strict=True):
-            found = _member(trial, name)
-            quality = _tested(bench, found.quality, reference, tested[trial.id][name])
-            members.append(baseline if trial.number == 0 else replace(found, timing=timing, quality=quality))
+        for trial in there:
+            member, mine = _member(trial, name), tested[trial.id][name]
+            quality = found.attempted(trial, _tested, bench, member.quality, reference, mine)
+            if quality and trial.id in timings:
+                members.append(baseline if trial.number == 0 else replace(member, timing=timings[trial.id], quality=quality))
         fit = [m for m in members if bench.budgets[name].admits(m) and bench.too_much(name, m.timing) is None]
-        rejected[name] = [member for member in members if member not in fit]
+        found.rejected[name] = [member for member in members if member not in fit]
         untied = without_ties(fit, _difference(trials, name, bench))
         stay = [untied[i] for i in non_dominated([(m.latency_ms.value, m.quality.drop_validation) for m in untied])]
         area = hypervolume([(1 / member.speedup, member.quality.drop_validation) for member in stay], bench.task.metric.worst_drop)
-        fronts.append(_front(name, bench, baseline, area, stay, verified=True))
-    _annotate(fronts, bench)
-    return fronts, rejected
+        found.fronts.append(_front(name, bench, baseline, area, stay, verified=True))
+    _annotate(found.fronts, bench)
+    return found
+
+
+def _timed(trials: Sequence[Trial], device: Device, bench: Workbench, found: Verified) -> tuple[Timing, dict[str, Timing]]:
+    """The baseline and the trials, all in turn; each alone with the baseline where one of them fails."""
+
+    def timed(*some: Trial) -> tuple[Timing, dict[str, Timing]]:
+        baseline, timings = device.time(bench.baseline_folder, [bench.models / trial.id for trial in some], final=True)
+        return baseline, dict(zip([trial.id for trial in some], timings, strict=True))
+
+    try:
+        return timed(*trials)
+    except CandidateFailed:
+        baseline, _ = timed()
+        alone = [found.attempted(trial, timed, trial) for trial in trials]
+        return baseline, {name: timing for one in alone if one for name, timing in one[1].items()}
 
 
 def _front(name: str, bench: Workbench, baseline: Member, area: float, members: Sequence[Member], *, verified: bool) -> Front:

@@ -36,9 +36,9 @@ _RUNG_FACTOR = 6
 _IMPORTANCE_BATCHES = 16
 _CALIBRATION_BATCHES = 4
 
-Promote = Callable[[int, tuple[float, float], Mapping[str, Timing], float], str | None]
-"""(recovery steps done, drop on validation examples and its standard error, timings by device, seconds that the remaining steps
-take) -> None to go on, or the reason to stop; may raise ``OutOfTime``."""
+Promote = Callable[[int, int, tuple[float, float], Mapping[str, Timing], float], str | None]
+"""(recovery steps done, and in all, drop on validation examples and its standard error, timings by device, seconds that the
+remaining steps take) -> None to go on, or the reason to stop; may raise ``OutOfTime``."""
 
 
 class OutOfTime(Exception):
@@ -206,7 +206,7 @@ class Workbench:
                 remaining_s = (time.monotonic() - begun) / (rung - before) * (steps - rung)
                 lost = self._drop_in_training(student, next(iter(baseline.scores.values())))
                 found = replace(found, rungs=(*found.rungs, (rung, lost[0])))
-                reason = promote(rung, lost, timings, remaining_s)
+                reason = promote(rung, steps, lost, timings, remaining_s)
                 if reason is not None:
                     return replace(found, state="stopped", reason=reason)
             with reserved():

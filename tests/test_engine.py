@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,14 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from autocompress.artifact import load_model
-from autocompress.engine import SearchResult, outclassed
-from autocompress.errors import RequestUnmet, SearchFailed
+from autocompress import engine
+from autocompress.artifact import load_model, scheme_of
+from autocompress.engine import SearchResult, Silent, outclassed
+from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
 from autocompress.journal import Trial
 from autocompress.onnx_runtime import predict
 from autocompress.pareto import METRICS, Budget, load_front, load_fronts, non_dominated
+from autocompress.scores import Timing
 from autocompress.session import search
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
@@ -170,33 +174,78 @@ def test_texts_in_two_splits_are_dropped_and_counted(tiny_model: Path, data_file
     assert data["train"] + data["validation"] + 24 == 400
 
 
+LONG = {"recovery.steps": 253}
+
+
 def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
-    trials = [Trial(1, {}, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
+    trials = [Trial(1, LONG, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
     points, percent = METRICS["accuracy"], METRICS["perplexity"]
-    assert outclassed(trials, 32, (8.4, 1.0), {"a": 3.0}, points) is None  # within one standard error
-    assert outclassed(trials, 32, (9.5, 1.0), {"a": 5.0}, points) is None  # worse but faster
+    assert outclassed(trials, 32, 253, (8.4, 1.0), {"a": 3.0}, points) is None  # within one standard error
+    assert outclassed(trials, 32, 253, (9.5, 1.0), {"a": 5.0}, points) is None  # worse but faster
     slower = {"a": 3.0}
     assert (
-        outclassed(trials, 32, (9.5, 1.0), slower, points)
+        outclassed(trials, 32, 253, (9.5, 1.0), slower, points)
         == "drop 9.50 points after 32 steps, where t001 had 7.50 and is no slower"
     )
     reason = "increase 9.50 percent after 32 steps, where t001 had 7.50 and is no slower"
-    assert outclassed(trials, 32, (9.5, 1.0), slower, percent) == reason
-    assert outclassed(trials, 192, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
+    assert outclassed(trials, 32, 253, (9.5, 1.0), slower, percent) == reason
+    assert outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
+    assert outclassed(trials, 32, 254, (90.0, 1.0), slower, points) is None  # the other's learning rate was further down
 
 
 def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
-    trials, worse = [Trial(1, {}, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))], (17.5, 1.0)
+    trials, worse = [Trial(1, LONG, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))], (17.5, 1.0)
     metric = METRICS["accuracy"]
-    assert outclassed(trials, 32, worse, {"a": 3.0, "b": 2.1}, metric) is None
-    assert outclassed(trials, 32, worse, {"a": 4.1, "b": 1.0}, metric) is None
-    assert outclassed(trials, 32, worse, {"a": 4.0, "b": 2.0}, metric) is not None
-    assert outclassed([Trial(1, {}, "complete", rungs=((32, 7.5),))], 32, worse, {"a": 1.0}, metric) is None  # never timed
+    assert outclassed(trials, 32, 253, worse, {"a": 3.0, "b": 2.1}, metric) is None
+    assert outclassed(trials, 32, 253, worse, {"a": 4.1, "b": 1.0}, metric) is None
+    assert outclassed(trials, 32, 253, worse, {"a": 4.0, "b": 2.0}, metric) is not None
+    assert outclassed([Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, {"a": 1.0}, metric) is None  # never timed
 
 
-def test_a_trial_that_cannot_end_in_time_leaves_no_trace(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
+def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    long, short = ({"heads": {"keep": 0.5}, "recovery": {"steps": steps}} for steps in (1_000_000, 8))
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [1_000_000, 500_000, 8]}, "corners": [long, short]}
     # nothing is known of the first trial's pace until its first rung, where a million steps turn out to take hours
+    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", time_limit_s=600, connect=SizeDevice)
+    first, *others = found.trials[1:]
+    assert (first.state, len(first.rungs)) == ("stopped", 1)
+    assert re.fullmatch(r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or "")
+    assert sorted((trial.state, trial.candidate["recovery.steps"]) for trial in others) == [("complete", 8), ("failed", 500_000)]
+    assert {folder.name for folder in (found.run / "models").iterdir()} <= {"t000", "t002", "t003"}
+
+
+class FailsAtLast(SizeDevice):
+    """Cannot time quantized models in the end."""
+
+    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        if final and any(scheme_of(model) == "int8-dynamic" for model in models):
+            raise CandidateFailed("out of memory")
+        return super().time(baseline, models, final=final)
+
+
+def test_a_model_that_fails_in_the_end_is_left_out(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    values = {"layers": {"keep": [0.5]}, "quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"], "block_size": 32}}
+    said: list[str] = []
+    listener = Silent()
+    listener.stage = lambda name, done=0, of=0: said.append(name)  # type: ignore[method-assign]
+    found = search(
+        tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=3, connect=FailsAtLast, listener=listener
+    )
+    schemes = {trial.id: trial.candidate["quantization.scheme"] for trial in found.trials}
+    left_out = [name for name, scheme in schemes.items() if scheme == "int8-dynamic"]
+    assert [line for line in said if "left out" in line] == [f"{name} left out: out of memory" for name in left_out] != []
+    assert {schemes[member.id] for member in found.front.members} >= {"int8-weights"}
+    assert "int8-dynamic" not in {schemes[member.id] for member in found.front.members}
+    assert all(member.quality.test is not None for member in found.front.members)
+
+
+def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_trace(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "_LAST_SHARE", 1.0)
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
     found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", time_limit_s=600, connect=SizeDevice)
     assert [trial.id for trial in found.trials] == ["t000"]
     assert [folder.name for folder in (found.run / "models").iterdir()] == ["t000"]
