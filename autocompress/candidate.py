@@ -130,7 +130,7 @@ class Setting:
         name: ``section.key``, as in a search space file.
         domain: the values allowed.
         default: the value that leaves the model as it is, or the usual one.
-        summary: one line for ``autocompress space show``.
+        summary: one line for ``autocompress space settings``.
         when: whether the setting means anything beside the others, which are given with their defaults; an
             inactive setting is dropped, so two candidates that differ only there are the same.
     """

@@ -155,6 +155,8 @@ def _parser() -> argparse.ArgumentParser:
     validate = space.add_parser("validate", help="check a search space file")
     validate.add_argument("file")
     validate.set_defaults(command=verbs.validate_space)
+    settings = space.add_parser("settings", help="what a space may hold: each setting, what is allowed, its default")
+    settings.set_defaults(command=verbs.list_settings)
 
     _add_resource(commands, "recipe", "recipes, named methods", "search_spaces/recipes", lambda name: Recipe.load(name).as_dict())
     return parser
@@ -165,14 +167,14 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR_OR_HUB_ID",
-        help="a fine-tuned classifier, or a causal language model; with --finetune any of the families",
+        help="a fine-tuned classifier, or a causal language model, also as a .gguf file; with --finetune any of the families",
     )
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument(
         "--data",
         required=True,
         metavar="FILE_OR_HUB_ID",
-        help="csv, tsv, json, jsonl, parquet, a hub data set; for language modeling also txt",
+        help="csv, tsv, json, jsonl, parquet, a hub data set (NAME or NAME:CONFIGURATION); for language modeling also txt",
     )
     for name in ("text", "text-pair", "label"):
         parser.add_argument(f"--{name}-column", metavar="C")

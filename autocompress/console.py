@@ -36,8 +36,7 @@ def fail(message: str) -> None:
 def front_table(front: Front) -> Table:
     """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
-    phase = front.baseline.timing.phase
-    timed = f", latencies of {phase}" if phase else ""
+    timed = f", latencies of {phase_text(front)}" if front.baseline.timing.phase else ""
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
     metric = front.scale
     table = Table(
@@ -104,11 +103,23 @@ def member_line(member: Member, metric: Metric, max_latency_ms: float | None = N
     """
     q, l = member.quality, member.latency_ms
     slack = "" if max_latency_ms is None else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
+    phase = f"{member.timing.phase} " if member.timing.phase else ""
+    bits = "" if q.bits_per_byte is None else f", {q.bits_per_byte:.2f} bits per byte"
     return (
-        f"{member.id}: {latency_text(l)}{slack}, {member.latency_ms.about}{member.speedup:.2f}x, "
-        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}), {member.weight_bytes / 1e6:.1f} MB; "
+        f"{member.id}: {phase}{latency_text(l)}{slack}, {member.latency_ms.about}{member.speedup:.2f}x, "
+        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits}, {member.weight_bytes / 1e6:.1f} MB; "
         f"{describe(member.candidate, member.sizes)}"
     )
+
+
+def phase_text(front: Front) -> str:
+    """What the latencies of a language model's front are of."""
+    wanted = front.hardware
+    return {
+        "decode": "decode after {context_length} tokens",
+        "prefill": "prefill of {prompt_length} tokens",
+        "end-to-end": "end-to-end from {prompt_length} tokens to {generated_tokens} more",
+    }[str(front.baseline.timing.phase)].format(**wanted)
 
 
 def latency_text(latency: Latency) -> str:

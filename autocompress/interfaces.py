@@ -233,6 +233,10 @@ class Task(Protocol[Part]):
         """
         ...
 
+    def bits_per_byte(self, evidence: Evidence, part: Part) -> float | None:
+        """To say the text, of a language model."""
+        ...
+
     def drop(self, baseline: Evidence, other: Evidence, part: Part) -> tuple[float, float]:
         """By how much the other one is worse, and the paired standard error of that, both in the unit of the metric; raises as
         ``score``."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,15 +21,18 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
     Raises:
         UserError: nothing there that can be timed, or the device cannot be reached.
     """
-    device = connect(profile, lengths_of(profile, _task_lengths(model)))
+    lengths = lengths_of(profile, _task_lengths(model))
+    device = connect(profile, lengths)
     try:
         if onnx_file(model).is_file() and onnx_file(model).suffix == ".onnx":
             return device.time(model, [], final=True)[0]
         if not (model / "config.json").is_file():
-            raise UserError(f"{model} is neither an .onnx file nor a folder with model.onnx or config.json")
+            raise UserError(
+                f"{model} is neither an .onnx file nor a folder with model.onnx or config.json (hub ids are not taken here)"
+            )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
-            _export(model, file)
+            _export(model, file, profile, lengths)
             return device.time(file, [], final=True)[0]
     except CandidateFailed as error:
         raise UserError(f"{model} cannot be timed: {error}") from error
@@ -43,10 +47,10 @@ def _task_lengths(model: Path) -> list[int]:
     return next((lengths for lengths in found if isinstance(lengths, list) and len(lengths) > 1), [])
 
 
-def _export(model: Path, target: Path) -> None:
+def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequence[int]) -> None:
     from autocompress.export import to_onnx
     from autocompress.interfaces import Batch
-    from autocompress.teacher import load_classifier, load_config, load_language_model, load_tokenizer
+    from autocompress.teacher import load_classifier, load_config, load_language_model, load_tokenizer, positions_of
 
     config = load_config(str(model))
     names = [
@@ -58,5 +62,6 @@ def _export(model: Path, target: Path) -> None:
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
     language_model = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    profile.check_lengths(lengths, positions_of(config), generates=language_model)
     loaded = load_language_model(str(model)) if language_model else load_classifier(str(model), None)
     to_onnx(loaded, target, Batch(inputs))

@@ -30,6 +30,7 @@ class Metric:
         largest_drop: that can be asked for; it stands for a model that was not scored.
         higher_is_better: whether a drop lowers the score.
         digits: of the score that are shown.
+        examples: what is scored.
     """
 
     name: str
@@ -39,6 +40,7 @@ class Metric:
     largest_drop: float
     higher_is_better: bool
     digits: int
+    examples: str
 
     def text(self, score: float) -> str:
         """The score as it is printed."""
@@ -59,8 +61,10 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", "drop", "points", 5.0, 100.0, higher_is_better=True, digits=4),
-    "perplexity": Metric("perplexity", "increase", "percent", 50.0, 10_000.0, higher_is_better=False, digits=2),
+    "accuracy": Metric("accuracy", "drop", "points", 5.0, 100.0, higher_is_better=True, digits=4, examples="test examples"),
+    "perplexity": Metric(
+        "perplexity", "increase", "percent", 50.0, 10_000.0, higher_is_better=False, digits=2, examples="windows of test text"
+    ),
 }
 """By name. Points are of a hundred, percent are of the baseline's score."""
 

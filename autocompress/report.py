@@ -144,8 +144,8 @@ def _front_note(front: Front) -> str:
         return "This search is not finished: figures are from the validation split and from single timings during the search."
     disturbed = [m.id for m in (front.baseline, *front.members) if m.timing.disturbed]
     return (
-        f"Blue: the front, scored on {front.baseline.quality.n_test} test examples and timed again in a fresh process in turn "
-        "with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
+        f"Blue: the front, scored on {front.baseline.quality.n_test} {front.scale.examples} and timed again in a fresh process "
+        "in turn with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by validation split and timings during "
         "the search; those far from the front lie outside the picture. Drag the line, move the slider or type a budget."

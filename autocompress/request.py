@@ -9,7 +9,7 @@ from typing import Any
 
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
-from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.pareto import Budget, Metric
 from autocompress.samplers import SAMPLERS
 from autocompress.search_space import SearchSpace
@@ -92,7 +92,8 @@ class Request:
                 raise UserError(f"hardware profile {name} is given twice")
         for name in self.budgets:
             if name not in names:
-                raise UserError(f"a limit is set for {name}, which is not among the hardware profiles {', '.join(names)}")
+                phases = f", nor a phase ({', '.join(PHASES)})" if self.task == "language-modeling" else ""
+                raise UserError(f"a limit is set for {name}, which is not among the hardware profiles {', '.join(names)}{phases}")
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
         if self.time_limit_s is not None and self.time_limit_s <= 0:

@@ -93,7 +93,8 @@ class Quality:
     hundred of an accuracy, percent that a perplexity increases by.
 
     Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
-    is verified; ``n_test`` counts examples, windows of text where those are what is scored.
+    is verified; ``n_test`` counts examples, windows of text where those are what is scored; ``bits_per_byte`` is a language
+    model's, of the test split.
     """
 
     validation: float
@@ -104,6 +105,7 @@ class Quality:
     n_test: int | None = None
     drop_test: float | None = None
     drop_test_stderr: float | None = None
+    bits_per_byte: float | None = None
 
     @property
     def reported(self) -> float:

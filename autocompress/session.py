@@ -27,7 +27,7 @@ from autocompress.pareto import Budget
 from autocompress.request import Request
 from autocompress.search_space import Choices, SearchSpace
 from autocompress.tasks import language_modeling, text_classification
-from autocompress.teacher import finetuned, load_config, load_teacher, load_tokenizer, weights_digest
+from autocompress.teacher import finetuned, load_config, load_teacher, load_tokenizer, positions_of, weights_digest
 from autocompress.workbench import Workbench
 
 BUSY_SHARE = 0.25
@@ -62,8 +62,7 @@ def search_for(request: Request, listener: Listener | None = None, connect: Conn
     with contextlib.ExitStack() as stack:
         devices: dict[str, Device] = {}
         for profile in request.hardware:
-            lengths = lengths_of(profile, [row.shape[1] for row in task.validation.rows])
-            devices[profile.name] = connect(profile, lengths)
+            devices[profile.name] = connect(profile, _lengths(profile, task))
             stack.callback(devices[profile.name].close)
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
@@ -131,17 +130,21 @@ def search(
 def _load_data(request: Request) -> tuple[Task[Any], Any]:
     config = load_config(request.model)
     tokenizer = load_tokenizer(request.model, config.vocab_size)
-    positions = config.max_position_embeddings - (2 if config.model_type == "roberta" else 0)
+    positions = positions_of(config)
+    language_model = request.task == "language-modeling"
     for profile in request.hardware:
-        wanted = {
-            "sequence_length": profile.sequence_length if isinstance(profile.sequence_length, int) else 0,
-            "prompt_length and generated_tokens together": (profile.prompt_length or 0) + (profile.generated_tokens or 0),
-            "context_length and the token after it": profile.context_length + 1 if profile.context_length else 0,
-        }
-        for what, tokens in wanted.items():
-            if tokens > positions:
-                raise UserError(f"hardware profile {profile.name}: {what} is {tokens}, the model takes {positions} tokens at most")
-    return LOADERS[request.task](request, config, tokenizer, positions), tokenizer
+        if language_model and profile.runtime == "torch-cuda":
+            raise UserError(f"hardware profile {profile.name}: torch-cuda times no language models, onnxruntime-cuda does")
+        if isinstance(profile.sequence_length, int):
+            profile.check_lengths((profile.sequence_length,), positions, generates=language_model)
+    task = LOADERS[request.task](request, config, tokenizer, positions)
+    for profile in request.hardware:
+        profile.check_lengths(_lengths(profile, task), positions, generates=language_model)
+    return task, tokenizer
+
+
+def _lengths(profile: HardwareProfile, task: Task[Any]) -> tuple[int, ...]:
+    return lengths_of(profile, [row.shape[1] for row in task.validation.rows])
 
 
 def _text_classification(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
@@ -199,7 +202,9 @@ def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
         listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
     if task.cleaned is None and _may_be(space, CLEANED, True):
-        listener.stage(f"{CLEANED} is not searched: {request.task} has nothing cleaned")
+        if not _may_be(space, CLEANED, False):
+            raise UserError(f"search space {space.name}: {CLEANED} is true, but there is no cleaned text to learn from")
+        listener.stage(f"{CLEANED} is not searched: there is no cleaned text to learn from")
         space = space.without(CLEANED)
     offered = dict.fromkeys(["fp32", *(name for profile in request.hardware for name in profile.precisions)])
     narrowed, dropped = space.limited("quantization.scheme", offered)

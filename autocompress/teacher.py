@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,8 @@ from autocompress.hardware.cores import reserved
 from autocompress.interfaces import Task
 from autocompress.training import Optimizer, fast_math, schedule, tensors
 
+MOST_BYTES = 2**31
+"""Of one ONNX file."""
 EPOCHS = 2
 LEARNING_RATE = 1e-4
 _HEADS = ("classifier", "pre_classifier", "score")
@@ -36,6 +39,7 @@ def load_config(source: str) -> Any:
     Raises:
         UserError: no such model, or a model type that cannot be cut.
     """
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would count its tries
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     is_gguf = folder.is_file() and folder.suffix == ".gguf"
@@ -55,6 +59,11 @@ def load_config(source: str) -> Any:
         raise UserError(f"--model {source}: to read it, pip install 'autocompress[gguf]'") from error
     family_of(config.model_type)
     return config
+
+
+def positions_of(config: Any) -> int:
+    """Tokens that a model takes at most."""
+    return int(config.max_position_embeddings) - (2 if config.model_type == "roberta" else 0)
 
 
 def _place(source: str) -> dict[str, str]:
@@ -143,6 +152,11 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"--model {source}: the weights of {name} are not all finite (NaN or infinity)")
+    size = 4 * sum(parameter.numel() for parameter in model.parameters())
+    if size >= MOST_BYTES:
+        raise UserError(
+            f"--model {source} has {size / 2**30:.1f} GiB of weights in fp32, an ONNX file holds {MOST_BYTES / 2**30:g}"
+        )
     model.config.architectures = [type(model).__name__]  # GGUF does not say
     loaded: nn.Module = model.eval()
     return loaded

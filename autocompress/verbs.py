@@ -11,11 +11,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress import resources, units
+from autocompress.candidate import thaw
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
 from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.pareto import SCHEMA, Budget, Front, Member, load_front, load_fronts
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
+from autocompress.techniques import SETTINGS
 
 if TYPE_CHECKING:
     from autocompress.engine import SearchResult
@@ -337,6 +339,13 @@ def validate_space(options: argparse.Namespace) -> None:
     )
     space = SearchSpace.load(name)
     say(f"{space.name}: valid, {len(space.parameters)} settings, {len(space.corners)} corners")
+
+
+def list_settings(options: argparse.Namespace) -> None:
+    """``autocompress space settings``."""
+    for setting in SETTINGS:
+        default = json.dumps(thaw(setting.default))
+        say(f"{setting.name} = {default}\n    {setting.summary}\n    {setting.domain}")
 
 
 def say(text: str) -> None:

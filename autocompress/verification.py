@@ -181,7 +181,8 @@ def _timed(trials: Sequence[Trial], device: Device, bench: Workbench, found: Ver
 
 def _front(name: str, bench: Workbench, baseline: Member, area: float, members: Sequence[Member], *, verified: bool) -> Front:
     device = bench.devices[name]
-    hardware = device.profile.as_dict() | {"lengths": list(device.lengths)}
+    generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
+    hardware = device.profile.as_dict() | {"lengths": list(device.lengths)} | generation
     return Front(bench.task.metric.name, baseline, hardware, bench.budgets[name].as_dict(), area, tuple(members), verified)
 
 
@@ -215,4 +216,5 @@ def _tested(bench: Workbench, quality: Quality, baseline: Evidence, evidence: Ev
         n_test=len(evidence),
         drop_test=lost,
         drop_test_stderr=lost_stderr,
+        bits_per_byte=bench.task.bits_per_byte(evidence, bench.task.test),
     )

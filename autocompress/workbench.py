@@ -64,6 +64,25 @@ def torch_answer(model: nn.Module, question: Question) -> NDArray[np.floating[An
     return answer
 
 
+class _Importance(dict[str, Importance]):
+    """Scores of every head and neuron, by criterion; from the first training examples, when they are first wanted."""
+
+    def __init__(self, task: Task[Any], model: nn.Module, family: Family) -> None:
+        super().__init__()
+        self.task, self.model, self.family = task, model, family
+
+    def __missing__(self, criterion: str) -> Importance:
+        if criterion == "magnitude":
+            self[criterion] = magnitude.measure(self.model, self.family)
+        else:
+            rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
+            starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
+            with reserved():
+                batches = [(self.task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
+                self[criterion] = fisher.measure(self.model, self.family, batches)
+        return self[criterion]
+
+
 @dataclass
 class Workbench:
     """See ``prepare``.
@@ -97,16 +116,11 @@ class Workbench:
         budgets: Mapping[str, Budget],
         seed: int,
     ) -> Workbench:
-        """Score the importance of every head and neuron, from the first training examples."""
-        rows, labels, size = task.train.rows, task.train.labels, task.batch_size
-        starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
-        batches = [(task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
-        with reserved():
-            importance = {"fisher": fisher.measure(model, family, batches), "magnitude": magnitude.measure(model, family)}
-        transfer = TransferSet([*rows, *task.unlabeled], labels, task.batch, size)
-        cleaned = TransferSet(task.cleaned.rows, task.cleaned.labels, task.batch, size) if task.cleaned else None
+        """Put together what trials need; nothing is computed yet."""
+        transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch, task.batch_size)
+        cleaned = TransferSet(task.cleaned.rows, task.cleaned.labels, task.batch, task.batch_size) if task.cleaned else None
         teacher = Teacher(model, family, transfer, run.folder / "scratch", cleaned)
-        full = family.structure(model)
+        full, importance = family.structure(model), _Importance(task, model, family)
         return cls(run, task, model, family, full, importance, teacher, tokenizer_files, devices, budgets, seed)
 
     @property

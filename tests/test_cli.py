@@ -25,6 +25,7 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.pareto import Budget, load_front, load_fronts
 from autocompress.request import Request
 from autocompress.session import search
+from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
 from tests.searching import space
 from tests.test_several_devices import BOTH, DEPTH, Farm
@@ -381,6 +382,13 @@ def test_reading_commands_answer_without_torch(run: Path) -> None:
             "sys.exit(len({'torch', 'transformers', 'onnxruntime', 'optuna', 'datasets'} & set(sys.modules)))"
         )
         assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, arguments
+
+
+def test_settings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["space", "settings"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("layers.keep = 1.0\n    share of the layers kept, or the list of them\n    a share more than 0 and ")
+    assert [line.split(" = ")[0] for line in printed.splitlines() if not line.startswith(" ")] == [s.name for s in SETTINGS]
 
 
 def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:

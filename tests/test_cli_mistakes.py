@@ -138,6 +138,7 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     "hub id out of reach": (_set("--model", "no-such-user/no-such-model"), "--model no-such-user/no-such-model cannot be loaded"),
     "unknown task": (_set("--task", "poetry"), "unknown task 'poetry'; known are text-classification"),
     "data missing": (_set("--data", "/no/such.csv"), "data file /no/such.csv does not exist"),
+    "data in a folder": (_set("--data", "/"), "data file / is a folder: give one file"),
     "data of unknown format": (_file("--data", "data.xml", "<a/>"), "give .csv, .tsv, .json, .jsonl or .parquet"),
     "data damaged": (_file("--data", "data.jsonl", "{\n"), "cannot be read"),
     "data empty": (_file("--data", "data.csv", ""), "cannot be read"),

@@ -213,7 +213,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "test": rows(*range(100, 130), label=-1),
     }
     found = datasets.DatasetDict({name: datasets.Dataset.from_list(split, features) for name, split in splits.items()})
-    monkeypatch.setattr(datasets, "load_dataset", {"reviews": found}.__getitem__)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *asked: {("reviews", None): found, ("many", "one"): found}[asked])
 
 
 @pytest.mark.usefixtures("hub")
@@ -223,6 +223,11 @@ def test_a_test_split_without_labels_is_ignored() -> None:
     assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [40, 20, 10]
     assert texts(examples.train) | texts(examples.test) == {f"sentence {i}" for i in range(50)}
     assert texts(examples.validation) == {f"sentence {i}" for i in range(60, 80)}
+
+
+@pytest.mark.usefixtures("hub")
+def test_a_configuration_follows_a_colon() -> None:
+    assert load_examples("many:one", Columns()) == load_examples("reviews", Columns())
 
 
 @pytest.mark.usefixtures("hub")

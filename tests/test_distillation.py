@@ -273,6 +273,7 @@ def test_value_relations_by_hand() -> None:
         ("uniform", 1, 12, [(1, 12)]),
         ("uniform", 3, 4, [(1, 1), (2, 3), (3, 4)]),
         ("pseudo-uniform", 6, 12, [(1, 1), (2, 3), (3, 5), (4, 8), (5, 10), (6, 12)]),
+        ("pseudo-uniform", 3, 6, [(1, 1), (2, 4), (3, 6)]),  # as layers 0 3 5 are kept
         ("pseudo-uniform", 2, 6, [(1, 1), (2, 6)]),
         ("pseudo-uniform", 1, 12, [(1, 12)]),
         ("last", 3, 6, [(1, 4), (2, 5), (3, 6)]),

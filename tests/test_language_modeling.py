@@ -138,7 +138,7 @@ def test_splits_that_are_given(tokenizer: Any, documents: list[str], tmp_path: P
 def test_a_dataset_of_the_hub(tokenizer: Any, documents: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     parts = {"train": documents[:100], "validation": documents[100:110], "test": documents[110:120], "extra": documents[120:125]}
     hub = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": texts}) for name, texts in parts.items()})
-    monkeypatch.setattr(datasets, "load_dataset", {"made/here": hub}.__getitem__)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name])
     task = load(tokenizer, "made/here", test="extra", **LENGTHS)
     assert scored_texts(tokenizer, task.validation) == parts["validation"]
     assert scored_texts(tokenizer, task.test) == parts["extra"]
@@ -166,6 +166,13 @@ def test_cleaning_is_of_the_training_documents_only(tokenizer: Any, documents: l
     assert task.dropped["cleaned train documents left empty"] == 2
     assert task.dropped["cleaned train then also in validation or test"] == 1
     assert raw.dropped == {name: task.dropped[name] for name in raw.dropped}
+
+
+def test_where_cleaning_leaves_too_little_there_is_none(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+    source = write(tmp_path / "train.jsonl", ["<p>" + text.replace("\n", " ") for text in documents[:60]])
+    task = load(tokenizer, source, **LENGTHS, with_cleaned=True)
+    assert task.cleaned is None and len(task.train.rows) > 0
+    assert task.dropped["cleaned train documents left empty"] == 48
 
 
 @pytest.mark.parametrize(

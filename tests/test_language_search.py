@@ -76,6 +76,7 @@ def test_the_front_reports_the_perplexity_of_its_files(whole: SearchResult, task
         assert front.baseline.quality.test is not None and quality.test is not None
         assert quality.drop_test == pytest.approx(100 * (quality.test / front.baseline.quality.test - 1), abs=1e-6)
         assert quality.n_test == len(task.test.rows)
+        assert quality.bits_per_byte == pytest.approx(nll / np.log(2) / task.test.text_bytes, rel=1e-5)
 
 
 def test_a_folder_of_transformers_is_timed_as_the_language_model_that_it_is(
@@ -135,6 +136,18 @@ def test_cleaned_text_is_a_choice_of_the_search(tiny_gpt2: Path, text_file: Path
     assert "cleaned train lines with HTML" in json.loads((run / "run.json").read_text())["data"]["dropped"]
 
 
+def test_where_cleaning_leaves_nothing_it_is_no_choice(tiny_gpt2: Path, documents: list[str], tmp_path: Path) -> None:
+    marked = tmp_path / "marked.txt"
+    marked.write_text("\n\n".join("<p>" + text.replace("\n", " ") for text in documents), encoding="utf-8")
+    values: dict[str, Any] = {"layers": {"keep": 0.5}, "recovery": {"steps": 2, "cleaned": [False, True]}}
+    arguments: dict[str, Any] = {"task": "language-modeling", "trials": 2, "connect": SizeDevice, **LENGTHS}
+    found = search(tiny_gpt2, marked, CPU, space(values), tmp_path / "run", **arguments)
+    assert [trial.candidate.get("recovery.cleaned") for trial in found.trials] == [None, False]
+    values["recovery"]["cleaned"] = True
+    with pytest.raises(UserError, match="recovery.cleaned is true, but there is no cleaned text to learn from"):
+        search(tiny_gpt2, marked, CPU, space(values), tmp_path / "other", **arguments)
+
+
 def test_the_report_says_what_is_better(whole: SearchResult) -> None:
     page = (whole.run / "report.html").read_text(encoding="utf-8")
     assert "perplexity against the baseline, percent (lower is better)" in page
@@ -149,9 +162,11 @@ def test_the_commands_of_a_run(whole: SearchResult, capsys: pytest.CaptureFixtur
     assert main(["front", run]) == 0
     printed = capsys.readouterr().out
     assert "(perplexity on test)" in printed and "increase, percent" in printed
+    assert all(member.quality.bits_per_byte for member in whole.front.members)
     assert main(["pick", run, "--max-latency", "1s"]) == 0
     best = min(whole.front.members, key=lambda m: m.quality.drop_reported)
-    assert f"perplexity {best.quality.reported:.2f} (increase {best.quality.drop_reported:.2f} percent)" in capsys.readouterr().out
+    scores = f"perplexity {best.quality.reported:.2f} (increase {best.quality.drop_reported:.2f} percent)"
+    assert f"{scores}, {best.quality.bits_per_byte:.2f} bits per byte" in capsys.readouterr().out
     assert main(["pick", run, "--max-perplexity", f"{slowest.quality.reported + 1e-6}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["quality"]["test"] <= slowest.quality.reported + 1e-6
     assert main(["pick", run, "--min-quality", "0.5"]) == 2
@@ -271,7 +286,16 @@ MISTAKES: dict[str, tuple[Callable[[Path, Path], list[str]], str]] = {
     ),
     "a stride longer than the context": (_option("--stride", "64"), "stride is 64: allowed is 1 to 63, one less than context"),
     "a profile longer than the model": (_option("--hardware", "cpu-1-thread-seq128"), "the model takes 64 tokens at most"),
-    "empty documents": (_data('{"text": ""}\n{"text": "  "}\n'), "the train split has 0 tokens in 0 documents"),
+    "a profile that times no language models": (
+        _option("--hardware", "gpu-cuda"),
+        "gpu-cuda: torch-cuda times no language models, onnxruntime-cuda does",
+    ),
+    "a limit in no phase": (
+        _option("--max-latency", "decoding=3ms"),
+        "profiles cpu-1-thread, nor a phase (decode, prefill, end-to-end)",
+    ),
+    "empty documents": (_data('{"text": ""}\n{"text": "  "}\n'), "no document is left for the train split of 0, 2 train empty"),
+    "one document": (_data('{"text": "a b c"}\n'), "no document is left for the validation split of 1"),
     "no column of text": (_data('{"words": "a"}\n'), "give --text-column, one of words"),
     "no end of text": (_model(_without_end), "has neither an end-of-text token (eos_token) nor a separator (sep_token)"),
     "more tokens than the model": (_model(_of_fewer_tokens), "the tokenizer has 600 tokens, the model only 500"),

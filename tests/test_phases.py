@@ -201,6 +201,26 @@ def test_trials_are_timed_in_one_phase_and_reported_models_in_all(model: Path, a
     assert [request["phase"] for request in asked.requests[1:]] == ["prefill", "decode", "end-to-end"]
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"prompt_length": 56}, None),
+        ({"prompt_length": 57}, "prompt_length and generated_tokens together is 65, the model takes 64 tokens at most"),
+        ({"context_length": 63}, None),
+        ({"context_length": 64}, "context_length and the token after it is 65, the model takes 64 tokens at most"),
+    ],
+)
+def test_what_is_not_named_counts_against_the_models_length_too(changes: dict[str, int], message: str | None) -> None:
+    """Half of the sequence length, 8 tokens, are generated."""
+    profile = replace(PROFILE, **changes)
+    if message is None:
+        profile.check_lengths((16,), 64, generates=True)
+    else:
+        with pytest.raises(UserError, match=message):
+            profile.check_lengths((16,), 64, generates=True)
+
+
 def test_what_generates_nothing_is_timed_as_ever(classifier: Path, asked: Asked) -> None:
     found, _ = OnnxDevice(PROFILE, (16, 20), LocalHost()).time(classifier, [classifier], final=True)
     assert (found.phase, found.others, found.latency_ms.value) == (None, (), 5.0)

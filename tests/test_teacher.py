@@ -202,6 +202,12 @@ def test_weights_that_are_not_finite(value: float, copied: Path) -> None:
     assert refused(load_classifier, str(copied), None) == expected
 
 
+def test_more_weights_than_an_onnx_file_holds(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = 4 * sum(parameter.numel() for parameter in load_classifier(str(copied), None).parameters())
+    monkeypatch.setattr(teacher, "MOST_BYTES", size)
+    assert refused(load_classifier, str(copied), None).startswith(f"--model {copied} has {size / 2**30:.1f} GiB of weights in fp32")
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_a_missing_head_is_asked_for(name: str, tmp_path: Path) -> None:
     message = refused(load_classifier, str(headless(name, tmp_path)), None)

@@ -122,7 +122,7 @@ def test_class_labels_go_by_name(
             for name, texts in (("train", TEXTS[:60]), ("validation", TEXTS[60:80]), ("test", TEXTS[80:]))
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", {"made/here": hub}.__getitem__)
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name])
     task = load(tokenizer, "made/here", label_ids)
     assert task.labels == names
     assert answers(tokenizer, task) == {text: ids[i % 2] for i, text in enumerate(TEXTS)}

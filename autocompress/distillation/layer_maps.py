@@ -7,7 +7,8 @@ from collections.abc import Callable
 LAYER_MAPS: dict[str, Callable[[int, int], list[tuple[int, int]]]] = {
     "uniform": lambda student, teacher: [(i, round(i * teacher / student)) for i in range(1, student + 1)],
     "pseudo-uniform": lambda student, teacher: [
-        (i, teacher if i == student else 1 + round((i - 1) * (teacher - 1) / (student - 1))) for i in range(1, student + 1)
+        (i, teacher if i == student else 1 + (2 * (i - 1) * (teacher - 1) + student - 1) // (2 * (student - 1)))
+        for i in range(1, student + 1)
     ],
     "last": lambda student, teacher: [(i, teacher - student + i) for i in range(1, student + 1)],
 }

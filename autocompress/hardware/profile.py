@@ -239,6 +239,28 @@ class HardwareProfile:
         """
         return {key: value or max(1, lengths[len(lengths) // 2] // 2) for key, value in self._generation()}
 
+    def check_lengths(self, lengths: Sequence[int], positions: int, *, generates: bool) -> None:
+        """Whether a model can be timed.
+
+        Args:
+            lengths: as for ``generation``.
+            positions: tokens that the model takes at most.
+            generates: whether it is a language model.
+
+        Raises:
+            UserError: something timed is longer.
+        """
+        wanted = {"sequence_length": max(lengths)}
+        if generates:
+            tokens = self.generation(lengths)
+            wanted = {
+                "prompt_length and generated_tokens together": tokens["prompt_length"] + tokens["generated_tokens"],
+                "context_length and the token after it": tokens["context_length"] + 1,
+            }
+        for what, needed in wanted.items():
+            if needed > positions:
+                raise UserError(f"hardware profile {self.name}: {what} is {needed}, the model takes {positions} tokens at most")
+
     def phases(self, final: bool) -> tuple[str, ...]:
         """What to time of a language model: the phase that its latency is of, then for the numbers that are reported the others."""
         chosen = self.phase or PHASES[0]

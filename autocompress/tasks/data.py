@@ -60,7 +60,8 @@ def load_examples(source: str, columns: Columns, validation: str | None = None, 
     """Read and split.
 
     Args:
-        source: a csv, tsv, json(l) or parquet file, or a dataset id on the hub.
+        source: a csv, tsv, json(l) or parquet file, or a dataset id on the hub, with the name of its configuration where it has
+            several: ``nyu-mll/glue:sst2``.
         validation: another file, or the name of a split of the hub dataset; by default its ``validation`` split where it
             has labels, else cut from the training data.
         test: likewise.
@@ -103,6 +104,13 @@ def load_documents(
         splits[name] = [(text, None, None) for text in texts if text.strip()]
         dropped[f"{name} empty"] = len(texts) - len(splits[name])
     found = _split(splits["train"], splits.get("validation"), splits.get("test"))
+    for name, split in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+        if not split:
+            lost = "".join(f", {count} {reason}" for reason, count in (dropped | found.dropped).items() if count)
+            raise UserError(
+                f"{source}: no document is left for the {name} split of {len(splits['train'])}{lost}"
+                + ("; in a txt file blank lines separate documents" if source.endswith(".txt") else "")
+            )
     train, held_out, test_texts = ([text for text, _, _ in split] for split in (found.train, found.validation, found.test))
     return Documents(train, held_out, test_texts, dropped | found.dropped)
 
@@ -172,6 +180,8 @@ def read_lines(path: str) -> list[str]:
 
 def _read_file(source: str, formats: Mapping[str, str]) -> Any:
     path = Path(source)
+    if path.is_dir():
+        raise UserError(f"data file {source} is a folder: give one file")
     if not path.is_file():
         raise UserError(f"data file {source} does not exist")
     if path.suffix not in formats:
@@ -190,15 +200,17 @@ def _read_file(source: str, formats: Mapping[str, str]) -> Any:
             case _:
                 frame = pandas.read_parquet(path)
     except (ValueError, TypeError, OSError) as error:
-        raise UserError(f"data file {source} cannot be read: {str(error).splitlines()[0]}") from error
+        hint = "; with one object in each line it is a .jsonl file" if path.suffix == ".json" else ""
+        raise UserError(f"data file {source} cannot be read: {str(error).splitlines()[0]}{hint}") from error
     return frame
 
 
 def _read_hub(source: str) -> dict[str, Any]:
     import datasets
 
+    name, _, configuration = source.partition(":")
     try:
-        found = datasets.load_dataset(source)
+        found = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
             f"--data {source} is neither a file nor a dataset that can be loaded: {str(error).splitlines()[0]}"
@@ -255,7 +267,9 @@ def _documents(table: Any, text_column: str | None, source: str) -> list[str]:
     texts = ["" if _missing(text) else text for text in _values(table, column)]
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
-            raise UserError(f"{source}: row {number} has {text!r} in column {column!r}, allowed is text")
+            raise UserError(
+                f"{source}: row {number} has {type(text).__name__} {str(text)[:40]!r} in column {column!r}, allowed is text"
+            )
     _refuse_open_quotes(texts, source)
     return texts
 

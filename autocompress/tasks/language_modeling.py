@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -126,6 +127,10 @@ class LanguageModeling:
         found = Score(evidence, part.scored, part.text_bytes)
         return _finite(found.perplexity, found.stderr)
 
+    def bits_per_byte(self, evidence: Evidence, part: Windows) -> float:
+        """See ``Score``."""
+        return Score(evidence, part.scored, part.text_bytes).bits_per_byte
+
     def drop(self, baseline: Evidence, other: Evidence, part: Windows) -> tuple[float, float]:
         """See ``compare``."""
         return _finite(*compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other))))
@@ -172,7 +177,7 @@ def load(
         context: tokens of a scored window; by default ``LENGTH``.
         stride: scored tokens of a window, each of which has at least ``context - stride`` tokens before it; by default half of
             ``context``.
-        with_cleaned: the training documents also go through ``clean``; what is scored stays as it is.
+        with_cleaned: the training documents also go through ``clean``, which may leave no block; what is scored stays as it is.
 
     Raises:
         UserError: see ``load_documents``; lengths that do not fit the model or one another; no end-of-text token; a split
@@ -206,8 +211,9 @@ def load(
     train, cleaned = to_learn(documents.train, "train"), None
     if with_cleaned:
         left, lines_dropped = _cleaned(documents)
-        cleaned = to_learn(left, "cleaned train")
         report |= lines_dropped
+        with contextlib.suppress(UserError):  # cleaning left too little
+            cleaned = to_learn(left, "cleaned train")
     validation_windows, test_windows = to_score(documents.validation, "validation"), to_score(documents.test, "test")
     return LanguageModeling(train, cleaned, validation_windows, test_windows, documents.dropped | report)
 

@@ -81,6 +81,9 @@ class TextClassification:
         """Share of correct answers."""
         return _mean(evidence)
 
+    def bits_per_byte(self, evidence: Evidence, part: Split) -> None:
+        """Nothing is said."""
+
     def drop(self, baseline: Evidence, other: Evidence, part: Split) -> tuple[float, float]:
         """In points of a hundred."""
         lost, stderr = _mean(baseline - other)
