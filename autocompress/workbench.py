@@ -21,7 +21,7 @@ from autocompress.export import export_model
 from autocompress.hardware.agent import kept
 from autocompress.hardware.cores import reserved
 from autocompress.importance import fisher, magnitude
-from autocompress.interfaces import Device, Evidence, Family, HeldOut, Question, Task
+from autocompress.interfaces import Batch, Device, Evidence, Family, HeldOut, Question, Task
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Budget
 from autocompress.recovery import Recovery, Teacher, TransferSet
@@ -72,15 +72,18 @@ class _Importance(dict[str, Importance]):
         self.task, self.model, self.family = task, model, family
 
     def __missing__(self, criterion: str) -> Importance:
-        if criterion == "magnitude":
-            self[criterion] = magnitude.measure(self.model, self.family)
-        else:
-            rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
-            starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
-            with reserved():
-                batches = [(self.task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
-                self[criterion] = fisher.measure(self.model, self.family, batches)
+        measures = {
+            "fisher": lambda: fisher.measure(self.model, self.family, self._batches()),
+            "magnitude": lambda: magnitude.measure(self.model, self.family),
+        }
+        with reserved():
+            self[criterion] = measures[criterion]()
         return self[criterion]
+
+    def _batches(self) -> list[tuple[Batch, NDArray[np.int64]]]:
+        rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
+        starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
+        return [(self.task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
 
 
 @dataclass

@@ -144,7 +144,7 @@ def test_where_cleaning_leaves_nothing_it_is_no_choice(tiny_gpt2: Path, document
     found = search(tiny_gpt2, marked, CPU, space(values), tmp_path / "run", **arguments)
     assert [trial.candidate.get("recovery.cleaned") for trial in found.trials] == [None, False]
     values["recovery"]["cleaned"] = True
-    with pytest.raises(UserError, match="recovery.cleaned is true, but there is no cleaned text to learn from"):
+    with pytest.raises(UserError, match=r"recovery\.cleaned is true, but there is no cleaned text to learn from"):
         search(tiny_gpt2, marked, CPU, space(values), tmp_path / "other", **arguments)
 
 

@@ -211,7 +211,7 @@ def test_trials_are_timed_in_one_phase_and_reported_models_in_all(model: Path, a
         ({"context_length": 64}, "context_length and the token after it is 65, the model takes 64 tokens at most"),
     ],
 )
-def test_what_is_not_named_counts_against_the_models_length_too(changes: dict[str, int], message: str | None) -> None:
+def test_what_is_not_named_counts_against_the_models_length_too(changes: dict[str, Any], message: str | None) -> None:
     """Half of the sequence length, 8 tokens, are generated."""
     profile = replace(PROFILE, **changes)
     if message is None:
