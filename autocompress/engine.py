@@ -301,7 +301,8 @@ def outclassed(
     trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
 ) -> str | None:
     """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
-    after as many recovery steps, and had no fewer in all, so that its learning rate was no further down.
+    after as many recovery steps, and its learning rate was not much further down: it had no fewer steps in all, or four times as many
+    as it had done.
 
     Args:
         rung: recovery steps done.
@@ -316,7 +317,7 @@ def outclassed(
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
         no_slower = all(name in trial.scores and trial.scores[name].timing.speedup >= own for name, own in speedups.items())
-        comparable = trial.candidate.get("recovery.steps", 0) >= steps
+        comparable = trial.candidate.get("recovery.steps", 0) >= min(steps, 4 * rung)
         if at_rung is not None and comparable and no_slower and lost - at_rung > stderr:
             return f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} and is no slower"
     return None

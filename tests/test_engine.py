@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -190,7 +191,10 @@ def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
     reason = "increase 9.50 percent after 32 steps, where t001 had 7.50 and is no slower"
     assert outclassed(trials, 32, 253, (9.5, 1.0), slower, percent) == reason
     assert outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
-    assert outclassed(trials, 32, 254, (90.0, 1.0), slower, points) is None  # the other's learning rate was further down
+    assert outclassed(trials, 32, 1000, (90.0, 1.0), slower, points) is not None
+    short = [replace(trials[0], candidate={"recovery.steps": 127})]
+    assert outclassed(short, 32, 127, (90.0, 1.0), slower, points) is not None
+    assert outclassed(short, 32, 128, (90.0, 1.0), slower, points) is None  # the other's learning rate was further down
 
 
 def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
