@@ -301,8 +301,8 @@ def outclassed(
     trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
 ) -> str | None:
     """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
-    after as many recovery steps, and its learning rate was not much further down: it had no fewer steps in all, or four times as many
-    as it had done.
+    after as many recovery steps, and its learning rate was not much further down: it had no fewer steps in all, or four times as
+    many as these.
 
     Args:
         rung: recovery steps done.
