@@ -34,6 +34,16 @@ def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
 
 
+def test_compress_gpt2(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
+    words = [str(tiny_gpt2), str(text_file), str(tmp_path / "run"), "quantization-only", "2"]
+    printed = run("compress_gpt2.py", *words).splitlines()
+    front = load_front(tmp_path / "run")
+    assert [line.split(":")[0] for line in printed[:-1]] == [member.id for member in front.members]
+    for line, member in zip(printed, front.members, strict=False):
+        assert f"{member.speedup:.2f}x, perplexity {member.quality.test:.2f} ({member.quality.drop_test:+.2f} percent)" in line
+    assert printed[-1].startswith(("twice as fast: python examples/generate.py", "no model"))
+
+
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
 def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
     """The text and what torch generates after it, or for int8 what the graph scores highest without its cache."""
