@@ -205,16 +205,19 @@ class Loop:
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
-            self.sampler.tell(handle, None)
+            self.sampler.tell(handle, (*(1.0 for _ in self.bench.devices), self.metric.largest_drop), 1.0)
         else:
             self.sampler.tell(handle, losses(trial, self.metric), self._violation(trial))
 
     def _violation(self, trial: Trial) -> float:
-        """Of the device whose limits are missed by least."""
+        """Of the device whose limits are missed by least; a drop that counts nothing in the hypervolume is one, too."""
         budgets = self.bench.budgets
         if trial.scores:
+            lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
             return min(
-                violation(trial, name, budgets[name]) + self.bench.memory_excess(name, score.timing)
+                violation(trial, name, budgets[name])
+                + self.bench.memory_excess(name, score.timing)
+                + max(0.0, lost / max(self.metric.worst_drop, budgets[name].max_drop or 0.0) - 1)
                 for name, score in trial.scores.items()
             )
         return min(max(0.0, self.foresight.excess(name, relative)) for name, relative in trial.predicted.items())

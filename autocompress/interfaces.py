@@ -374,11 +374,11 @@ class Sampler(Protocol):
         """A handle and the chosen settings, all within the space; inactive settings may be missing."""
         ...
 
-    def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
+    def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
         """The outcome.
 
         Args:
-            losses: latency relative to the baseline on each device, then the drop against it; None for a failed trial.
-            violation: more than zero when a limit of the budget is missed.
+            losses: latency relative to the baseline on each device, then the drop against it.
+            violation: more than zero when a limit is missed, or the trial failed: better points are elsewhere.
         """
         ...

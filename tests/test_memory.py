@@ -84,7 +84,7 @@ def test_the_sampler_is_told_that_a_model_needs_too_much_memory(
     told: list[float] = []
 
     class Listening(OptunaSampler):
-        def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
+        def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
             told.append(violation)
             super().tell(handle, losses, violation)
 

@@ -51,11 +51,8 @@ class OptunaSampler:
         self.trials[trial.number] = trial
         return trial.number, chosen
 
-    def tell(self, handle: int, losses: Sequence[float] | None, violation: float = 0.0) -> None:
+    def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
         trial = self.trials.pop(handle)
-        if losses is None:
-            self.study.tell(trial, state=optuna.trial.TrialState.FAIL)
-            return
         trial.set_constraint("budget", violation)
         self.study.tell(trial, list(losses))
 
