@@ -281,8 +281,8 @@ def test_empty_documents_are_skipped_and_counted(tmp_path: Path, suffix: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.jsonl", '{"text": "a"}\n{"text": ["b", "c"]}\n', "row 2 has ['b', 'c'] in column 'text', allowed is text"),
-        ("data.csv", "text\n12\n13\n", "row 1 has 12 in column 'text', allowed is text"),
+        ("data.jsonl", '{"text": "a"}\n{"text": ["b", "c"]}\n', "row 2 has list \"['b', 'c']\" in column 'text', allowed is text"),
+        ("data.csv", "text\n12\n13\n", "row 1 has int '12' in column 'text', allowed is text"),
         ("data.tsv", 'text\tid\nfine\t1\n"open\t2\nnext"\t3\n', "row 2 runs over several lines"),
         ("data.pdf", "%PDF", "give .csv, .tsv, .json, .jsonl, .parquet or .txt"),
         ("data.txt", b"\xff\xfe", "cannot be read"),

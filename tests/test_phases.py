@@ -318,20 +318,19 @@ def run(tmp_path: Path) -> Path:
         Member(i, {}, quality, t, 1000, "", {"layers": [0], "heads": [1], "ffn": [1]})
         for i, t in (("t0", FOUND["decode"][0]), ("t1", SECOND))
     )
-    front = Front(
-        "accuracy", replace(baseline, timing=replace(baseline.timing, phase="decode")), PROFILE.as_dict(), {}, 0.5, (member,), True
-    )
+    baseline = replace(baseline, timing=replace(baseline.timing, phase="decode"))
+    front = Front("accuracy", baseline, PROFILE.as_dict() | PROFILE.generation((16,)), {}, 0.5, (member,), True)
     (tmp_path / "front.json").write_text(json.dumps({"schema": 2, "fronts": [front.as_dict()]}))
     return tmp_path
 
 
 def test_the_front_says_what_its_latencies_are_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["front", str(run)]) == 0
-    assert "1 models on test (accuracy on test, latencies of decode)" in capsys.readouterr().out
+    assert "1 models on test (accuracy on test, latencies of decode after 8 tokens)" in capsys.readouterr().out
 
 
 def test_picking_by_the_phase_that_was_searched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["pick", str(run), "--max-latency", "decode=3ms"]) == 0
-    assert "t1" in capsys.readouterr().out
+    assert "t1: decode 2 ms" in capsys.readouterr().out
     assert main(["pick", str(run), "--max-latency", "prefill=3ms"]) == 2
     assert "--max-latency prefill=3ms: the latencies of this front are of decode" in capsys.readouterr().err
