@@ -31,6 +31,8 @@ _MOST_UNFIT = 10
 """Candidates in a row that the time left is too short for, after which the search ends."""
 _LAST_SHARE = 0.1
 """Of the time limit: a candidate that does not fit the time left then ends the search."""
+_TIMING_NOISE = 0.03
+"""Share by which two timings of one model differ by chance."""
 _STRUCTURAL = tuple({setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings})
 
 
@@ -225,8 +227,7 @@ class Loop:
     def _promote(
         self, rung: int, steps: int, drop: tuple[float, float], timings: Mapping[str, Timing], remaining_s: float
     ) -> str | None:
-        speedups = {name: timing.speedup for name, timing in timings.items()}
-        return outclassed(self.trials, rung, steps, drop, speedups, self.metric) or self._too_long(remaining_s)
+        return outclassed(self.trials, rung, steps, drop, timings, self.metric) or self._too_long(remaining_s)
 
     def _too_long(self, seconds: float) -> str | None:
         """Why something that takes so long cannot be done; None when it can.
@@ -301,7 +302,7 @@ class Loop:
 
 
 def outclassed(
-    trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], speedups: Mapping[str, float], metric: Metric
+    trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], timings: Mapping[str, Timing], metric: Metric
 ) -> str | None:
     """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
     after as many recovery steps, and its learning rate was not much further down: it had no fewer steps in all, or four times as
@@ -311,7 +312,7 @@ def outclassed(
         rung: recovery steps done.
         steps: that the candidate is to have in all.
         drop: on validation examples, with its standard error.
-        speedups: by device.
+        timings: by device.
 
     Returns:
         The reason; None to go on.
@@ -319,11 +320,17 @@ def outclassed(
     lost, stderr = drop
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
-        no_slower = all(name in trial.scores and trial.scores[name].timing.speedup >= own for name, own in speedups.items())
+        no_slower = all(name in trial.scores and _no_slower(trial.scores[name].timing, own) for name, own in timings.items())
         comparable = trial.candidate.get("recovery.steps", 0) >= min(steps, 4 * rung)
         if at_rung is not None and comparable and no_slower and lost - at_rung > stderr:
             return f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} and is no slower"
     return None
+
+
+def _no_slower(one: Timing, other: Timing) -> bool:
+    """By speedup and by latency: in a single timing a slow moment of the baseline upsets the one, of the machine the other."""
+    slack = 1 + _TIMING_NOISE
+    return slack * one.speedup >= other.speedup and one.latency_ms.value <= slack * other.latency_ms.value
 
 
 def _identity(structure: Structure, candidate: Candidate) -> object:

@@ -178,12 +178,16 @@ def test_texts_in_two_splits_are_dropped_and_counted(tiny_model: Path, data_file
 LONG = {"recovery.steps": 253}
 
 
+def timings(**speedups: float) -> dict[str, Timing]:
+    return {name: score.timing for name, score in timed(**speedups).items()}
+
+
 def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
     trials = [Trial(1, LONG, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
     points, percent = METRICS["accuracy"], METRICS["perplexity"]
-    assert outclassed(trials, 32, 253, (8.4, 1.0), {"a": 3.0}, points) is None  # within one standard error
-    assert outclassed(trials, 32, 253, (9.5, 1.0), {"a": 5.0}, points) is None  # worse but faster
-    slower = {"a": 3.0}
+    assert outclassed(trials, 32, 253, (8.4, 1.0), timings(a=3.0), points) is None  # within one standard error
+    assert outclassed(trials, 32, 253, (9.5, 1.0), timings(a=5.0), points) is None  # worse but faster
+    slower = timings(a=3.0)
     assert (
         outclassed(trials, 32, 253, (9.5, 1.0), slower, points)
         == "drop 9.50 points after 32 steps, where t001 had 7.50 and is no slower"
@@ -192,6 +196,8 @@ def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
     assert outclassed(trials, 32, 253, (9.5, 1.0), slower, percent) == reason
     assert outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
     assert outclassed(trials, 32, 1000, (90.0, 1.0), slower, points) is not None
+    twice_as_fast = {"a": replace(slower["a"], latency_ms=replace(slower["a"].latency_ms, value=0.5))}
+    assert outclassed(trials, 32, 253, (90.0, 1.0), twice_as_fast, points) is None  # by latency; the baseline had a slow moment
     short = [replace(trials[0], candidate={"recovery.steps": 127})]
     assert outclassed(short, 32, 127, (90.0, 1.0), slower, points) is not None
     assert outclassed(short, 32, 128, (90.0, 1.0), slower, points) is None  # the other's learning rate was further down
@@ -200,10 +206,12 @@ def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
 def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
     trials, worse = [Trial(1, LONG, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))], (17.5, 1.0)
     metric = METRICS["accuracy"]
-    assert outclassed(trials, 32, 253, worse, {"a": 3.0, "b": 2.1}, metric) is None
-    assert outclassed(trials, 32, 253, worse, {"a": 4.1, "b": 1.0}, metric) is None
-    assert outclassed(trials, 32, 253, worse, {"a": 4.0, "b": 2.0}, metric) is not None
-    assert outclassed([Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, {"a": 1.0}, metric) is None  # never timed
+    assert outclassed(trials, 32, 253, worse, timings(a=3.0, b=2.1), metric) is None
+    assert outclassed(trials, 32, 253, worse, timings(a=4.2, b=1.0), metric) is None
+    assert outclassed(trials, 32, 253, worse, timings(a=4.0, b=2.0), metric) is not None
+    assert (
+        outclassed([Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, timings(a=1.0), metric) is None
+    )  # never timed
 
 
 def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
