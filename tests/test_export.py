@@ -248,14 +248,33 @@ def test_a_graph_that_differs_fails_the_candidate_and_leaves_nothing(
     sample: Sample, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(export, "PARITY_LIMIT", limit)
+    monkeypatch.setattr(export, "_ROUNDINGS", limit)
     with pytest.raises(CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by \d"):
         sample.export(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2"])
+def test_a_graph_may_differ_as_much_as_torch_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights so large that fp32 is off by more than the limit."""
+    model, family = build(name), MODELS[name].family
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(8)
+    batch = Batch({key: value.numpy() for key, value in inputs().items()})
+    rounding = export._rounding(model, batch)
+    assert 0 < rounding < 1e-3 * logits(model, batch).abs().max()
+    (tmp_path / "tokenizer").mkdir()
+    monkeypatch.setattr(export, "PARITY_LIMIT", 0.0)
+    monkeypatch.setattr(export, "_ROUNDINGS", 50)
+    parity = export_model(model, family.structure(model), SETTINGS.candidate({}), tmp_path / "t", [batch], tmp_path / "tokenizer")
+    assert 0 < parity["fp32_max_abs_difference"] <= 50 * rounding
+
+
 def test_a_failed_export_leaves_the_older_one(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sample.export(tmp_path / "t", layers__keep=0.5)
     monkeypatch.setattr(export, "PARITY_LIMIT", -1.0)
+    monkeypatch.setattr(export, "_ROUNDINGS", -1.0)
     with pytest.raises(CandidateFailed):
         sample.export(tmp_path / "t", layers__keep=0.75)
     assert [path.name for path in tmp_path.iterdir()] == ["t"]

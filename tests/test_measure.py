@@ -98,7 +98,10 @@ def test_an_exported_model_is_really_measured(by_task: SearchResult) -> None:
 def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
     for name in ("nowhere", "file.txt"):
         (tmp_path / "file.txt").write_text("no model")
-        with pytest.raises(UserError, match=r"is neither an \.onnx file nor a folder with model\.onnx or config\.json \(hub ids are not taken here\)$"):
+        with pytest.raises(
+            UserError,
+            match=r"is neither an \.onnx file nor a folder with model\.onnx or config\.json \(hub ids are not taken here\)$",
+        ):
             measure_latency(tmp_path / name, QUICK)
 
 
