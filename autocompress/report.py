@@ -148,7 +148,7 @@ def _front_note(front: Front) -> str:
         "in turn with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by validation split and timings during "
-        "the search; those far from the front lie outside the picture. Drag the line, move the slider or type a budget."
+        "the search; what is far from the others lies outside the picture. Drag the line, move the slider or type a budget."
         + (f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}." if disturbed else "")
     )
 
@@ -214,7 +214,8 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
-    worst = max(0.6 * metric.worst_drop, 1.5 * max(m.quality.drop_reported for m in members))
+    counting = [m.quality.drop_reported for m in members if m.quality.drop_reported <= metric.worst_drop]
+    worst = max(0.6 * metric.worst_drop, 1.5 * max(counting, default=0.0))
     best = max(0.2 * metric.worst_drop, 1.5 * max(-m.quality.drop_reported for m in members))
     figure.update_yaxes(range=sorted([metric.change(worst), metric.change(-best)]))
     return figure

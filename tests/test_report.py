@@ -14,7 +14,7 @@ import pytest
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Front, Member
-from autocompress.report import write_report
+from autocompress.report import _front_figure, write_report
 from autocompress.scores import Latency, Quality, Score, Timing
 from autocompress.verification import write_fronts
 
@@ -120,6 +120,12 @@ def test_errors_of_predictions_say_of_what(pair: Run) -> None:
     page = page_of(pair)
     assert "predicted before each trial on cpu with a mean error of 3.1 % over 17 trials" in page
     assert "predicted before each trial on &lt;phone&gt; with a mean error of 2.0 % of the estimate over 17 trials" in page
+
+
+def test_members_that_count_nothing_do_not_stretch_the_picture() -> None:
+    counting = _front_figure(FRONT, []).layout.yaxis.range
+    assert counting == _front_figure(replace(FRONT, members=(member(4, 0.5, 40.0), *MEMBERS)), []).layout.yaxis.range
+    assert counting == (-4.5, 1.0)  # 1.5 times the largest drop, a fifth of five points
 
 
 def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
