@@ -85,11 +85,13 @@ class _Shapes:
 
     def settled(self, name: str, place: int, data: str) -> int | None:
         """A number of a shape: itself where it is known, 0 where it is what the reshaped tensor has at the same place."""
-        if self.values(name):
-            return self.values(name)[0]
+        if known := self.values(name):
+            return known[0]
         node = self.producers[name]
         found = self.measured(node.input[0]) if node.op_type == "Unsqueeze" else None
-        return 0 if found is not None and found == self.dimension(data, place) else found if isinstance(found, int) else None
+        if isinstance(found, int):
+            return found
+        return 0 if found == self.dimension(data, place) else None
 
     def measured(self, name: str) -> int | tuple[str, int] | None:
         """The dimension that a number taken from a shape is."""

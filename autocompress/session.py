@@ -135,8 +135,6 @@ def _load_data(request: Request) -> tuple[Task[Any], Any]:
     for profile in request.hardware:
         if language_model and profile.runtime == "torch-cuda":
             raise UserError(f"hardware profile {profile.name}: torch-cuda times no language models, onnxruntime-cuda does")
-        if isinstance(profile.sequence_length, int):
-            profile.check_lengths((profile.sequence_length,), positions, generates=language_model)
     task = LOADERS[request.task](request, config, tokenizer, positions)
     for profile in request.hardware:
         profile.check_lengths(_lengths(profile, task), positions, generates=language_model)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from autocompress import HardwareProfile, UserError
 from autocompress.cli import main
@@ -183,3 +184,40 @@ def test_a_profile_of_this_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert json.loads(capsys.readouterr().out)["fingerprint"] == dict(profile.fingerprint)
     assert main(["profile", "new", "mine"]) == 2
     assert "mine.toml exists already" in capsys.readouterr().err
+
+
+def test_a_new_profile_overwrites_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text("mine")
+    assert main(["profile", "new", str(tmp_path / "mine")]) == 2
+    assert capsys.readouterr().err == f"autocompress: {path} exists already; give another name\n"
+    assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"] and path.read_text() == "mine"
+
+
+def test_a_new_profile_may_be_named_by_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(authoring, "gains", lambda host, runtime: {"fp32": 1.0})
+    assert main(["profile", "new", str(tmp_path / "mine.toml")]) == 0
+    assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"]
+
+
+def test_a_new_profile_in_a_folder_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "new", str(tmp_path / "no" / "mine")]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("autocompress: ") and str(tmp_path / "no") in line
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+@pytest.mark.parametrize(
+    ("runtime", "message"),
+    [
+        ("torch-cuda", "hardware profile mine: torch-cuda needs an NVIDIA GPU, "),
+        ("onnxruntime-cuda", "hardware profile mine: onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it"),
+    ],
+)
+def test_a_new_profile_of_a_gpu_that_is_not_there(
+    runtime: str, message: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "new", str(tmp_path / "mine"), "--runtime", runtime]) == 2
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"autocompress: {message}")
+    assert list(tmp_path.iterdir()) == []

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from transformers import AutoTokenizer
 
 from autocompress import HardwareProfile, SearchResult, UserError, load_front
 from autocompress import measure as measure_module
+from autocompress.artifact import facts
+from autocompress.cli import main
+from autocompress.hardware.agent import FEWEST_PROCESSES, FEWEST_ROUNDS
 from autocompress.measure import measure_latency
+from autocompress.session import search
 from autocompress.tasks.data import Columns, load_examples
 from tests.additive_device import AdditiveDevice
+from tests.conftest import SizeDevice
 
 PROFILE = HardwareProfile.load("cpu-1-thread")
 QUICK = replace(PROFILE, trial_seconds=0.1, final_seconds=0.1, target_precision=0.5)
@@ -113,3 +120,73 @@ def test_a_damaged_export_is_said_in_one_line(by_task: SearchResult, tmp_path: P
     (folder / "autocompress.json").write_text(text)
     with pytest.raises(UserError, match=r"autocompress\.json"):
         measure_latency(folder, QUICK)
+
+
+@pytest.fixture(scope="module")
+def run(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("runs") / "quantized"
+    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, trials=1, connect=SizeDevice)
+    return out
+
+
+def test_measure_an_exported_folder_a_transformers_folder_and_a_file(
+    run: Path, tiny_model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    profile = tmp_path / "quick.toml"
+    profile.write_text('extends = "cpu-1-thread"\nsequence_length = 16\nfinal_seconds = 0.1\nstatistic = "median"\n')
+    for model in (run / "models/t000", tiny_model, run / "models/t000/model.onnx"):
+        assert main(["measure", str(model), "--hardware", str(profile), "--json"]) == 0
+        measured = json.loads(capsys.readouterr().out)
+        assert measured["model"] == str(model)
+        assert (measured["hardware"]["name"], measured["hardware"]["sequence_length"]) == ("quick", 16)
+        timing, latency = measured["timing"], measured["timing"]["latency_ms"]
+        assert (latency["basis"], latency["statistic"], latency["confidence"]) == ("measured", "median", 0.95)
+        assert latency["n"] >= FEWEST_PROCESSES * FEWEST_ROUNDS
+        assert 0 < latency["interval"][0] <= latency["value"] <= latency["interval"][1]
+        assert latency["value"] <= latency["p90"] <= latency["slowest"]
+        assert (timing["speedup"], timing["speedup_interval"]) == (1.0, [1.0, 1.0])
+        assert timing["cpu_ms"] > 0 and timing["wall_ms"] > 0 and timing["memory_bytes"] > 0
+    assert main(["measure", str(tiny_model), "--hardware", str(profile)]) == 0
+    [line] = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(
+        rf"{tiny_model} on quick: [\d.e+-]+ ms \(95 % [\d.e+-]+ to [\d.e+-]+\), median of \d+ rounds, p90 [\d.e+-]+ ms, "
+        rf"wall [\d.e+-]+ ms, \d+ MB at the peak(, [\d.e+-]+ mJ)?(, disturbed: other work took the cores)?",
+        line,
+    )
+
+
+def test_an_exported_folder_is_measured_at_the_lengths_of_its_task(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The profile that a model was searched for wants the task's own lengths; its folder has recorded them."""
+    out, asked = tmp_path / "run", list[tuple[int, ...]]()
+
+    def connect(profile: Any, lengths: Any) -> SizeDevice:
+        asked.append(tuple(lengths))
+        return SizeDevice(profile, lengths)
+
+    search(tiny_model, data_file, "cpu-1-thread-task", "quantization-only", out, trials=1, connect=SizeDevice)
+    monkeypatch.setattr(measure_module, "connect", connect)
+    model = out / "models/t000"
+    assert main(["measure", str(model), "--hardware", "cpu-1-thread-task", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["timing"]["latency_ms"]["value"]
+    assert found == (model / "model.onnx").stat().st_size / 1e5
+    assert main(["measure", str(model), "--hardware", "cpu-1-thread"]) == 0
+    recorded = tuple(facts(model)["scores"]["cpu-1-thread-task"]["lengths"])
+    assert asked == [recorded, (32,)] and len(recorded) == 8
+
+
+def test_an_exported_folder_is_measured_at_the_length_that_the_profile_asks_for(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where a profile of that name had another length when the model was found."""
+    asked = list[tuple[int, ...]]()
+
+    def connect(profile: Any, lengths: Any) -> SizeDevice:
+        asked.append(tuple(lengths))
+        return SizeDevice(profile, lengths)
+
+    monkeypatch.setattr(measure_module, "connect", connect)
+    (tmp_path / "cpu-1-thread.toml").write_text('extends = "cpu-1-thread"\nsequence_length = 16\n')
+    assert main(["measure", str(run / "models/t000"), "--hardware", str(tmp_path / "cpu-1-thread.toml")]) == 0
+    assert asked == [(16,)]

@@ -13,6 +13,8 @@ from autocompress import HardwareProfile, RequestUnmet, SearchSpace, search
 from autocompress.journal import Run
 from autocompress.scores import Timing
 from tests.additive_device import AdditiveDevice, Connected
+from tests.searching import CPU, space
+from tests.test_several_devices import DEPTH, OLD, Farm
 
 PROFILE = HardwareProfile.load("cpu-1-thread")
 QUICK = replace(PROFILE, trial_seconds=0.1, final_seconds=0.1, target_precision=0.5)
@@ -108,3 +110,15 @@ def test_memory_is_really_measured(tiny_model: Path, data_file: Path, tmp_path: 
     assert trial.reason.startswith(f"{eaten / 1e6:.0f} MB")
     uncut = baseline.scores["cpu-1-thread"].timing.memory_bytes
     assert uncut is not None and uncut > eaten  # in fp32 the embedding alone is 3.9 MB
+
+
+def test_of_two_devices_the_one_with_the_limit_takes_no_model(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    """Every model takes 1 MB."""
+    tight = replace(OLD, memory_limit_mb=0.5)
+    found = search(tiny_model, data_file, (CPU, tight), space(DEPTH), tmp_path / "a", trials=2, connect=Farm())
+    assert {trial.state for trial in found.trials} == {"complete"}
+    assert found.front.members and found.fronts["old"].members == ()
+    with pytest.raises(RequestUnmet, match="limited by its memory"):
+        search(tiny_model, data_file, tight, space(DEPTH), tmp_path / "b", trials=2, connect=Farm())
+    reasons = {trial.reason for trial in Run(tmp_path / "b").trials()[1:]}
+    assert reasons == {"1 MB of memory at the peak, the limit is 0.5"}

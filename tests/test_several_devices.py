@@ -17,7 +17,6 @@ from autocompress.engine import SearchResult
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
-from autocompress.journal import Run
 from autocompress.pareto import Budget, load_fronts, non_dominated
 from autocompress.scores import Timing
 from autocompress.session import search
@@ -344,18 +343,6 @@ def test_number_formats_without_gain_on_any_device_are_not_searched(
     assert sorted({str(trial.candidate["quantization.scheme"]) for trial in found.trials}) == tried
     [gone] = {"fp16", "int8-static"} - set(tried)
     assert f"{gone} not searched: no gain on cpu-1-thread by its profile" in stages
-
-
-def test_a_model_that_takes_too_much_memory_is_over_budget(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    """Every model takes 1 MB."""
-    tight = replace(OLD, memory_limit_mb=0.5)
-    found = search(tiny_model, data_file, (CPU, tight), space(DEPTH), tmp_path / "a", trials=2, connect=Farm())
-    assert {trial.state for trial in found.trials} == {"complete"}
-    assert found.front.members and found.fronts["old"].members == ()
-    with pytest.raises(RequestUnmet, match="limited by its memory"):
-        search(tiny_model, data_file, tight, space(DEPTH), tmp_path / "b", trials=2, connect=Farm())
-    reasons = {trial.reason for trial in Run(tmp_path / "b").trials()[1:]}
-    assert reasons == {"1 MB of memory at the peak, the limit is 0.5"}
 
 
 def test_at_the_tasks_own_lengths(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
