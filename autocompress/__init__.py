@@ -1,8 +1,8 @@
 """Hardware-aware search for compressed transformer language models.
 
     from autocompress import search
-    result = search("my-model", "my-data.csv", hardware="cpu-1-thread", space="encoder", out="run", time_limit_s=1200)
-    best = result.front.pick(max_latency_ms=3.0)
+    result = search("my-model", "my-data.csv", hardware="cpu-1-thread", space="encoder", out="run",
+    time_limit_s=1200) best = result.front.pick(max_latency_ms=3.0)
 
 Names are imported when first used; only those of the search itself bring in torch.
 """
@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from autocompress.artifact import load_model as load_model
     from autocompress.candidate import Candidate as Candidate
-    from autocompress.engine import SearchResult as SearchResult
+    from autocompress.engine.loop import SearchResult as SearchResult
+    from autocompress.engine.session import search as search
     from autocompress.errors import AutocompressError as AutocompressError
     from autocompress.errors import RequestUnmet as RequestUnmet
     from autocompress.errors import SearchFailed as SearchFailed
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
     from autocompress.recipes import Recipe as Recipe
     from autocompress.report import write_report as write_report
     from autocompress.search_space import SearchSpace as SearchSpace
-    from autocompress.session import search as search
     from autocompress.tasks.data import Columns as Columns
 
 _HOMES = {
@@ -43,13 +43,13 @@ _HOMES = {
     "Recipe": "recipes",
     "RequestUnmet": "errors",
     "SearchFailed": "errors",
-    "SearchResult": "engine",
+    "SearchResult": "engine.loop",
     "SearchSpace": "search_space",
     "UserError": "errors",
     "load_front": "pareto",
     "load_fronts": "pareto",
     "load_model": "artifact",
-    "search": "session",
+    "search": "engine.session",
     "write_report": "report",
 }
 

@@ -16,9 +16,13 @@ from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.files import write_json
 
-REFUSED = {"model_type": "autocompress", "vocab_size": "compressed: load it with autocompress.load_model"}
-"""Stands in config.json so that every loader of transformers refuses the folder: even a model class that is named outright,
-with ``ignore_mismatched_sizes``, would fill cut weights with fresh random ones."""
+REFUSED = {
+    "model_type": "autocompress",
+    "vocab_size": "compressed: load it with autocompress.load_model",
+}
+"""Stands in config.json so that every loader of transformers refuses the folder: even a model class
+that is named outright, with ``ignore_mismatched_sizes``, would fill cut weights with fresh random
+ones."""
 
 
 def onnx_file(model: Path) -> Path:
@@ -37,7 +41,9 @@ def facts(folder: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict) or not all(isinstance(found.get(key, {}), dict) for key in ("quantization", "scores")):
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(key, {}), dict) for key in ("quantization", "scores")
+    ):
         raise UserError(f"{path} is damaged: it is not as autocompress writes it")
     return found
 
@@ -53,7 +59,8 @@ def annotate(folder: Path, added: Mapping[str, Any]) -> None:
 
 
 def load_model(folder: str | Path) -> nn.Module:
-    """The compressed model of an exported folder as a transformers model in fp32, in evaluation mode.
+    """The compressed model of an exported folder as a transformers model in fp32, in evaluation
+    mode.
 
     A quantized export loads with the fp32 weights it was made from.
 

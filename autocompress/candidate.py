@@ -1,6 +1,8 @@
-"""A candidate: one point of a search, as named settings; and the declaration of what a setting may be.
+"""A candidate: one point of a search, as named settings; and the declaration of what a setting may
+be.
 
-This page imports neither torch nor onnxruntime, so spaces are validated and fronts are read in a fraction of a second.
+This page imports neither torch nor onnxruntime, so spaces are validated and fronts are read in a
+fraction of a second.
 """
 
 from __future__ import annotations
@@ -75,7 +77,12 @@ class SubsetOf:
     has_ranges: bool = False
 
     def allows(self, value: Value) -> bool:
-        return isinstance(value, tuple) and len(value) > 0 and len(set(value)) == len(value) and set(value) <= set(self.names)
+        return (
+            isinstance(value, tuple)
+            and len(value) > 0
+            and len(set(value)) == len(value)
+            and set(value) <= set(self.names)
+        )
 
     def canonical(self, value: Value) -> Value:
         assert isinstance(value, tuple)
@@ -94,7 +101,11 @@ class Real:
     has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
-        return isinstance(value, int | float) and not isinstance(value, bool) and self.low <= value <= self.high
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
 
     def canonical(self, value: Value) -> Value:
         assert isinstance(value, int | float)
@@ -113,7 +124,11 @@ class Integer:
     has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        return (
+            isinstance(value, int)
+            and not isinstance(value, bool)
+            and self.low <= value <= self.high
+        )
 
     def canonical(self, value: Value) -> Value:
         return value
@@ -131,8 +146,9 @@ class Setting:
         domain: the values allowed.
         default: the value that leaves the model as it is, or the usual one.
         summary: one line for ``autocompress space settings``.
-        when: whether the setting means anything beside the others, which are given with their defaults; an
-            inactive setting is dropped, so two candidates that differ only there are the same.
+        when: whether the setting means anything beside the others, which are given with their
+            defaults; an inactive setting is dropped, so two candidates that differ only there are
+            the same.
     """
 
     name: str
@@ -150,14 +166,17 @@ class Setting:
         try:
             frozen = freeze(value)
         except TypeError as error:
-            raise UserError(f"{where}: {self.name} is {value!r}, allowed is {self.domain}") from error
+            raise UserError(
+                f"{where}: {self.name} is {value!r}, allowed is {self.domain}"
+            ) from error
         if not self.domain.allows(frozen):
             raise UserError(f"{where}: {self.name} is {value!r}, allowed is {self.domain}")
         return self.domain.canonical(frozen)
 
 
 class Settings:
-    """The vocabulary of candidates: all settings that the techniques declare, in order of application."""
+    """The vocabulary of candidates: all settings that the techniques declare, in order of
+    application."""
 
     def __init__(self, *groups: tuple[Setting, ...]) -> None:
         self.by_name = {setting.name: setting for group in groups for setting in group}
@@ -170,14 +189,17 @@ class Settings:
         return {setting.name: chosen.get(setting.name, setting.default) for setting in self}
 
     def candidate(self, chosen: Mapping[str, Any], where: str = "candidate") -> Candidate:
-        """A validated candidate of the active settings that differ in meaning from an untouched model.
+        """A validated candidate of the active settings that differ in meaning from an untouched
+        model.
 
         Raises:
             UserError: unknown setting, or a value that is not allowed.
         """
         for name in chosen:
             if name not in self.by_name:
-                raise UserError(f"{where}: unknown setting {name!r}; known are {', '.join(self.by_name)}")
+                raise UserError(
+                    f"{where}: unknown setting {name!r}; known are {', '.join(self.by_name)}"
+                )
         checked = {name: self.by_name[name].check(value, where) for name, value in chosen.items()}
         complete = self.complete(checked)
         return Candidate(tuple((s.name, complete[s.name]) for s in self if s.when(complete)))
@@ -219,7 +241,13 @@ class Candidate:
 
     def without(self, *sections: str) -> Candidate:
         """The candidate less all settings of these sections."""
-        return Candidate(tuple((name, value) for name, value in self.settings if name.partition(".")[0] not in sections))
+        return Candidate(
+            tuple(
+                (name, value)
+                for name, value in self.settings
+                if name.partition(".")[0] not in sections
+            )
+        )
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON: ``{"layers.keep": 0.5, ...}``."""

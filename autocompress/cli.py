@@ -18,7 +18,9 @@ from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 
 EXIT_UNMET, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 130
-_MAX_DROP = "lose at most so many points of accuracy, or increase the perplexity by at most so many percent"
+_MAX_DROP = (
+    "lose at most so many points of accuracy, or increase the perplexity by at most so many percent"
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -55,13 +57,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(prog="autocompress", description="Search for the Pareto-optimal compressed versions of a transformer.")
+    parser = _Parser(
+        prog="autocompress",
+        description="Search for the Pareto-optimal compressed versions of a transformer.",
+    )
     parser.add_argument("--version", action="version", version=f"autocompress {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    search = commands.add_parser("search", help="search, and write a run folder with the front as files")
+    search = commands.add_parser(
+        "search", help="search, and write a run folder with the front as files"
+    )
     _add_inputs(search)
-    search.add_argument("--space", required=True, metavar="SPACE", help="a shipped search space or a .toml file")
+    search.add_argument(
+        "--space", required=True, metavar="SPACE", help="a shipped search space or a .toml file"
+    )
     for option, example, phase in (
         ("--max-latency", "3ms", f"; of a language model [{'|'.join(PHASES)}=]"),
         ("--min-speedup", "2x", ""),
@@ -74,21 +83,42 @@ def _parser() -> argparse.ArgumentParser:
             help=f"on one device, or without its name on each{phase}",
         )
     search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
-    search.add_argument("--trials", type=int, metavar="N", help="candidates to try; 50 when there is no time limit either")
+    search.add_argument(
+        "--trials",
+        type=int,
+        metavar="N",
+        help="candidates to try; 50 when there is no time limit either",
+    )
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument("--sampler", default="tpe", help="tpe (default) or random")
     search.set_defaults(command=verbs.search)
 
-    evaluate = commands.add_parser("evaluate", help="make one named method's model, and print its scores")
-    evaluate.add_argument("--recipe", required=True, metavar="RECIPE", help="a shipped recipe or a .toml file")
+    evaluate = commands.add_parser(
+        "evaluate", help="make one named method's model, and print its scores"
+    )
     evaluate.add_argument(
-        "--set", action="append", default=[], dest="changes", metavar="KEY=VALUE", help="a setting in place of the recipe's"
+        "--recipe", required=True, metavar="RECIPE", help="a shipped recipe or a .toml file"
+    )
+    evaluate.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        dest="changes",
+        metavar="KEY=VALUE",
+        help="a setting in place of the recipe's",
     )
     _add_inputs(evaluate)
     evaluate.set_defaults(command=verbs.evaluate)
 
-    demo = commands.add_parser("demo", help="the search on an embedded real model and real sentences")
-    demo.add_argument("--out", type=Path, metavar="RUN", help="default: the next free runs/demo-N; with --resume the last")
+    demo = commands.add_parser(
+        "demo", help="the search on an embedded real model and real sentences"
+    )
+    demo.add_argument(
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="default: the next free runs/demo-N; with --resume the last",
+    )
     demo.add_argument("--time-limit", default="10m", metavar="10m")
     demo.add_argument("--seed", type=int, default=0)
     demo.add_argument("--resume", action="store_true")
@@ -122,43 +152,75 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("run", type=Path, metavar="RUN")
     report.set_defaults(command=verbs.report)
 
-    measure = commands.add_parser("measure", help="latency of an exported folder, a transformers folder or an .onnx file")
+    measure = commands.add_parser(
+        "measure", help="latency of an exported folder, a transformers folder or an .onnx file"
+    )
     measure.add_argument("model", type=Path, metavar="DIR")
     measure.add_argument("--hardware", required=True, metavar="PROFILE")
     measure.add_argument("--json", action="store_true")
     measure.set_defaults(command=verbs.measure)
 
     profile = _add_resource(
-        commands, "profile", "hardware profiles", "hw_profiles", lambda name: HardwareProfile.load(name).as_dict()
+        commands,
+        "profile",
+        "hardware profiles",
+        "hw_profiles",
+        lambda name: HardwareProfile.load(name).as_dict(),
     )
-    new = profile.add_parser("new", help="write NAME.toml for a device, with its fingerprint and what it speeds up")
+    new = profile.add_parser(
+        "new", help="write NAME.toml for a device, with its fingerprint and what it speeds up"
+    )
     new.add_argument("name", metavar="NAME")
     new.add_argument(
-        "--device", default="local", metavar="LOCATION", help="ssh://[user@]host[:port], or cmd:COMMAND; default: this machine"
+        "--device",
+        default="local",
+        metavar="LOCATION",
+        help="ssh://[user@]host[:port], or cmd:COMMAND; default: this machine",
     )
     new.add_argument("--runtime", default="onnxruntime-cpu", help=", ".join(RUNTIMES))
     new.add_argument("--python", default="python3", help="on a device that is not this machine")
     new.add_argument("--ssh-config", default="", metavar="FILE")
     new.add_argument("--threads", type=int, default=1, metavar="N")
     new.add_argument("--batch-size", type=int, default=1, metavar="N")
-    new.add_argument("--sequence-length", default="task", metavar="N", help="tokens; default: the lengths of the task's own texts")
+    new.add_argument(
+        "--sequence-length",
+        default="task",
+        metavar="N",
+        help="tokens; default: the lengths of the task's own texts",
+    )
     new.set_defaults(command=verbs.new_profile)
 
-    doctor = commands.add_parser("doctor", help="whether a device can be timed well, and what int8 gains there")
+    doctor = commands.add_parser(
+        "doctor", help="whether a device can be timed well, and what int8 gains there"
+    )
     doctor.add_argument("--device", default="local", metavar="LOCATION")
     doctor.add_argument("--python", default="python3")
     doctor.add_argument("--ssh-config", default="", metavar="FILE")
     doctor.add_argument("--json", action="store_true")
     doctor.set_defaults(command=verbs.doctor)
 
-    space = _add_resource(commands, "space", "search spaces", "search_spaces", lambda name: SearchSpace.load(name).as_dict())
+    space = _add_resource(
+        commands,
+        "space",
+        "search spaces",
+        "search_spaces",
+        lambda name: SearchSpace.load(name).as_dict(),
+    )
     validate = space.add_parser("validate", help="check a search space file")
     validate.add_argument("file")
     validate.set_defaults(command=verbs.validate_space)
-    settings = space.add_parser("settings", help="what a space may hold: each setting, what is allowed, its default")
+    settings = space.add_parser(
+        "settings", help="what a space may hold: each setting, what is allowed, its default"
+    )
     settings.set_defaults(command=verbs.list_settings)
 
-    _add_resource(commands, "recipe", "recipes, named methods", "search_spaces/recipes", lambda name: Recipe.load(name).as_dict())
+    _add_resource(
+        commands,
+        "recipe",
+        "recipes, named methods",
+        "search_spaces/recipes",
+        lambda name: Recipe.load(name).as_dict(),
+    )
     return parser
 
 
@@ -167,33 +229,62 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         "--model",
         required=True,
         metavar="DIR_OR_HUB_ID",
-        help="a fine-tuned classifier, or a causal language model, also as a .gguf file; with --finetune any of the families",
+        help=(
+            "a fine-tuned classifier, or a causal language model, also as a .gguf file; with "
+            "--finetune any of the families"
+        ),
     )
     parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument(
         "--data",
         required=True,
         metavar="FILE_OR_HUB_ID",
-        help="csv, tsv, json, jsonl, parquet, a hub data set (NAME or NAME:CONFIGURATION); for language modeling also txt",
+        help=(
+            "csv, tsv, json, jsonl, parquet, a hub data set (NAME or NAME:CONFIGURATION); for "
+            "language modeling also txt"
+        ),
     )
     for name in ("text", "text-pair", "label"):
         parser.add_argument(f"--{name}-column", metavar="C")
-    parser.add_argument("--validation", metavar="FILE_OR_SPLIT", help="guides the search; cut from the data where not given")
-    parser.add_argument("--test", metavar="FILE_OR_SPLIT", help="scored once, at the end; cut from the data where not given")
-    parser.add_argument("--unlabeled", metavar="FILE", help="text classification: text for the teacher to label, a line each")
+    parser.add_argument(
+        "--validation",
+        metavar="FILE_OR_SPLIT",
+        help="guides the search; cut from the data where not given",
+    )
+    parser.add_argument(
+        "--test",
+        metavar="FILE_OR_SPLIT",
+        help="scored once, at the end; cut from the data where not given",
+    )
+    parser.add_argument(
+        "--unlabeled",
+        metavar="FILE",
+        help="text classification: text for the teacher to label, a line each",
+    )
     for option, what in (
-        ("--block-length", "tokens of a block of training text; 256 where not given, or as many as the model takes"),
+        (
+            "--block-length",
+            "tokens of a block of training text; 256 where not given, or as many as the model "
+            "takes",
+        ),
         ("--context", "tokens of a window of scored text; likewise"),
         ("--stride", "tokens that each window scores; half of --context where not given"),
     ):
         parser.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
-    parser.add_argument("--finetune", action="store_true", help="train the model on the data first, then compress it")
+    parser.add_argument(
+        "--finetune",
+        action="store_true",
+        help="train the model on the data first, then compress it",
+    )
     parser.add_argument(
         "--hardware",
         required=True,
         action="append",
         metavar="PROFILE",
-        help="a shipped profile or a .toml file; give it again for another device, which gets a front of its own",
+        help=(
+            "a shipped profile or a .toml file; give it again for another device, which gets a "
+            "front of its own"
+        ),
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
@@ -201,27 +292,45 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_limits(group: Any) -> None:
-    group.add_argument("--max-latency", metavar="3ms", help="of a language model also with its phase, as decode=3ms")
-    group.add_argument("--min-speedup", metavar="2x", help="against the fp32 model in the same runtime")
+    group.add_argument(
+        "--max-latency",
+        metavar="3ms",
+        help="of a language model also with its phase, as decode=3ms",
+    )
+    group.add_argument(
+        "--min-speedup", metavar="2x", help="against the fp32 model in the same runtime"
+    )
     group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")
     group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--hardware", metavar="PROFILE", help="whose front; default: the first that the search was given")
+    parser.add_argument(
+        "--hardware",
+        metavar="PROFILE",
+        help="whose front; default: the first that the search was given",
+    )
 
 
 def _add_tie(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-tie", action="store_true", help="also a model whose interval crosses the limit")
+    parser.add_argument(
+        "--allow-tie", action="store_true", help="also a model whose interval crosses the limit"
+    )
 
 
-def _add_resource(parsers: Any, verb: str, what: str, kind: resources.Kind, load: Callable[[str], dict[str, Any]]) -> Any:
-    commands = parsers.add_parser(verb, help=f"the {what}").add_subparsers(metavar="COMMAND", required=True)
+def _add_resource(
+    parsers: Any, verb: str, what: str, kind: resources.Kind, load: Callable[[str], dict[str, Any]]
+) -> Any:
+    commands = parsers.add_parser(verb, help=f"the {what}").add_subparsers(
+        metavar="COMMAND", required=True
+    )
 
     def show_all(options: argparse.Namespace) -> None:
         for name in resources.names(kind):
-            verbs.say(f"{name:24} {resources.read_toml(resources.locate(kind, name))['description']}")
+            verbs.say(
+                f"{name:24} {resources.read_toml(resources.locate(kind, name))['description']}"
+            )
 
     commands.add_parser("list", help="names and descriptions").set_defaults(command=show_all)
     show = commands.add_parser("show", help="all of one, as JSON")

@@ -40,13 +40,19 @@ def front_table(front: Front) -> Table:
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
     metric = front.scale
     table = Table(
-        title=f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on {split}{timed}{estimated})",
+        title=(
+            f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on "
+            f"{split}{timed}{estimated})"
+        ),
         title_justify="left",
     )
     for name in ("model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"):
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_column("what it is")
-    rows = [*front.members, *([front.baseline] if front.baseline.id not in {m.id for m in front.members} else [])]
+    rows = [
+        *front.members,
+        *([front.baseline] if front.baseline.id not in {m.id for m in front.members} else []),
+    ]
     for member in rows:
         q = member.quality
         table.add_row(
@@ -62,16 +68,27 @@ def front_table(front: Front) -> Table:
 
 
 def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[str]:
-    """Every trial on every device, whether or not it is on the front; test scores are of the front's models only."""
+    """Every trial on every device, whether or not it is on the front; test scores are of the
+    front's models only."""
     lines = []
     for trial in trials:
         for name, score in trial.scores.items():
             front, metric = fronts[name], fronts[name].scale
-            found, quality = [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"], score.quality
+            found, quality = (
+                [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"],
+                score.quality,
+            )
             if quality:
-                lost = f"{metric.drop_text(quality.drop_validation)} ± {quality.drop_validation_stderr:.2f}"
-                found.append(f"{metric.name} {metric.text(quality.validation)} on validation ({lost})")
-            for member in {member.id: member for member in (front.baseline, *front.members)}.values():
+                lost = (
+                    f"{metric.drop_text(quality.drop_validation)} ± "
+                    f"{quality.drop_validation_stderr:.2f}"
+                )
+                found.append(
+                    f"{metric.name} {metric.text(quality.validation)} on validation ({lost})"
+                )
+            for member in {
+                member.id: member for member in (front.baseline, *front.members)
+            }.values():
                 if member.id == trial.id and member.quality.test is not None:
                     found.append(f"{metric.text(member.quality.test)} on test")
             how = describe(trial.candidate, trial.sizes)
@@ -82,13 +99,17 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
 def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     """A candidate in words."""
     scheme = candidate.get("quantization.scheme", "fp32")
-    block, spared = candidate.get("quantization.block_size"), candidate.get("quantization.spared", "none")
+    block, spared = (
+        candidate.get("quantization.block_size"),
+        candidate.get("quantization.spared", "none"),
+    )
     start, steps = candidate.get("weights.start", "copied"), candidate.get("recovery.steps", 0)
     teacher = " without a teacher" if candidate.get("recovery.hard_label_weight") == 1 else ""
     return ", ".join(
         [
             describe_sizes(sizes),
-            (f"{scheme}/{block}" if block else str(scheme)) + (f", spared {spared}" if spared != "none" else ""),
+            (f"{scheme}/{block}" if block else str(scheme))
+            + (f", spared {spared}" if spared != "none" else ""),
             *([] if start == "copied" else [f"start {start}"]),
             *([f"{steps} steps{teacher}"] if steps else []),
         ]
@@ -102,12 +123,18 @@ def member_line(member: Member, metric: Metric, max_latency_ms: float | None = N
         max_latency_ms: the limit that it was picked by; its slack is shown.
     """
     q, l = member.quality, member.latency_ms
-    slack = "" if max_latency_ms is None else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
+    slack = (
+        ""
+        if max_latency_ms is None
+        else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
+    )
     phase = f"{member.timing.phase} " if member.timing.phase else ""
     bits = "" if q.bits_per_byte is None else f", {q.bits_per_byte:.2f} bits per byte"
     return (
-        f"{member.id}: {phase}{latency_text(l)}{slack}, {member.latency_ms.about}{member.speedup:.2f}x, "
-        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits}, {member.weight_bytes / 1e6:.1f} MB; "
+        f"{member.id}: {phase}{latency_text(l)}{slack}, "
+        f"{member.latency_ms.about}{member.speedup:.2f}x, "
+        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits}, "
+        f"{member.weight_bytes / 1e6:.1f} MB; "
         f"{describe(member.candidate, member.sizes)}"
     )
 
@@ -135,9 +162,15 @@ def timing_text(timing: Timing) -> str:
     latency = timing.latency_ms
     found = [f"{timing.phase} {latency_text(latency)}" if timing.phase else latency_text(latency)]
     if latency.basis == "measured":
-        found.append(f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall {timing.wall_ms:.3g} ms")
+        found.append(
+            f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall "
+            f"{timing.wall_ms:.3g} ms"
+        )
     if timing.memory_bytes is not None:
-        found.append(f"{timing.memory_bytes / 1e6:.0f} MB {'at the peak' if latency.basis == 'measured' else 'in its file'}")
+        found.append(
+            f"{timing.memory_bytes / 1e6:.0f} MB "
+            f"{'at the peak' if latency.basis == 'measured' else 'in its file'}"
+        )
     if timing.energy_mj is not None:
         found.append(f"{timing.energy_mj:.3g} mJ")
     if timing.disturbed:
@@ -149,7 +182,11 @@ def prediction_lines(run: Path) -> list[str]:
     """How well latencies were predicted, for each device that has a table."""
     description = json.loads((run / "run.json").read_text(encoding="utf-8"))
     found = description.get("prediction", {})
-    estimated = {hardware["name"] for hardware in description["inputs"]["hardware"] if hardware["basis"] == "datasheet"}
+    estimated = {
+        hardware["name"]
+        for hardware in description["inputs"]["hardware"]
+        if hardware["basis"] == "datasheet"
+    }
     return [
         f"latency foretold on {name}: {100 * told['mean_abs_error']:.1f} % off"
         f"{' the estimates' if name in estimated else ''} on average over {told['n']} trials"
@@ -161,9 +198,13 @@ def diagnosis(found: Diagnosis) -> str:
     """What the doctor says, a line each."""
     device = found.device
     title = (
-        f"{device['cpu']}, {device['cores']} cores, {device['memory_bytes'] / 2**30:.0f} GiB, onnxruntime {device['onnxruntime']}"
+        f"{device['cpu']}, {device['cores']} cores, {device['memory_bytes'] / 2**30:.0f} GiB, "
+        f"onnxruntime {device['onnxruntime']}"
     )
-    lines = [f"{'[green]ok[/green]  ' if fine else '[red]look[/red]'}  {escape(text)}" for fine, text in found.remarks]
+    lines = [
+        f"{'[green]ok[/green]  ' if fine else '[red]look[/red]'}  {escape(text)}"
+        for fine, text in found.remarks
+    ]
     return "\n".join([escape(title), *lines])
 
 
@@ -212,17 +253,26 @@ class Progressing:
             end=None if remaining_s is None else time.monotonic() + remaining_s,
         )
         to_go = "" if remaining_s is None else f"  [cyan]{clock(remaining_s)} to go[/cyan]"
-        err.print(f"{trial.id}  {_outcome(trial, self.metric)}  [dim]{describe(trial.candidate, trial.sizes)}[/dim]{to_go}")
+        err.print(
+            f"{trial.id}  {_outcome(trial, self.metric)}  "
+            f"[dim]{describe(trial.candidate, trial.sizes)}[/dim]{to_go}"
+        )
 
 
 def _outcome(trial: Trial, metric: Metric) -> str:
-    scored = [(score.quality, score.timing) for score in trial.scores.values() if score.quality is not None]
+    scored = [
+        (score.quality, score.timing)
+        for score in trial.scores.values()
+        if score.quality is not None
+    ]
     if not scored:
         return f"[yellow]{trial.state}[/yellow]: {escape(trial.reason or '')}"
     name = "baseline: " if trial.number == 0 else ""
     quality = max((quality for quality, _ in scored), key=lambda q: q.drop_validation)
     times = "  ".join(
-        f"{t.latency_ms.about}{t.latency_ms.value:.2f} ms  [bold]{t.latency_ms.about}{t.speedup:.2f}x[/bold]" for _, t in scored
+        f"{t.latency_ms.about}{t.latency_ms.value:.2f} ms  "
+        f"[bold]{t.latency_ms.about}{t.speedup:.2f}x[/bold]"
+        for _, t in scored
     )
     change = f"{metric.change(quality.drop_validation):+.1f} {metric.unit}"
     return f"{name}[bold]{metric.text(quality.validation)}[/bold] ({change})  {times}"

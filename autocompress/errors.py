@@ -4,7 +4,8 @@
     ├── UserError           the request is wrong: one clear line, exit code 2
     ├── RequestUnmet        no model of the front meets the request: exit code 1
     ├── SearchFailed        every trial failed: exit code 1
-    └── CandidateFailed     one candidate cannot be built or scored: the trial is recorded as failed, the search goes on
+    └── CandidateFailed     one candidate cannot be built or scored: the trial is recorded as
+    failed, the search goes on
 
 Anything else that escapes is a bug.
 """
@@ -17,7 +18,8 @@ class AutocompressError(Exception):
 
 
 class UserError(AutocompressError):
-    """A mistake in what the user gave: names the file, the key, what was found and what is allowed."""
+    """A mistake in what the user gave: names the file, the key, what was found and what is
+    allowed."""
 
 
 class RequestUnmet(AutocompressError):

@@ -32,7 +32,8 @@ def write_json(path: Path, value: Any) -> None:
 
 @contextmanager
 def folder_aside(path: Path) -> Iterator[Path]:
-    """A scratch folder that becomes ``path`` (replacing it) when the block ends without an error."""
+    """A scratch folder that becomes ``path`` (replacing it) when the block ends without an
+    error."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{os.getpid()}.part")
     shutil.rmtree(aside, ignore_errors=True)

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from autocompress.hardware.profile import HardwareProfile
 
 Row = NDArray[np.int64]
-"""One tokenized example, shape (inputs, length): token ids, then token types where the model has them."""
+"""One tokenized example, shape (inputs, length): token ids, then token types where the model has
+them."""
 Take = Callable[["torch.Tensor"], "torch.Tensor"]
 """Takes what is wanted from the output of a module, each (batch, length, width)."""
 
@@ -31,9 +32,10 @@ class Knowledge:
     """What a technique may decide by.
 
     Args:
-        importance: of the uncut model, by criterion; index it through ``Layer.source`` and the kept indices.
-        latency: predicts the latency of a structure under the candidate's number formats, relative to the uncut fp32 model, on the
-            first device; None where no table was measured.
+        importance: of the uncut model, by criterion; index it through ``Layer.source`` and the kept
+            indices.
+        latency: predicts the latency of a structure under the candidate's number formats, relative
+            to the uncut fp32 model, on the first device; None where no table was measured.
     """
 
     importance: Mapping[str, Importance]
@@ -67,7 +69,8 @@ class Technique(Protocol):
 class Family(Protocol):
     """Where a model type keeps its layers, and how to cut them.
 
-    A head is what one head of keys and values does: where queries are grouped, together with all heads of queries that share it.
+    A head is what one head of keys and values does: where queries are grouped, together with all
+    heads of queries that share it.
     """
 
     @property
@@ -82,8 +85,11 @@ class Family(Protocol):
         """The full structure of the model."""
         ...
 
-    def cut(self, model: torch.nn.Module, structure: Structure, start: str = "copied") -> torch.nn.Module:
-        """A smaller copy; the model itself is left as it is. Removed heads, neurons and layers leave the tensors.
+    def cut(
+        self, model: torch.nn.Module, structure: Structure, start: str = "copied"
+    ) -> torch.nn.Module:
+        """A smaller copy; the model itself is left as it is. Removed heads, neurons and layers
+        leave the tensors.
 
         Args:
             start: what the weights of the kept layers begin as, one of ``families.starts.STARTS``.
@@ -94,7 +100,8 @@ class Family(Protocol):
         """An untrained model with these sizes, for weights to be loaded into.
 
         Args:
-            config: of the whole model or of the cut one; ``architectures`` tells a language model from a classifier.
+            config: of the whole model or of the cut one; ``architectures`` tells a language model
+                from a classifier.
         """
         ...
 
@@ -103,31 +110,34 @@ class Family(Protocol):
         ...
 
     def part(self, model: torch.nn.Module, layer: int, role: str) -> torch.nn.Module:
-        """The submodule of a layer in a role: ``attention_output`` and ``ffn_output``, whose inputs are the layer's heads and
-        neurons side by side, and ``block``, the whole layer."""
+        """The submodule of a layer in a role: ``attention_output`` and ``ffn_output``, whose inputs
+        are the layer's heads and neurons side by side, and ``block``, the whole layer."""
         ...
 
     def tap(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, Take]:
-        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention multiplies them, what the layer
-        (``block``) gives to the next, or what the last layer gives to the head (``last``), and what takes it from there."""
+        """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention
+        multiplies them, what the layer (``block``) gives to the next, or what the last layer gives
+        to the head (``last``), and what takes it from there."""
         ...
 
     def weights(self, model: torch.nn.Module, layer: int, kind: str) -> tuple[torch.Tensor, ...]:
-        """Views of the matrices that a layer's units, ``heads`` or ``ffn``, lie in, each with the units along its rows, one after
-        the other, in equal shares."""
+        """Views of the matrices that a layer's units, ``heads`` or ``ffn``, lie in, each with the
+        units along its rows, one after the other, in equal shares."""
         ...
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Model inputs as int64 arrays of shape (batch, length), attention mask included, by the names of the ONNX inputs."""
+    """Model inputs as int64 arrays of shape (batch, length), attention mask included, by the names
+    of the ONNX inputs."""
 
     inputs: dict[str, NDArray[np.int64]]
 
 
 Question = Mapping[str, NDArray[np.int64]]
-"""What a device is asked of one batch: model inputs; with ``scored`` of shape (batch,) beside them, it answers the negative
-log-likelihood of so many tokens at the end of each row, because the logits of a vocabulary are too many to keep or to send."""
+"""What a device is asked of one batch: model inputs; with ``scored`` of shape (batch,) beside them,
+it answers the negative log-likelihood of so many tokens at the end of each row, because the logits
+of a vocabulary are too many to keep or to send."""
 Evidence = NDArray[np.float64]
 """How well a model does on each example of a split, shape (examples,)."""
 
@@ -140,7 +150,8 @@ class TrainingSplit(Protocol):
 
     @property
     def labels(self) -> NDArray[np.int64]:
-        """Class ids of shape (examples,), or of shape (examples, length) the token that follows each; -100 is none."""
+        """Class ids of shape (examples,), or of shape (examples, length) the token that follows
+        each; -100 is none."""
         ...
 
 
@@ -179,7 +190,8 @@ class Task(Protocol[Part]):
 
     @property
     def cleaned(self) -> TrainingSplit | None:
-        """``train`` from which low-quality text is dropped; None where it was not asked for or makes no sense."""
+        """``train`` from which low-quality text is dropped; None where it was not asked for or
+        makes no sense."""
         ...
 
     @property
@@ -210,7 +222,8 @@ class Task(Protocol[Part]):
 
     @property
     def rung_examples(self) -> Sequence[int]:
-        """The validation examples that candidates are compared on while they train, those of like lengths side by side."""
+        """The validation examples that candidates are compared on while they train, those of like
+        lengths side by side."""
         ...
 
     def batch(self, rows: Sequence[Row]) -> Batch:
@@ -238,8 +251,8 @@ class Task(Protocol[Part]):
         ...
 
     def drop(self, baseline: Evidence, other: Evidence, part: Part) -> tuple[float, float]:
-        """By how much the other one is worse, and the paired standard error of that, both in the unit of the metric; raises as
-        ``score``."""
+        """By how much the other one is worse, and the paired standard error of that, both in the
+        unit of the metric; raises as ``score``."""
         ...
 
     def pack(self, evidence: Evidence) -> str:
@@ -258,9 +271,10 @@ class Features:
     Args:
         logits: (batch, labels); of a language model (batch * length, vocabulary).
         mask: (batch, length), 1 on real tokens.
-        tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N counted from 1;
-            ``query``, ``key``, ``value`` are of the last layer, as attention multiplies them, all heads side by side;
-            ``last`` is what the head of the model is given, normalized where the model normalizes it.
+        tokens: by feature name, (batch, length, width): ``hidden.N`` is the output of layer N
+            counted from 1; ``query``, ``key``, ``value`` are of the last layer, as attention
+            multiplies them, all heads side by side; ``last`` is what the head of the model is
+            given, normalized where the model normalizes it.
     """
 
     logits: torch.Tensor
@@ -309,11 +323,12 @@ class Lesson:
 
 
 class Objective(Protocol):
-    """A distillation loss, made anew from the ``Lesson`` of each recovery. The parameters of one that is a ``torch.nn.Module``
-    are trained along with the student, and do not ship."""
+    """A distillation loss, made anew from the ``Lesson`` of each recovery. The parameters of one
+    that is a ``torch.nn.Module`` are trained along with the student, and do not ship."""
 
     def features(self) -> tuple[tuple[str, str], ...]:
-        """Names of the (student, teacher) features that the loss may read from ``Features.tokens``."""
+        """Names of the (student, teacher) features that the loss may read from
+        ``Features.tokens``."""
         ...
 
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
@@ -322,8 +337,8 @@ class Objective(Protocol):
 
 
 class Device(Protocol):
-    """Where models run: measures latencies, and answers as the device does. Tests inject their own, since a latency is the one
-    thing of a search that is not deterministic."""
+    """Where models run: measures latencies, and answers as the device does. Tests inject their own,
+    since a latency is the one thing of a search that is not deterministic."""
 
     @property
     def profile(self) -> HardwareProfile: ...
@@ -343,11 +358,14 @@ class Device(Protocol):
         """Devices of which this is equal give the same answers, and only one of them is asked."""
         ...
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         """Time model folders in turn with the baseline's; language models in the profile's phase.
 
         Args:
-            final: for longer, for numbers that are reported; language models in the other phases too.
+            final: for longer, for numbers that are reported; language models in the other phases
+                too.
 
         Returns:
             The baseline's timing in this session, and one per model.
@@ -358,8 +376,9 @@ class Device(Protocol):
         ...
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
-        """What a model folder answers to all batches, one below the other: its first output, such as logits of shape
-        (examples, labels), or what else the ``Question`` says; raises as ``time``."""
+        """What a model folder answers to all batches, one below the other: its first output, such
+        as logits of shape (examples, labels), or what else the ``Question`` says; raises as
+        ``time``."""
         ...
 
     def close(self) -> None:
@@ -371,7 +390,8 @@ class Sampler(Protocol):
     """Proposes points; minimises every objective."""
 
     def ask(self) -> tuple[int, dict[str, Value]]:
-        """A handle and the chosen settings, all within the space; inactive settings may be missing."""
+        """A handle and the chosen settings, all within the space; inactive settings may be
+        missing."""
         ...
 
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
@@ -379,6 +399,7 @@ class Sampler(Protocol):
 
         Args:
             losses: latency relative to the baseline on each device, then the drop against it.
-            violation: more than zero when a limit is missed, or the trial failed: better points are elsewhere.
+            violation: more than zero when a limit is missed, or the trial failed: better points are
+                elsewhere.
         """
         ...

@@ -1,7 +1,7 @@
 """The run folder: inputs, one line per trial, resume.
 
-A killed process loses at most the trial it was running: a trial's files are renamed into place before its line is
-appended and flushed, and a line cut short by the kill is dropped on resume.
+A killed process loses at most the trial it was running: a trial's files are renamed into place
+before its line is appended and flushed, and a line cut short by the kill is dropped on resume.
 """
 
 from __future__ import annotations
@@ -30,13 +30,17 @@ class Trial:
         number: 0 is the baseline.
         candidate: the active settings.
         sizes: kept layers, heads and FFN widths; None when the candidate could not be built.
-        state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at the same short recovery, or the
-            rest of it would not fit the time left;
-            ``over-budget``: misses a limit of latency or memory on every device, so not trained; ``failed``: see reason.
+        state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at
+            the same short recovery, or the rest of it would not fit the time left;
+            ``over-budget``: misses a limit of latency or memory on every device, so not trained;
+                ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
-        rungs: (recovery steps, drop on validation examples) each time it was scored, the last one included; on the worst device.
-        scores: of the artifact, by name of the hardware profile; none of a candidate that was not timed.
-        predicted: latency relative to the baseline that the device's table foretold before the trial, by profile.
+        rungs: (recovery steps, drop on validation examples) each time it was scored, the last one
+            included; on the worst device.
+        scores: of the artifact, by name of the hardware profile; none of a candidate that was not
+            timed.
+        predicted: latency relative to the baseline that the device's table foretold before the
+            trial, by profile.
         weight_bytes: size of model.onnx.
         parity: see ``export``.
         seconds: wall time of the trial.
@@ -89,7 +93,10 @@ class Run:
         if folder.is_file():
             raise UserError(f"--out {folder} is a file")
         if (folder / "run.json").is_file():
-            raise UserError(f"--out {folder} holds another run: give --resume to go on with it, or another folder")
+            raise UserError(
+                f"--out {folder} holds another run: give --resume to go on with it, or another "
+                f"folder"
+            )
         if folder.is_dir() and any(not path.name.endswith(".part") for path in folder.iterdir()):
             raise UserError(f"--out {folder} is not empty and holds no run: give another folder")
 
@@ -123,7 +130,9 @@ class Run:
         for key in [*recorded, *(asked.keys() - recorded.keys())]:
             if recorded.get(key) != asked.get(key):
                 then, now = _short(recorded.get(key)), _short(asked.get(key))
-                raise UserError(f"--resume: {key} differs: the run in {folder} has {then}, asked is {now}")
+                raise UserError(
+                    f"--resume: {key} differs: the run in {folder} has {then}, asked is {now}"
+                )
         return cls(folder)
 
     @contextmanager
@@ -137,7 +146,9 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError as error:
-                raise UserError(f"{self.folder} is in use by another autocompress process") from error
+                raise UserError(
+                    f"{self.folder} is in use by another autocompress process"
+                ) from error
             self._drop_partial_line()
             yield
 
@@ -149,7 +160,9 @@ class Run:
     def trials(self) -> list[Trial]:
         """All recorded trials, in order; a line cut short by a kill does not count."""
         text = self.trials_file.read_text(encoding="utf-8") if self.trials_file.is_file() else ""
-        return [Trial.from_json(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()]
+        return [
+            Trial.from_json(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()
+        ]
 
     def append(self, trial: Trial) -> None:
         """Record a trial; on disk when this returns."""

@@ -16,7 +16,8 @@ from autocompress.scores import Timing
 
 
 def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
-    """Time a model on its profile's device; an exported folder at the task's own lengths where the profile wants them.
+    """Time a model on its profile's device; an exported folder at the task's own lengths where the
+    profile wants them.
 
     Raises:
         UserError: nothing there that can be timed, or the device cannot be reached.
@@ -28,7 +29,8 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
             return device.time(model, [], final=True)[0]
         if not (model / "config.json").is_file():
             raise UserError(
-                f"{model} is neither an .onnx file nor a folder with model.onnx or config.json (hub ids are not taken here)"
+                f"{model} is neither an .onnx file nor a folder with model.onnx or config.json "
+                f"(hub ids are not taken here)"
             )
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
@@ -41,16 +43,25 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
 
 
 def _task_lengths(model: Path) -> list[int]:
-    """The lengths that stand for the task's, of a model that was searched for under a profile that wants them."""
+    """The lengths that stand for the task's, of a model that was searched for under a profile that
+    wants them."""
     scores = facts(model).get("scores", {})
     found = [score.get("lengths") for score in scores.values() if isinstance(score, dict)]
-    return next((lengths for lengths in found if isinstance(lengths, list) and len(lengths) > 1), [])
+    return next(
+        (lengths for lengths in found if isinstance(lengths, list) and len(lengths) > 1), []
+    )
 
 
 def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequence[int]) -> None:
-    from autocompress.export import to_onnx
+    from autocompress.graphs.export import to_onnx
     from autocompress.interfaces import Batch
-    from autocompress.teacher import load_classifier, load_config, load_language_model, load_tokenizer, positions_of
+    from autocompress.training.teacher import (
+        load_classifier,
+        load_config,
+        load_language_model,
+        load_tokenizer,
+        positions_of,
+    )
 
     config = load_config(str(model))
     names = [
@@ -61,7 +72,11 @@ def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequen
     inputs = {name: np.ones((2, 8), np.int64) for name in names}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    language_model = any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ())
+    language_model = any(
+        name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()
+    )
     profile.check_lengths(lengths, positions_of(config), generates=language_model)
-    loaded = load_language_model(str(model)) if language_model else load_classifier(str(model), None)
+    loaded = (
+        load_language_model(str(model)) if language_model else load_classifier(str(model), None)
+    )
     to_onnx(loaded, target, Batch(inputs))

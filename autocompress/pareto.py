@@ -1,6 +1,8 @@
-"""Metrics, dominance, fronts, hypervolume, picking. The only page that knows which direction is better.
+"""Metrics, dominance, fronts, hypervolume, picking. The only page that knows which direction is
+better.
 
-Inside, every objective is minimised: latency in milliseconds, and the drop against the baseline, in the unit of its metric.
+Inside, every objective is minimised: latency in milliseconds, and the drop against the baseline, in
+the unit of its metric.
 """
 
 from __future__ import annotations
@@ -20,7 +22,8 @@ SCHEMA = 2
 
 @dataclass(frozen=True)
 class Metric:
-    """What the models of a task are scored by; a drop is how much worse a model is than the baseline.
+    """What the models of a task are scored by; a drop is how much worse a model is than the
+    baseline.
 
     Args:
         name: of the score.
@@ -53,7 +56,8 @@ class Metric:
     @property
     def axis(self) -> str:
         """The title of an axis of changes."""
-        return f"{self.name} against the baseline, {self.unit}{'' if self.higher_is_better else ' (lower is better)'}"
+        better = "" if self.higher_is_better else " (lower is better)"
+        return f"{self.name} against the baseline, {self.unit}{better}"
 
     def drop_text(self, drop: float) -> str:
         """Such as ``drop 1.25 points``."""
@@ -61,16 +65,33 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", "drop", "points", 5.0, 100.0, higher_is_better=True, digits=4, examples="test examples"),
+    "accuracy": Metric(
+        "accuracy",
+        "drop",
+        "points",
+        5.0,
+        100.0,
+        higher_is_better=True,
+        digits=4,
+        examples="test examples",
+    ),
     "perplexity": Metric(
-        "perplexity", "increase", "percent", 50.0, 10_000.0, higher_is_better=False, digits=2, examples="windows of test text"
+        "perplexity",
+        "increase",
+        "percent",
+        50.0,
+        10_000.0,
+        higher_is_better=False,
+        digits=2,
+        examples="windows of test text",
     ),
 }
 """By name. Points are of a hundred, percent are of the baseline's score."""
 
 
 def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
-    """Indices of the points that no other point dominates, all coordinates minimised; of equal points the first stays.
+    """Indices of the points that no other point dominates, all coordinates minimised; of equal
+    points the first stays.
 
     Args:
         points: finite coordinates, all of the same length.
@@ -80,18 +101,29 @@ def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
         a, b = points[i], points[j]
         return all(x <= y for x, y in zip(a, b, strict=True)) and (a != b or i < j)
 
-    return [j for j in range(len(points)) if not any(dominates(i, j) for i in range(len(points)) if i != j)]
+    return [
+        j
+        for j in range(len(points))
+        if not any(dominates(i, j) for i in range(len(points)) if i != j)
+    ]
 
 
 def hypervolume(points: Sequence[tuple[float, float]], worst_drop: float) -> float:
     """Area that a front covers, in [0, 1].
 
     Args:
-        points: (latency / baseline latency, drop against the baseline) per model. A point covers the rectangle up to
-            x = 1 - relative latency and y = 1 - drop / worst_drop, both clipped to [0, 1].
+        points: (latency / baseline latency, drop against the baseline) per model. A point covers
+            the rectangle up to x = 1 - relative latency and y = 1 - drop / worst_drop, both clipped
+            to [0, 1].
         worst_drop: see ``Metric``.
     """
-    corners = sorted(((_clip(1 - relative), _clip((worst_drop - drop) / worst_drop)) for relative, drop in points), reverse=True)
+    corners = sorted(
+        (
+            (_clip(1 - relative), _clip((worst_drop - drop) / worst_drop))
+            for relative, drop in points
+        ),
+        reverse=True,
+    )
     area, height = 0.0, 0.0
     for x, y in corners:
         area += x * max(0.0, y - height)
@@ -125,7 +157,10 @@ class Member:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
-        return cls(**value | {"quality": Quality(**value["quality"]), "timing": Timing.from_json(value["timing"])})
+        return cls(
+            **value
+            | {"quality": Quality(**value["quality"]), "timing": Timing.from_json(value["timing"])}
+        )
 
 
 @dataclass(frozen=True)
@@ -135,7 +170,8 @@ class Budget:
     Args:
         max_latency_ms: latency at most, milliseconds.
         min_speedup: against the unquantized fp32 model in the same runtime.
-        max_drop: lost against the baseline at most: points of accuracy, or percent that the perplexity increases by.
+        max_drop: lost against the baseline at most: points of accuracy, or percent that the
+            perplexity increases by.
         min_quality: accuracy at least, as a share.
         max_perplexity: at most.
 
@@ -155,7 +191,10 @@ class Budget:
             if value is not None and not 0 < value < float("inf"):
                 raise UserError(f"{name} is {value:g}: it must be more than zero")
         if self.min_quality is not None and not 0 < self.min_quality <= 1:
-            raise UserError(f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 and at most 1")
+            raise UserError(
+                f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 "
+                f"and at most 1"
+            )
         if self.max_perplexity is not None and not 1 < self.max_perplexity < float("inf"):
             raise UserError(f"max_perplexity is {self.max_perplexity:g}: it must be more than 1")
 
@@ -164,14 +203,20 @@ class Budget:
         UserError: a drop that cannot be, or a limit of another metric.
         """
         if self.max_drop is not None and not 0 <= self.max_drop <= metric.largest_drop:
-            raise UserError(f"max_drop is {self.max_drop:g}: it is in {metric.unit}, from 0 to {metric.largest_drop:g}")
+            raise UserError(
+                f"max_drop is {self.max_drop:g}: it is in {metric.unit}, from 0 to "
+                f"{metric.largest_drop:g}"
+            )
         name, other, value = (
             ("max_perplexity", "min_quality", self.max_perplexity)
             if metric.higher_is_better
             else ("min_quality", "max_perplexity", self.min_quality)
         )
         if value is not None:
-            raise UserError(f"{name} is set, but the models are scored by their {metric.name}; give {other} or max_drop")
+            raise UserError(
+                f"{name} is set, but the models are scored by their {metric.name}; give {other} "
+                f"or max_drop"
+            )
 
     def as_dict(self) -> dict[str, float]:
         return {name: value for name, value in asdict(self).items() if value is not None}
@@ -182,8 +227,11 @@ class Budget:
             self.min_speedup is None or speedup >= self.min_speedup
         )
 
-    def violations(self, latency_ms: float, speedup: float, quality: float, drop: float) -> dict[str, float]:
-        """By how much each limit set is missed, as a share of the limit or of a hundred; zero or less when it holds."""
+    def violations(
+        self, latency_ms: float, speedup: float, quality: float, drop: float
+    ) -> dict[str, float]:
+        """By how much each limit set is missed, as a share of the limit or of a hundred; zero or
+        less when it holds."""
         found: dict[str, float] = {}
         if self.max_latency_ms is not None:
             found["latency"] = latency_ms / self.max_latency_ms - 1
@@ -205,7 +253,9 @@ class Budget:
         """
         latency = member.latency_ms.interval[1] if certain else member.latency_ms.value
         speedup = member.timing.speedup_interval[0] if certain else member.speedup
-        return self.violations(latency, speedup, member.quality.reported, member.quality.drop_reported)
+        return self.violations(
+            latency, speedup, member.quality.reported, member.quality.drop_reported
+        )
 
     def admits(self, member: Member, *, certain: bool = False) -> bool:
         """Whether a member meets every limit; arguments as in ``of``."""
@@ -234,9 +284,11 @@ class Front:
         max_perplexity: float | None = None,
         allow_tie: bool = False,
     ) -> Member:
-        """The best member within a latency limit; with quality limits only, the fastest that meets them.
+        """The best member within a latency limit; with quality limits only, the fastest that meets
+        them.
 
-        Quality limits are checked on the test score, the number that is reported. Limits as in ``Budget``.
+        Quality limits are checked on the test score, the number that is reported. Limits as in
+        ``Budget``.
 
         Args:
             allow_tie: also members whose interval of latency or speedup crosses the limit.
@@ -259,17 +311,22 @@ class Front:
         if fitting:
             return fitting[0]
         if not self.members:
-            raise RequestUnmet("the front is empty: the search found no model within its own budget")
+            raise RequestUnmet(
+                "the front is empty: the search found no model within its own budget"
+            )
         if crossing:
             found = crossing[0]
             value, (low, high), unit = found.speedup, found.timing.speedup_interval, "x"
             if max_latency_ms is not None:
                 value, (low, high), unit = found.latency_ms.value, found.latency_ms.interval, " ms"
             raise RequestUnmet(
-                f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} to {high:.3g}{unit}) crosses it; "
+                f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
+                f"to {high:.3g}{unit}) crosses it; "
                 "--allow-tie takes it"
             )
-        raise RequestUnmet(f"no model of the front meets the request; {nearest(self.members, budget, self.scale)}")
+        raise RequestUnmet(
+            f"no model of the front meets the request; {nearest(self.members, budget, self.scale)}"
+        )
 
     @property
     def scale(self) -> Metric:
@@ -286,7 +343,9 @@ class Front:
         """The member that alone covers the most hypervolume."""
 
         def alone(member: Member) -> float:
-            return hypervolume([(1 / member.speedup, member.quality.drop_reported)], self.scale.worst_drop)
+            return hypervolume(
+                [(1 / member.speedup, member.quality.drop_reported)], self.scale.worst_drop
+            )
 
         return max(self.members or (self.baseline,), key=alone)
 
@@ -317,14 +376,18 @@ class Front:
 
 
 def load_fronts(run: str | Path) -> dict[str, Front]:
-    """The fronts of a run folder by name of the hardware profile, in the order in which the search was given them.
+    """The fronts of a run folder by name of the hardware profile, in the order in which the search
+    was given them.
 
     Raises:
         UserError: no readable ``front.json`` of a known schema there.
     """
     path = Path(run) / "front.json"
     if not path.is_file():
-        raise UserError(f"{run} holds no front.json: give the folder of a search that has scored at least one model")
+        raise UserError(
+            f"{run} holds no front.json: give the folder of a search that has scored at least one "
+            f"model"
+        )
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
         if value["schema"] != SCHEMA:
@@ -344,7 +407,13 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
         UserError: as ``load_fronts``, or the search knew no such device.
     """
     fronts = load_fronts(run)
-    name = next(iter(fronts)) if hardware is None else Path(hardware).stem if hardware.endswith(".toml") else hardware
+    name = (
+        next(iter(fronts))
+        if hardware is None
+        else Path(hardware).stem
+        if hardware.endswith(".toml")
+        else hardware
+    )
     if name not in fronts:
         raise UserError(f"--hardware {hardware}: {run} has fronts for {', '.join(fronts)}")
     return fronts[name]
@@ -356,17 +425,19 @@ def nearest(members: Sequence[Member], budget: Budget, metric: Metric) -> str:
     limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0) or "memory"
     return (
         f"the nearest is {found.id}, limited by its {limits}: {found.timing}, "
-        f"{metric.name} {metric.text(found.quality.reported)} ({metric.drop_text(found.quality.drop_reported)})"
+        f"{metric.name} {metric.text(found.quality.reported)} "
+        f"({metric.drop_text(found.quality.drop_reported)})"
     )
 
 
 Difference = Callable[[Member, Member], tuple[float, float]]
-"""Drop in validation quality from one member to another, and its paired standard error, in the unit of the metric."""
+"""Drop in validation quality from one member to another, and its paired standard error, in the unit
+of the metric."""
 
 
 def without_ties(members: Sequence[Member], difference: Difference) -> list[Member]:
-    """Of members whose latency intervals overlap and whose validation quality differs by less than one standard error, the
-    smaller file stays.
+    """Of members whose latency intervals overlap and whose validation quality differs by less than
+    one standard error, the smaller file stays.
 
     Args:
         members: in any order; also those that another one dominates by a hair.
@@ -383,7 +454,10 @@ def without_ties(members: Sequence[Member], difference: Difference) -> list[Memb
 
 def tied(a: Member, b: Member, difference: Difference) -> bool:
     """Whether the measurements cannot tell two members apart."""
-    if a.latency_ms.interval[0] > b.latency_ms.interval[1] or b.latency_ms.interval[0] > a.latency_ms.interval[1]:
+    if (
+        a.latency_ms.interval[0] > b.latency_ms.interval[1]
+        or b.latency_ms.interval[0] > a.latency_ms.interval[1]
+    ):
         return False
     lost, stderr = difference(a, b)
     return lost == 0 or abs(lost) < stderr

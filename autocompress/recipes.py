@@ -37,11 +37,12 @@ class Recipe:
         """A shipped recipe by name, or a TOML file by path.
 
         Args:
-            changes: ``key=value``, in place of what the recipe says; values as in TOML, and bare words.
+            changes: ``key=value``, in place of what the recipe says; values as in TOML, and bare
+                words.
 
         Raises:
-            UserError: not found, not a recipe, unknown setting, value not allowed, or a setting that means nothing beside the
-                others.
+            UserError: not found, not a recipe, unknown setting, value not allowed, or a setting
+                that means nothing beside the others.
         """
         path = resources.locate("search_spaces/recipes", name_or_path)
         values = resources.read_toml(path)
@@ -58,7 +59,10 @@ class Recipe:
     @property
     def space(self) -> SearchSpace:
         """The recipe as a search space of one point."""
-        parameters = tuple(Parameter(SETTINGS.by_name[name], Choices((value,))) for name, value in self.settings.items())
+        parameters = tuple(
+            Parameter(SETTINGS.by_name[name], Choices((value,)))
+            for name, value in self.settings.items()
+        )
         return SearchSpace(self.name, self.description, parameters)
 
     def as_dict(self) -> dict[str, Any]:

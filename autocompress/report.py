@@ -43,14 +43,18 @@ def write_report(folder: str | Path) -> Path:
         description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
         trials = Run(folder).trials()
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{folder}: run.json or trials.jsonl is missing or damaged: {error}") from error
+        raise UserError(
+            f"{folder}: run.json or trials.jsonl is missing or damaged: {error}"
+        ) from error
     inputs = description["inputs"]
     names = [front.hardware["name"] for front in fronts]
     parts = {
         "title": escape(f"{'/'.join(Path(inputs['model']).parts[-2:])} on {' and '.join(names)}"),
         "subtitle": escape(_summary(fronts, trials, description)),
         "switch": _switch(names),
-        "sections": "".join(_section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)),
+        "sections": "".join(
+            _section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)
+        ),
         "facts": _facts(description),
         "devices": _script([_for_script(front) for front in fronts]),
         "run": _script(str(folder)),
@@ -61,13 +65,17 @@ def write_report(folder: str | Path) -> Path:
 
 def _filled(template: str, parts: Mapping[str, str]) -> str:
     head, *rest = (Path(__file__).parent / template).read_text(encoding="utf-8").split("{{")
-    return "".join([head, *(parts[name] + text for name, _, text in (piece.partition("}}") for piece in rest))])
+    return "".join(
+        [head, *(parts[name] + text for name, _, text in (piece.partition("}}") for piece in rest))]
+    )
 
 
 def _switch(names: Sequence[str]) -> str:
     if len(names) == 1:
         return ""
-    options = "".join(f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names))
+    options = "".join(
+        f'<option value="{index}">{escape(name)}</option>' for index, name in enumerate(names)
+    )
     return f'<p class="switch"><label>Device <select id="switch">{options}</select></label></p>'
 
 
@@ -79,13 +87,18 @@ def _section(front: Front, trials: Sequence[Trial], index: int, count: int) -> s
         "hidden": " hidden" if index else "",
         "on_device": f" on {escape(name)}" if count > 1 else "",
         "front_note": escape(_front_note(front)),
-        "front_plot": _html(_front_figure(front, seen), f"front-{index}", first=index == 0, draggable=True),
+        "front_plot": _html(
+            _front_figure(front, seen), f"front-{index}", first=index == 0, draggable=True
+        ),
         "table": _table(front, index),
-        "settings_note": f"All {len(seen)} scored candidates: change of the {front.metric} in {front.scale.unit} against the "
-        "baseline, on the validation split, and speedup. Colour is the other of the two.",
+        "settings_note": f"All {len(seen)} scored candidates: change of the {front.metric} in "
+        f"{front.scale.unit} against the baseline, on the validation split, "
+        "and speedup. Colour is the other of the two.",
         "settings_plot": _html(_settings_figure(seen[1:], front.scale), f"settings-{index}"),
         "worst": f"a change by {front.scale.worst_drop:g} {front.scale.unit}",
-        "hypervolume_plot": _html(_hypervolume_figure(trials, name, front.scale), f"hypervolume-{index}"),
+        "hypervolume_plot": _html(
+            _hypervolume_figure(trials, name, front.scale), f"hypervolume-{index}"
+        ),
     }
     return _filled("report_section.html", parts)
 
@@ -116,13 +129,20 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     counts = ", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states))
     minutes = sum(trial.seconds for trial in trials) / 60
     estimated = [front.hardware["name"] for front in fronts if front.estimated]
-    members = " and ".join(f"{len(front.members)} models on the front of {front.hardware['name']}" for front in fronts)
+    members = " and ".join(
+        f"{len(front.members)} models on the front of {front.hardware['name']}" for front in fronts
+    )
     found = [
         f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
-        *(f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {front.hypervolume:.3f}." for front in fronts),
+        *(
+            f"{front.hardware['name']}: budget {_limits(front)}, hypervolume "
+            f"{front.hypervolume:.3f}."
+            for front in fronts
+        ),
         f"Started {description['started']}.",
         *(
-            f"Latency was predicted before each trial on {name} with a mean error of {100 * told['mean_abs_error']:.1f} % "
+            f"Latency was predicted before each trial on {name} with a mean error of "
+            f"{100 * told['mean_abs_error']:.1f} % "
             f"{'of the estimate ' if name in estimated else ''}over {told['n']} trials."
             for name, told in description.get("prediction", {}).items()
         ),
@@ -131,25 +151,41 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
 
 
 def _limits(front: Front) -> str:
-    return ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in front.budget.items()) or "without limit"
+    return (
+        ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in front.budget.items())
+        or "without limit"
+    )
 
 
 def _front_note(front: Front) -> str:
     if front.estimated:
         return (
-            f"Latencies are ESTIMATES from published peaks of the device ({front.hardware['source']}, {front.hardware['date']}), "
-            "not measurements: good for ranking, not for promises. Quality is of the files, scored on this machine."
+            "Latencies are ESTIMATES from published peaks of the device "
+            f"({front.hardware['source']}, {front.hardware['date']}), "
+            "not measurements: good for ranking, not for promises. Quality is of the files, "
+            "scored on this machine."
         )
     if not front.verified:
-        return "This search is not finished: figures are from the validation split and from single timings during the search."
+        return (
+            "This search is not finished: figures are from the validation split and from single "
+            "timings during the search."
+        )
     disturbed = [m.id for m in (front.baseline, *front.members) if m.timing.disturbed]
     return (
-        f"Blue: the front, scored on {front.baseline.quality.n_test} {front.scale.examples} and timed again in a fresh process "
-        "in turn with the baseline; bars are one standard error of the difference (paired with the baseline) and the "
+        f"Blue: the front, scored on {front.baseline.quality.n_test} {front.scale.examples} and "
+        f"timed again in a fresh process "
+        "in turn with the baseline; bars are one standard error of the difference (paired with "
+        "the baseline) and the "
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
-        f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by validation split and timings during "
-        "the search; what is far from the others lies outside the picture. Drag the line, move the slider or type a budget."
-        + (f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}." if disturbed else "")
+        f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
+        f"validation split and timings during "
+        "the search; what is far from the others lies outside the picture. Drag the line, move "
+        "the slider or type a budget."
+        + (
+            f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}."
+            if disturbed
+            else ""
+        )
     )
 
 
@@ -214,7 +250,9 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
-    counting = [m.quality.drop_reported for m in members if m.quality.drop_reported <= metric.worst_drop]
+    counting = [
+        m.quality.drop_reported for m in members if m.quality.drop_reported <= metric.worst_drop
+    ]
     worst = max(0.6 * metric.worst_drop, 1.5 * max(counting, default=0.0))
     best = max(0.2 * metric.worst_drop, 1.5 * max(-m.quality.drop_reported for m in members))
     figure.update_yaxes(range=sorted([metric.change(worst), metric.change(-best)]))
@@ -223,7 +261,11 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
 
 def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
     found = dict.fromkeys(name for one in scored for name in one.trial.candidate)
-    names = [name for name in found if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1]
+    names = [
+        name
+        for name in found
+        if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1
+    ]
     rows = max(1, len(names))
     figure = make_subplots(rows=rows, cols=2, horizontal_spacing=0.12, vertical_spacing=0.35 / rows)
     for row, name in enumerate(names, 1):
@@ -231,7 +273,10 @@ def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
         chosen = [one.trial.candidate[name] for one in having]
         numeric = all(isinstance(value, int | float) for value in chosen)
         values = chosen if numeric else [json.dumps(value).strip('"[]') for value in chosen]
-        changes, speedups = [metric.change(one.drop) for one in having], [one.speedup for one in having]
+        changes, speedups = (
+            [metric.change(one.drop) for one in having],
+            [one.speedup for one in having],
+        )
         for column, (y, colour) in enumerate(((changes, speedups), (speedups, changes)), 1):
             figure.add_scatter(
                 x=values,
@@ -244,17 +289,29 @@ def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
                 marker={"color": colour, "colorscale": "Viridis", "size": 8, "opacity": 0.85},
                 hovertemplate="%{text}: %{x}, %{y:.2f}<extra></extra>",
             )
-            figure.update_xaxes(title_text=name, title_standoff=4, title_font_size=12, row=row, col=column)
+            figure.update_xaxes(
+                title_text=name, title_standoff=4, title_font_size=12, row=row, col=column
+            )
             figure.update_xaxes(exponentformat="e", row=row, col=column)
-            figure.update_yaxes(title_text=metric.unit if column == 1 else "speedup", title_font_size=12, row=row, col=column)
+            figure.update_yaxes(
+                title_text=metric.unit if column == 1 else "speedup",
+                title_font_size=12,
+                row=row,
+                col=column,
+            )
     figure.update_layout(**_LAYOUT, height=60 + 210 * rows)
     return figure
 
 
 def _hypervolume_figure(trials: Sequence[Trial], name: str, metric: Metric) -> go.Figure:
     scores = [trial.scores.get(name) for trial in trials]
-    points = [[(1 / s.timing.speedup, s.quality.drop_validation)] if s and s.quality else [] for s in scores]
-    areas = [hypervolume(front, metric.worst_drop) for front in accumulate(points, lambda a, b: a + b)]
+    points = [
+        [(1 / s.timing.speedup, s.quality.drop_validation)] if s and s.quality else []
+        for s in scores
+    ]
+    areas = [
+        hypervolume(front, metric.worst_drop) for front in accumulate(points, lambda a, b: a + b)
+    ]
     minutes = [seconds / 60 for seconds in accumulate(trial.seconds for trial in trials)]
     figure = go.Figure()
     figure.add_scatter(
@@ -265,7 +322,13 @@ def _hypervolume_figure(trials: Sequence[Trial], name: str, metric: Metric) -> g
         text=[t.id for t in trials],
         hovertemplate="%{text}: %{y:.3f} after %{x:.1f} min<extra></extra>",
     )
-    figure.update_layout(**_LAYOUT, height=300, xaxis_title="minutes of trials", yaxis_title="hypervolume", yaxis_range=[0, 1])
+    figure.update_layout(
+        **_LAYOUT,
+        height=300,
+        xaxis_title="minutes of trials",
+        yaxis_title="hypervolume",
+        yaxis_range=[0, 1],
+    )
     return figure
 
 
@@ -286,7 +349,10 @@ def _table(front: Front, index: int) -> str:
         "what it is",
     ]
     head = "".join(f"<th>{name}</th>" for name in names)
-    rows = [_row(member, front.scale, f' id="row-{index}-{escape(member.id)}"') for member in front.members]
+    rows = [
+        _row(member, front.scale, f' id="row-{index}-{escape(member.id)}"')
+        for member in front.members
+    ]
     if front.baseline.id not in {member.id for member in front.members}:
         rows.append(_row(front.baseline, front.scale, ' class="baseline"'))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
@@ -313,7 +379,10 @@ def _row(member: Member, metric: Metric, attributes: str) -> str:
         metric.text(quality.reported),
         f"{quality.drop_reported:.2f}",
         f"{quality.drop_stderr_reported:.2f}",
-        *(f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x" for other in timing.others),
+        *(
+            f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x"
+            for other in timing.others
+        ),
         f"{member.weight_bytes / 1e6:.1f}",
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,
@@ -324,27 +393,48 @@ def _row(member: Member, metric: Metric, attributes: str) -> str:
 
 def _facts(description: dict[str, Any]) -> str:
     inputs, data = description["inputs"], description["data"]
-    dropped = ", ".join(f"{count} {reason}" for reason, count in data["dropped"].items() if count) or "none"
+    dropped = (
+        ", ".join(f"{count} {reason}" for reason, count in data["dropped"].items() if count)
+        or "none"
+    )
     facts = {
         "model": inputs["model"],
         "data": data["source"],
-        "examples": f"train {data['train']}, validation {data['validation']}, test {data['test']}, unlabelled {data['unlabeled']}",
+        "examples": (
+            f"train {data['train']}, validation {data['validation']}, test "
+            f"{data['test']}, unlabelled {data['unlabeled']}"
+        ),
         "examples dropped": dropped,
         **({"text": data["text"]} if "text" in data else {}),
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
-        **{f"hardware profile {hardware['name']}": _hardware(hardware) for hardware in inputs["hardware"]},
+        **{
+            f"hardware profile {hardware['name']}": _hardware(hardware)
+            for hardware in inputs["hardware"]
+        },
         **{f"device of {name}": _device(found) for name, found in description["devices"].items()},
-        "versions": ", ".join(f"{name} {version}" for name, version in description["versions"].items()),
+        "versions": ", ".join(
+            f"{name} {version}" for name, version in description["versions"].items()
+        ),
     }
-    return "<dl>" + "".join(f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items()) + "</dl>"
+    return (
+        "<dl>"
+        + "".join(
+            f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items()
+        )
+        + "</dl>"
+    )
 
 
 def _hardware(hardware: dict[str, Any]) -> str:
     shown = {
-        k: v for k, v in hardware.items() if k not in ("name", "description", "fingerprint", "peaks") and v not in (None, "", [])
+        k: v
+        for k, v in hardware.items()
+        if k not in ("name", "description", "fingerprint", "peaks") and v not in (None, "", [])
     }
-    return f"{hardware['description']} ({', '.join(f'{key} {value}' for key, value in shown.items())})"
+    return (
+        f"{hardware['description']} ({', '.join(f'{key} {value}' for key, value in shown.items())})"
+    )
 
 
 def _device(found: dict[str, Any]) -> str:
@@ -352,12 +442,15 @@ def _device(found: dict[str, Any]) -> str:
         return ", ".join(f"{key} {value}" for key, value in found.items())
     gpu = f", {found['gpu']}" if found.get("gpu") else ""
     features = " ".join(found["features"]) or "no int8 features known"
-    return f"{found['cpu']}, {found['cores']} cores, {found['memory_bytes'] / 2**30:.0f} GiB, {features}{gpu}"
+    memory = f"{found['memory_bytes'] / 2**30:.0f} GiB"
+    return f"{found['cpu']}, {found['cores']} cores, {memory}, {features}{gpu}"
 
 
 def _html(figure: go.Figure, name: str, first: bool = False, draggable: bool = False) -> str:
     config = {"displayModeBar": False, "responsive": True, "edits": {"shapePosition": draggable}}
-    html: str = figure.to_html(full_html=False, include_plotlyjs=first, div_id=name, config=config, default_width="100%")
+    html: str = figure.to_html(
+        full_html=False, include_plotlyjs=first, div_id=name, config=config, default_width="100%"
+    )
     return f'<div class="plot">{html}</div>'
 
 

@@ -41,7 +41,10 @@ def locate(kind: Kind, name_or_path: str) -> Path:
             raise UserError(f"{_NOUN[kind]} file {name_or_path} does not exist")
         return path
     if name_or_path not in names(kind):
-        raise UserError(f"unknown {_NOUN[kind]} {name_or_path!r}: give a path to a .toml file or one of {', '.join(names(kind))}")
+        raise UserError(
+            f"unknown {_NOUN[kind]} {name_or_path!r}: give a path to a .toml file or one of "
+            f"{', '.join(names(kind))}"
+        )
     return _folder(kind) / f"{name_or_path}.toml"
 
 

@@ -50,12 +50,16 @@ class Timing:
         speedup_interval: at the same confidence.
         precision: number format that the device computed in.
         wall_ms: median of the rounds' wall time; None for an estimate.
-        cpu_ms: median of the rounds' CPU time per thread; None where it says nothing of the latency, as on a GPU.
-        disturbed: whether wall and CPU time differ by more than a tenth in sum: other work took the cores.
-        memory_bytes: peak that loading and running the model adds to a fresh process; None where it was not asked for.
-        energy_mj: millijoules per inference of the whole processor; None where the machine exposes none.
-        phase: of a language model: prefill (a prompt), decode (one token) or end-to-end (a prompt and a text generated after it),
-            which all of the above is of; the profile chooses it.
+        cpu_ms: median of the rounds' CPU time per thread; None where it says nothing of the
+            latency, as on a GPU.
+        disturbed: whether wall and CPU time differ by more than a tenth in sum: other work took the
+            cores.
+        memory_bytes: peak that loading and running the model adds to a fresh process; None where it
+            was not asked for.
+        energy_mj: millijoules per inference of the whole processor; None where the machine exposes
+            none.
+        phase: of a language model: prefill (a prompt), decode (one token) or end-to-end (a prompt
+            and a text generated after it), which all of the above is of; the profile chooses it.
         others: the other two phases, where they were timed.
     """
 
@@ -73,7 +77,8 @@ class Timing:
 
     def __str__(self) -> str:
         about, phase = self.latency_ms.about, f"{self.phase} " if self.phase else ""
-        return f"{phase}{about}{self.latency_ms.value:.3g} ms ({about}{self.speedup:.2f}x{', estimated' if about else ''})"
+        speedup = f"{about}{self.speedup:.2f}x{', estimated' if about else ''}"
+        return f"{phase}{about}{self.latency_ms.value:.3g} ms ({speedup})"
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Timing:
@@ -89,12 +94,13 @@ class Timing:
 
 @dataclass(frozen=True)
 class Quality:
-    """Scores of one model by the metric of its task, such as an accuracy of 0.875, and drops against the baseline: points of a
-    hundred of an accuracy, percent that a perplexity increases by.
+    """Scores of one model by the metric of its task, such as an accuracy of 0.875, and drops
+    against the baseline: points of a hundred of an accuracy, percent that a perplexity increases
+    by.
 
-    Standard errors of drops are paired: from the differences on the same examples. Test figures are None until the front
-    is verified; ``n_test`` counts examples, windows of text where those are what is scored; ``bits_per_byte`` is a language
-    model's, of the test split.
+    Standard errors of drops are paired: from the differences on the same examples. Test figures are
+    None until the front is verified; ``n_test`` counts examples, windows of text where those are
+    what is scored; ``bits_per_byte`` is a language model's, of the test split.
     """
 
     validation: float
@@ -118,7 +124,9 @@ class Quality:
 
     @property
     def drop_stderr_reported(self) -> float:
-        return self.drop_validation_stderr if self.drop_test_stderr is None else self.drop_test_stderr
+        return (
+            self.drop_validation_stderr if self.drop_test_stderr is None else self.drop_test_stderr
+        )
 
 
 @dataclass(frozen=True)
@@ -128,7 +136,8 @@ class Score:
     Args:
         timing: in turn with the baseline.
         quality: of what the device answers; None when the model was not scored.
-        evidence: of the validation examples, as the task packs it; for paired errors between trials.
+        evidence: of the validation examples, as the task packs it; for paired errors between
+            trials.
     """
 
     timing: Timing

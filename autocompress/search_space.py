@@ -58,7 +58,9 @@ class Parameter:
 
     def contains(self, value: Value) -> bool:
         if isinstance(self.values, Choices):
-            return any(value == choice and type(value) is type(choice) for choice in self.values.values)
+            return any(
+                value == choice and type(value) is type(choice) for choice in self.values.values
+            )
         if not isinstance(value, int | float) or not self.values.low <= value <= self.values.high:
             return False
         return self.values.step is None or _divides(self.values.step, value - self.values.low)
@@ -81,13 +83,16 @@ class SearchSpace:
         """A shipped space by name, or a TOML file by path.
 
         Raises:
-            UserError: not found, unknown section or key, wrong type, range reversed, value not allowed.
+            UserError: not found, unknown section or key, wrong type, range reversed, value not
+                allowed.
         """
         path = resources.locate("search_spaces", name_or_path)
         return cls.from_mapping(path.stem, resources.read_toml(path), path)
 
     @classmethod
-    def from_mapping(cls, name: str, values: Mapping[str, Any], path: Path | str = "space") -> SearchSpace:
+    def from_mapping(
+        cls, name: str, values: Mapping[str, Any], path: Path | str = "space"
+    ) -> SearchSpace:
         """From parsed TOML; raises as ``load``."""
         values = dict(values)
         description, corners = values.pop("description", ""), values.pop("corners", [])
@@ -96,42 +101,64 @@ class SearchSpace:
         flat = flatten(values, str(path))
         for key in flat:
             if key not in SETTINGS.by_name:
-                raise UserError(f"{path}: unknown setting {key!r}; known are {', '.join(SETTINGS.by_name)}")
+                raise UserError(
+                    f"{path}: unknown setting {key!r}; known are {', '.join(SETTINGS.by_name)}"
+                )
         if not flat:
             raise UserError(f"{path}: the space names no setting")
         parameters = tuple(
-            Parameter(setting, _values(setting, flat[setting.name], str(path))) for setting in SETTINGS if setting.name in flat
+            Parameter(setting, _values(setting, flat[setting.name], str(path)))
+            for setting in SETTINGS
+            if setting.name in flat
         )
         space = cls(name, description, parameters)
         if not isinstance(corners, list) or not all(isinstance(corner, dict) for corner in corners):
             raise UserError(f"{path}: corners must be tables, [[corners]]")
-        return cls(name, description, parameters, tuple(space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1)))
+        return cls(
+            name,
+            description,
+            parameters,
+            tuple(space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1)),
+        )
 
     def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
-        """All settings of a corner: what it leaves out has the space's only value, else the setting's default."""
+        """All settings of a corner: what it leaves out has the space's only value, else the
+        setting's default."""
         where = f"{path}: corner {number}"
         given = flatten(corner, where)
         SETTINGS.candidate(given, where)
         point = {name: SETTINGS.by_name[name].check(value, where) for name, value in given.items()}
         for name in point.keys() - {parameter.name for parameter in self.parameters}:
             raise UserError(f"{where}: {name} is not a parameter of the space")
-        only = {p.name: p.values.values[0] for p in self.parameters if isinstance(p.values, Choices) and len(p.values.values) == 1}
+        only = {
+            p.name: p.values.values[0]
+            for p in self.parameters
+            if isinstance(p.values, Choices) and len(p.values.values) == 1
+        }
         complete = SETTINGS.complete(only | point)
         for parameter in self.parameters:
             value = complete[parameter.name]
-            if (parameter.name in point or parameter.setting.when(complete)) and not parameter.contains(value):
-                raise UserError(f"{where}: {parameter.name} is {thaw(value)!r}, outside the space: {parameter.values}")
+            if (
+                parameter.name in point or parameter.setting.when(complete)
+            ) and not parameter.contains(value):
+                raise UserError(
+                    f"{where}: {parameter.name} is {thaw(value)!r}, outside the space: "
+                    f"{parameter.values}"
+                )
         return complete
 
     def without(self, name: str) -> SearchSpace:
         """The space with this setting left at its default."""
         parameters = tuple(parameter for parameter in self.parameters if parameter.name != name)
         return replace(
-            self, parameters=parameters, corners=tuple({**c, name: SETTINGS.by_name[name].default} for c in self.corners)
+            self,
+            parameters=parameters,
+            corners=tuple({**c, name: SETTINGS.by_name[name].default} for c in self.corners),
         )
 
     def limited(self, name: str, allowed: Collection[Value]) -> tuple[SearchSpace, list[Value]]:
-        """The space without the choices of a setting that are not allowed, and without the corners that have them.
+        """The space without the choices of a setting that are not allowed, and without the corners
+        that have them.
 
         Returns:
             The space, and the choices that went.
@@ -139,15 +166,24 @@ class SearchSpace:
         Raises:
             UserError: no choice would be left.
         """
-        found = [p.values.values for p in self.parameters if p.name == name and isinstance(p.values, Choices)]
+        found = [
+            p.values.values
+            for p in self.parameters
+            if p.name == name and isinstance(p.values, Choices)
+        ]
         dropped = [value for values in found for value in values if value not in allowed]
         if not dropped:
             return self, []
         left = Choices(tuple(value for values in found for value in values if value in allowed))
         if not left.values:
             offered = ", ".join(map(str, allowed))
-            raise UserError(f"search space {self.name}: {name} is {', '.join(map(str, dropped))}, the devices offer {offered}")
-        parameters = tuple(replace(p, values=left) if p.name == name else p for p in self.parameters)
+            raise UserError(
+                f"search space {self.name}: {name} is {', '.join(map(str, dropped))}, the devices "
+                f"offer {offered}"
+            )
+        parameters = tuple(
+            replace(p, values=left) if p.name == name else p for p in self.parameters
+        )
         corners = tuple(corner for corner in self.corners if corner[name] in allowed)
         return replace(self, parameters=parameters, corners=corners), dropped
 
@@ -160,7 +196,9 @@ class SearchSpace:
         return {
             "name": self.name,
             "parameters": {parameter.name: str(parameter.values) for parameter in self.parameters},
-            "corners": [{name: thaw(value) for name, value in corner.items()} for corner in self.corners],
+            "corners": [
+                {name: thaw(value) for name, value in corner.items()} for corner in self.corners
+            ],
         }
 
 
@@ -168,15 +206,20 @@ def flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
     """``{"layers": {"keep": 0.5}}`` as ``{"layers.keep": 0.5}``.
 
     Raises:
-        UserError: a key outside of a section, or a section that no setting has; ``where`` leads the message.
+        UserError: a key outside of a section, or a section that no setting has; ``where`` leads the
+            message.
     """
     flat: dict[str, Any] = {}
     for section, keys in values.items():
         if not isinstance(keys, dict):
-            raise UserError(f"{where}: unknown key {section!r}; settings stand in sections such as [layers]")
+            raise UserError(
+                f"{where}: unknown key {section!r}; settings stand in sections such as [layers]"
+            )
         if section not in {name.partition(".")[0] for name in SETTINGS.by_name}:
             name = f"{section}.{next(iter(keys), '')}"
-            raise UserError(f"{where}: unknown setting {name!r}; known are {', '.join(SETTINGS.by_name)}")
+            raise UserError(
+                f"{where}: unknown setting {name!r}; known are {', '.join(SETTINGS.by_name)}"
+            )
         flat |= {f"{section}.{key}": value for key, value in keys.items()}
     return flat
 
@@ -201,10 +244,14 @@ def _values(setting: Setting, given: Any, path: str) -> Choices | Range:
 def _range(setting: Setting, given: Mapping[str, Any], path: str) -> Range:
     name = setting.name
     if not setting.domain.has_ranges:
-        raise UserError(f"{path}: {name} is a range, allowed is a list of values, each {setting.domain}")
+        raise UserError(
+            f"{path}: {name} is a range, allowed is a list of values, each {setting.domain}"
+        )
     unknown = given.keys() - {"low", "high", "step", "log"}
     if unknown:
-        raise UserError(f"{path}: {name} has the unknown key {min(unknown)!r}; a range has low, high, step, log")
+        raise UserError(
+            f"{path}: {name} has the unknown key {min(unknown)!r}; a range has low, high, step, log"
+        )
     for key in ("low", "high"):
         if key not in given:
             raise UserError(f"{path}: {name} is a range without {key!r}")
@@ -213,13 +260,20 @@ def _range(setting: Setting, given: Mapping[str, Any], path: str) -> Range:
             raise UserError(f"{path}: {name} is {given[key]!r} at {key}, a range needs numbers")
     low, high, step, log = given["low"], given["high"], given.get("step"), given.get("log", False)
     if low >= high:
-        raise UserError(f"{path}: {name} has its range reversed or empty: low {low:g}, high {high:g}")
+        raise UserError(
+            f"{path}: {name} has its range reversed or empty: low {low:g}, high {high:g}"
+        )
     if not isinstance(log, bool) or (log and (low <= 0 or step is not None)):
-        raise UserError(f"{path}: {name}: log is true or false; a log range has low above 0 and no step")
+        raise UserError(
+            f"{path}: {name}: log is true or false; a log range has low above 0 and no step"
+        )
     integer = isinstance(setting.domain, Integer)
     if step is not None:
         number = isinstance(step, int if integer else int | float) and not isinstance(step, bool)
         if not number or not 0 < step <= high - low or not _divides(step, high - low):
             kind = "a whole number" if integer else "a number"
-            raise UserError(f"{path}: {name} has step {step!r}, allowed is {kind} above 0 that divides {high - low:g}")
+            raise UserError(
+                f"{path}: {name} has step {step!r}, allowed is {kind} above 0 that divides "
+                f"{high - low:g}"
+            )
     return Range(low, high, step, log, integer)

@@ -1,6 +1,7 @@
 """What is left of a model: which layers, and in each which heads and which FFN neurons.
 
-Structural techniques are functions from structure to structure; the model itself is cut once, at the end.
+Structural techniques are functions from structure to structure; the model itself is cut once, at
+the end.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Layer:
-    """One kept layer: its place in the original model, and the indices of the heads and neurons kept (ascending)."""
+    """One kept layer: its place in the original model, and the indices of the heads and neurons
+    kept (ascending)."""
 
     source: int
     heads: tuple[int, ...]
@@ -30,9 +32,12 @@ class Structure:
 
     @classmethod
     def full(cls, heads: Sequence[int], ffn: Sequence[int]) -> Structure:
-        """The uncut structure of a model whose layer ``i`` has ``heads[i]`` heads and ``ffn[i]`` neurons."""
+        """The uncut structure of a model whose layer ``i`` has ``heads[i]`` heads and ``ffn[i]``
+        neurons."""
         pairs = zip(heads, ffn, strict=True)
-        return cls(tuple(Layer(i, tuple(range(h)), tuple(range(f))) for i, (h, f) in enumerate(pairs)))
+        return cls(
+            tuple(Layer(i, tuple(range(h)), tuple(range(f))) for i, (h, f) in enumerate(pairs))
+        )
 
     @property
     def head_counts(self) -> tuple[int, ...]:
@@ -43,7 +48,8 @@ class Structure:
         return tuple(len(layer.ffn) for layer in self.layers)
 
     def sizes(self) -> dict[str, Any]:
-        """As JSON: ``{"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}``, enough to rebuild the shapes."""
+        """As JSON: ``{"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}``, enough to rebuild the
+        shapes."""
         return {
             "layers": [layer.source for layer in self.layers],
             "heads": list(self.head_counts),
@@ -71,7 +77,9 @@ def describe_sizes(sizes: Mapping[str, Any] | None) -> str:
     """``sizes`` in words, such as ``4 layers, heads 2-5, FFN 384``; a dash for None."""
     if sizes is None:
         return "-"
-    return f"{len(sizes['layers'])} layers, heads {_brief(sizes['heads'])}, FFN {_brief(sizes['ffn'])}"
+    return (
+        f"{len(sizes['layers'])} layers, heads {_brief(sizes['heads'])}, FFN {_brief(sizes['ffn'])}"
+    )
 
 
 def _brief(counts: Sequence[int]) -> str:

@@ -15,7 +15,9 @@ def _quantity(text: str, units: dict[str, float], option: str, example: str) -> 
     match = re.fullmatch(r"\s*([0-9]*\.?[0-9]+(?:e[+-]?[0-9]+)?)\s*([a-z]*)\s*", text.lower())
     if match is None or match[2] not in units:
         allowed = ", ".join(units)
-        raise UserError(f"{option} is {text!r}: give a number with its unit ({allowed}), such as {example}")
+        raise UserError(
+            f"{option} is {text!r}: give a number with its unit ({allowed}), such as {example}"
+        )
     value = float(match[1]) * units[match[2]]
     if not 0 < value < math.inf:
         raise UserError(f"{option} is {text!r}: it must be more than zero")

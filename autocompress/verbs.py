@@ -20,8 +20,8 @@ from autocompress.search_space import SearchSpace
 from autocompress.techniques import SETTINGS
 
 if TYPE_CHECKING:
-    from autocompress.engine import SearchResult
-    from autocompress.request import Request
+    from autocompress.engine.loop import SearchResult
+    from autocompress.engine.request import Request
 
 
 def search(options: argparse.Namespace) -> None:
@@ -51,17 +51,28 @@ def evaluate(options: argparse.Namespace) -> None:
     result = _searched(_request(options, hardware, recipe.space, trials=1))
     if len(result.trials) == 1:
         raise RequestUnmet(f"recipe {recipe.name} leaves this model as it is; nothing was made")
-    for line in (f"{recipe.name}: {recipe.paper}", *console.trial_lines(result.trials, result.fronts)):
+    for line in (
+        f"{recipe.name}: {recipe.paper}",
+        *console.trial_lines(result.trials, result.fronts),
+    ):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
 
 
 def _hardware(options: argparse.Namespace) -> tuple[HardwareProfile, ...]:
-    return tuple(_in_phase(HardwareProfile.load(name), getattr(options, "max_latency", ())) for name in options.hardware)
+    return tuple(
+        _in_phase(HardwareProfile.load(name), getattr(options, "max_latency", ()))
+        for name in options.hardware
+    )
 
 
-def _request(options: argparse.Namespace, hardware: tuple[HardwareProfile, ...], space: SearchSpace, **more: Any) -> Request:
-    from autocompress.request import Request
+def _request(
+    options: argparse.Namespace,
+    hardware: tuple[HardwareProfile, ...],
+    space: SearchSpace,
+    **more: Any,
+) -> Request:
+    from autocompress.engine.request import Request
     from autocompress.tasks.data import Columns
 
     return Request(
@@ -93,22 +104,36 @@ def _in_phase(profile: HardwareProfile, limits: Sequence[str]) -> HardwareProfil
     """
     named = sorted({name for name, _, _ in (text.rpartition("=") for text in limits)} & set(PHASES))
     if len(named) > 1:
-        raise UserError(f"--max-latency names {' and '.join(named)}: one of them is what latency means in a search")
+        raise UserError(
+            f"--max-latency names {' and '.join(named)}: one of them is what latency means in a "
+            f"search"
+        )
     return replace(profile, phase=named[0]) if named else profile
 
 
 def _budgets(options: argparse.Namespace) -> tuple[Budget, dict[str, Budget]]:
     """The limits on every device, and those of single devices in their place."""
-    limits: dict[str, dict[str, float]] = {"": {} if options.max_drop is None else {"max_drop": options.max_drop}}
-    for option, key, read in (("max_latency", "max_latency_ms", units.latency_ms), ("min_speedup", "min_speedup", units.speedup)):
+    limits: dict[str, dict[str, float]] = {
+        "": {} if options.max_drop is None else {"max_drop": options.max_drop}
+    }
+    for option, key, read in (
+        ("max_latency", "max_latency_ms", units.latency_ms),
+        ("min_speedup", "min_speedup", units.speedup),
+    ):
         for text in getattr(options, option):
             name, separator, value = text.rpartition("=")
             if separator and not name:
-                raise UserError(f"--{option.replace('_', '-')} is {text!r}: before = belongs a hardware profile's name")
+                raise UserError(
+                    f"--{option.replace('_', '-')} is {text!r}: before = belongs a hardware "
+                    f"profile's name"
+                )
             name = "" if key == "max_latency_ms" and name in PHASES else name
             found = limits.setdefault(name, {})
             if key in found:
-                raise UserError(f"--{option.replace('_', '-')} is given twice" + (f" for {name}" if name else ""))
+                raise UserError(
+                    f"--{option.replace('_', '-')} is given twice"
+                    + (f" for {name}" if name else "")
+                )
             found[key] = read(value, f"--{option.replace('_', '-')}")
     if any({"max_latency_ms", "min_speedup"} <= {*limits[""], *found} for found in limits.values()):
         raise UserError("give --max-latency or --min-speedup, not both for one device")
@@ -123,8 +148,8 @@ def demo(options: argparse.Namespace) -> None:
     free = next(i for i, path in enumerate(runs) if not path.exists())
     out = options.out or runs[max(0, free - 1) if options.resume else free]
     from autocompress import demo
-    from autocompress.request import Request
-    from autocompress.teacher import cache_folder
+    from autocompress.engine.request import Request
+    from autocompress.training.teacher import cache_folder
 
     data, unlabeled = demo.data_files(cache_folder() / "demo")
     front = _run(
@@ -146,7 +171,8 @@ def demo(options: argparse.Namespace) -> None:
 
 
 def _choose_and_copy(front: Front, run: Path) -> None:
-    """The demo's last act: pick the most accurate model that is at least 4 times faster, and export it."""
+    """The demo's last act: pick the most accurate model that is at least 4 times faster, and export
+    it."""
     from autocompress import console
 
     try:
@@ -154,19 +180,25 @@ def _choose_and_copy(front: Front, run: Path) -> None:
     except AutocompressError as error:
         console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {error}")
         return
-    console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.scale)}")
+    console.out.print(
+        f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.scale)}"
+    )
     target = run / "exported"
     _copy(front, run, member, target)
-    console.out.print(f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}")
+    console.out.print(
+        f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}"
+    )
 
 
 def _time_limit(options: argparse.Namespace) -> float | None:
-    return None if options.time_limit is None else units.duration_s(options.time_limit, "--time-limit")
+    return (
+        None if options.time_limit is None else units.duration_s(options.time_limit, "--time-limit")
+    )
 
 
 def _searched(request: Request) -> SearchResult:
     from autocompress import console
-    from autocompress.session import search_for
+    from autocompress.engine.session import search_for
 
     try:
         with console.Progressing(request.time_limit_s, request.metric) as listener:
@@ -174,7 +206,9 @@ def _searched(request: Request) -> SearchResult:
     except KeyboardInterrupt:
         if not (request.out / "run.json").is_file():
             raise
-        raise KeyboardInterrupt("stopped; what was tried is kept, and the same command with --resume goes on") from None
+        raise KeyboardInterrupt(
+            "stopped; what was tried is kept, and the same command with --resume goes on"
+        ) from None
 
 
 def _run(request: Request) -> Front:
@@ -195,9 +229,17 @@ def front(options: argparse.Namespace) -> None:
     from autocompress import console
 
     fronts = load_fronts(options.run)
-    chosen = list(fronts.values()) if options.hardware is None else [load_front(options.run, options.hardware)]
+    chosen = (
+        list(fronts.values())
+        if options.hardware is None
+        else [load_front(options.run, options.hardware)]
+    )
     if options.json:
-        say(json.dumps({"schema": SCHEMA, "fronts": [found.as_dict() for found in chosen]}, indent=2))
+        say(
+            json.dumps(
+                {"schema": SCHEMA, "fronts": [found.as_dict() for found in chosen]}, indent=2
+            )
+        )
         return
     for found in chosen:
         console.out.print(console.front_table(found))
@@ -205,8 +247,12 @@ def front(options: argparse.Namespace) -> None:
 
 def _limits(options: argparse.Namespace, front: Front) -> dict[str, float | None]:
     return {
-        "max_latency_ms": None if options.max_latency is None else _latency_ms(options.max_latency, front),
-        "min_speedup": None if options.min_speedup is None else units.speedup(options.min_speedup, "--min-speedup"),
+        "max_latency_ms": None
+        if options.max_latency is None
+        else _latency_ms(options.max_latency, front),
+        "min_speedup": None
+        if options.min_speedup is None
+        else units.speedup(options.min_speedup, "--min-speedup"),
         "max_drop": options.max_drop,
         "min_quality": options.min_quality,
         "max_perplexity": options.max_perplexity,
@@ -217,7 +263,10 @@ def _latency_ms(text: str, front: Front) -> float:
     phase, _, value = text.rpartition("=")
     searched = front.baseline.timing.phase
     if phase and phase != searched:
-        raise UserError(f"--max-latency {text}: the latencies of this front are {f'of {searched}' if searched else 'of no phase'}")
+        raise UserError(
+            f"--max-latency {text}: the latencies of this front are "
+            f"{f'of {searched}' if searched else 'of no phase'}"
+        )
     return units.latency_ms(value, "--max-latency")
 
 
@@ -236,9 +285,13 @@ def pick(options: argparse.Namespace) -> None:
     if options.json:
         say(json.dumps(asdict(member), indent=2))
     else:
-        console.out.print(console.member_line(member, found.scale, _limits(options, found)["max_latency_ms"]))
+        console.out.print(
+            console.member_line(member, found.scale, _limits(options, found)["max_latency_ms"])
+        )
         there = f" --hardware {found.hardware['name']}" if options.hardware else ""
-        console.out.print(f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model")
+        console.out.print(
+            f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model"
+        )
 
 
 def export(options: argparse.Namespace) -> None:
@@ -282,7 +335,16 @@ def measure(options: argparse.Namespace) -> None:
     profile = HardwareProfile.load(options.hardware)
     timing = measure_latency(options.model, profile)
     if options.json:
-        say(json.dumps({"model": str(options.model), "hardware": profile.as_dict(), "timing": asdict(timing)}, indent=2))
+        say(
+            json.dumps(
+                {
+                    "model": str(options.model),
+                    "hardware": profile.as_dict(),
+                    "timing": asdict(timing),
+                },
+                indent=2,
+            )
+        )
     else:
         say(f"{options.model} on {profile.name}: {console.timing_text(timing)}")
 
@@ -327,7 +389,9 @@ def doctor(options: argparse.Namespace) -> None:
     else:
         console.out.print(console.diagnosis(found))
     if not found.times_well:
-        raise RequestUnmet("this device cannot be timed well as it is now; see the lines marked above")
+        raise RequestUnmet(
+            "this device cannot be timed well as it is now; see the lines marked above"
+        )
 
 
 def validate_space(options: argparse.Namespace) -> None:

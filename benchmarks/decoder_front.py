@@ -1,21 +1,24 @@
-"""A search of a decoder's compressed versions against DistilGPT2's recipe, and the study of Li et al. 2021, on one language model.
+"""A search of a decoder's compressed versions against DistilGPT2's recipe, and the study of Li et
+al. 2021, on one language model.
 
     python benchmarks/decoder_front.py MODEL DATA --minutes 20 --steps 400 [--space decoder-depth]
     python benchmarks/decoder_front.py MODEL DATA --study --steps 400
 
-The recipe (pseudo-uniform half of the layers, soft labels, labels, cosine of the last hidden states) is made as published, in fp32,
-and in int8 besides; it gets as many recovery steps, of 1,024 tokens each, as any candidate of the search may have. Latency is of
-decoding one token; all figures are of the test split and of latencies measured in turn with the uncut model. The last thing
-printed is one JSON document:
+The recipe (pseudo-uniform half of the layers, soft labels, labels, cosine of the last hidden
+states) is made as published, in fp32, and in int8 besides; it gets as many recovery steps, of 1,024
+tokens each, as any candidate of the search may have. Latency is of decoding one token; all figures
+are of the test split and of latencies measured in turn with the uncut model. The last thing printed
+is one JSON document:
 
-    perplexity_ratio_at_latency     least perplexity of the front among models no slower than the recipe's, over its own
-    latency_ratio_at_perplexity     latency of the recipe's model over that of the fastest one of the front that is no worse
-    decode_speedup_within_3_percent largest speedup over fp32 among models whose perplexity is at most 3 percent more
-    recipes                         of both: speedup, perplexity, increase in percent, the two ratios; the ones above are fp32's
-    baseline_perplexity, hypervolume, trials, seconds
-    front                           speedup and increase in percent of each model
-    study                           with --study, instead: layers, teacher, cleaned, perplexity and its increase on validation
-    device                          what it ran on
+    perplexity_ratio_at_latency     least perplexity of the front among models no slower than the
+    recipe's, over its own latency_ratio_at_perplexity     latency of the recipe's model over that
+    of the fastest one of the front that is no worse decode_speedup_within_3_percent largest speedup
+    over fp32 among models whose perplexity is at most 3 percent more recipes
+    of both: speedup, perplexity, increase in percent, the two ratios; the ones above are fp32's
+    baseline_perplexity, hypervolume, trials, seconds front                           speedup and
+    increase in percent of each model study                           with --study, instead: layers,
+    teacher, cleaned, perplexity and its increase on validation device                          what
+    it ran on
 
 Ratios that no model of the front gives are null.
 """
@@ -32,12 +35,12 @@ from typing import Any
 
 from autocompress import resources
 from autocompress.console import Progressing, front_table, out
-from autocompress.engine import SearchResult
+from autocompress.engine.loop import SearchResult
+from autocompress.engine.session import search
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, Front, Member
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
-from autocompress.session import search
 
 HARDWARE = "cpu-1-thread"
 RECIPES = {"fp32": (), "int8-weights": ("quantization.block_size=128",)}
@@ -55,9 +58,20 @@ def space_with(name: str, steps: int) -> SearchSpace:
     return SearchSpace.from_mapping(name, values)
 
 
-def searched(options: argparse.Namespace, space: SearchSpace, folder: Path, **more: Any) -> SearchResult:
+def searched(
+    options: argparse.Namespace, space: SearchSpace, folder: Path, **more: Any
+) -> SearchResult:
     with Progressing(more.get("time_limit_s"), METRICS["perplexity"]) as listener:
-        found = search(options.model, options.data, HARDWARE, space, folder, task="language-modeling", listener=listener, **more)
+        found = search(
+            options.model,
+            options.data,
+            HARDWARE,
+            space,
+            folder,
+            task="language-modeling",
+            listener=listener,
+            **more,
+        )
     out.print(front_table(found.front))
     return found
 
@@ -77,11 +91,19 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """The search and both recipes."""
     recipes: dict[str, Member] = {}
     for scheme, more in RECIPES.items():
-        recipe = Recipe.load("distilgpt2", [f"recovery.steps={options.steps}", f"quantization.scheme={scheme}", *more])
+        recipe = Recipe.load(
+            "distilgpt2",
+            [f"recovery.steps={options.steps}", f"quantization.scheme={scheme}", *more],
+        )
         found = searched(options, recipe.space, folder / f"distilgpt2-{scheme}", trials=1)
         recipes[scheme] = found.front.member("t001")
     started = time.monotonic()
-    found = searched(options, space_with(options.space, options.steps), folder / "search", time_limit_s=60 * options.minutes)
+    found = searched(
+        options,
+        space_with(options.space, options.steps),
+        folder / "search",
+        time_limit_s=60 * options.minutes,
+    )
     front = found.front
     within = [m.speedup for m in front.members if m.quality.drop_reported <= 3]
     shown = {
@@ -98,7 +120,10 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "decode_speedup_within_3_percent": max(within, default=None),
         "recipes": shown,
         "baseline_perplexity": front.baseline.quality.test,
-        "front": [{"speedup": m.speedup, "increase_percent": m.quality.drop_reported} for m in front.members],
+        "front": [
+            {"speedup": m.speedup, "increase_percent": m.quality.drop_reported}
+            for m in front.members
+        ],
         "hypervolume": front.hypervolume,
         "trials": len(found.trials) - 1,
         "seconds": round(time.monotonic() - started),
@@ -106,7 +131,8 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def study(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Every corner of the study's space, each in a search of its own, so that none is stopped because another is better."""
+    """Every corner of the study's space, each in a search of its own, so that none is stopped
+    because another is better."""
     space = space_with("decoder-truncation", options.steps)
     rows: list[Mapping[str, Any]] = []
     for number, corner in enumerate(space.corners, 1):
@@ -130,18 +156,27 @@ def study(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("model")
     parser.add_argument("data")
     parser.add_argument("--space", default="decoder")
     parser.add_argument("--minutes", type=float, default=20, help="of the search")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--study", action="store_true")
-    parser.add_argument("--keep", type=Path, help="folder for the run folders; by default they are deleted")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the run folders; by default they are deleted"
+    )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
         found = (study if options.study else compared)(options, options.keep or Path(scratch))
-    print(json.dumps({"model": options.model, "steps": options.steps, **found, "device": describe()}, indent=2))
+    print(
+        json.dumps(
+            {"model": options.model, "steps": options.steps, **found, "device": describe()},
+            indent=2,
+        )
+    )
 
 
 if __name__ == "__main__":

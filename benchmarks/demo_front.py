@@ -1,12 +1,16 @@
-"""The demo's search at several seeds: how fast a model is had for how many points of accuracy, on the test split.
+"""The demo's search at several seeds: how fast a model is had for how many points of accuracy, on
+the test split.
 
-Takes --minutes per seed (10 by default, three seeds: half an hour). The last thing printed is one JSON document:
+Takes --minutes per seed (10 by default, three seeds: half an hour). The last thing printed is one
+JSON document:
 
     space           search space
     minutes         time limit of each search, fine-tuning the teacher and verification included
-    runs            per seed: seed, trials, members, seconds, teacher_test_accuracy, hypervolume (on the validation split),
-                    hypervolume_test, and speedup_within: points lost on the test split at most -> largest speedup against
-                    the fp32 teacher in ONNX Runtime (batch 1, 32 tokens, one thread); null when no model loses so little
+    runs            per seed: seed, trials, members, seconds, teacher_test_accuracy, hypervolume (on
+    the validation split),
+                    hypervolume_test, and speedup_within: points lost on the test split at most ->
+                    largest speedup against the fp32 teacher in ONNX Runtime (batch 1, 32 tokens,
+                    one thread); null when no model loses so little
     median          speedup_within and hypervolume_test, medians over the seeds
     device          what it ran on
 """
@@ -24,10 +28,10 @@ from typing import Any
 
 from autocompress import demo
 from autocompress.console import Progressing, front_table, out
+from autocompress.engine.session import search
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, Front, hypervolume
-from autocompress.session import search
-from autocompress.teacher import cache_folder
+from autocompress.training.teacher import cache_folder
 
 DROPS = (0.5, 1.0, 1.5, 2.0, 3.0)
 
@@ -63,28 +67,44 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
         "seconds": round(time.monotonic() - started),
         "teacher_test_accuracy": found.front.baseline.quality.test,
         "hypervolume": found.front.hypervolume,
-        "hypervolume_test": hypervolume([(1 / m.speedup, m.quality.drop_reported) for m in members], found.front.scale.worst_drop),
+        "hypervolume_test": hypervolume(
+            [(1 / m.speedup, m.quality.drop_reported) for m in members],
+            found.front.scale.worst_drop,
+        ),
         "speedup_within": {str(drop): speedup_within(found.front, drop) for drop in DROPS},
     }
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--space", default="demo")
-    parser.add_argument("--keep", type=Path, help="folder for the run folders; by default they are deleted")
+    parser.add_argument(
+        "--keep", type=Path, help="folder for the run folders; by default they are deleted"
+    )
     options = parser.parse_args()
     print(f"searching {options.space} for {options.minutes:g} minutes at seeds {options.seeds}")
     with tempfile.TemporaryDirectory() as scratch:
         os.environ["AUTOCOMPRESS_CACHE"] = scratch  # so that every search pays for its own teacher
-        runs = [run(seed, options.minutes, options.space, options.keep or Path(scratch)) for seed in options.seeds]
-    medians = {str(drop): statistics.median(r["speedup_within"][str(drop)] or 0.0 for r in runs) for drop in DROPS}
+        runs = [
+            run(seed, options.minutes, options.space, options.keep or Path(scratch))
+            for seed in options.seeds
+        ]
+    medians = {
+        str(drop): statistics.median(r["speedup_within"][str(drop)] or 0.0 for r in runs)
+        for drop in DROPS
+    }
     result = {
         "minutes": options.minutes,
         "space": options.space,
         "runs": runs,
-        "median": {"speedup_within": medians, "hypervolume_test": statistics.median(r["hypervolume_test"] for r in runs)},
+        "median": {
+            "speedup_within": medians,
+            "hypervolume_test": statistics.median(r["hypervolume_test"] for r in runs),
+        },
         "device": describe(),
     }
     print(json.dumps(result, indent=2))

@@ -1,14 +1,16 @@
-"""How well the latency table foretells: 30 random candidates that mix depth, heads, FFN widths and number formats.
+"""How well the latency table foretells: 30 random candidates that mix depth, heads, FFN widths and
+number formats.
 
-Formats differ between layers too. Runs a search of the demo's encoder without any training, so every candidate is predicted, then
-built and timed. The table is measured anew. Takes some six minutes. The last thing printed is one JSON document:
+Formats differ between layers too. Runs a search of the demo's encoder without any training, so
+every candidate is predicted, then built and timed. The table is measured anew. Takes some six
+minutes. The last thing printed is one JSON document:
 
     mean_abs_error      of the predicted latency relative to the measured one, by the table alone
     rank_correlation    Spearman's, between predicted and measured, likewise
     n                   candidates
     measurements        that the table was built from
-    recalibrated        mean_abs_error of what the search itself predicted, with the table set right by each trial as it came
-    worst               largest absolute error, by the table alone
+    recalibrated        mean_abs_error of what the search itself predicted, with the table set right
+    by each trial as it came worst               largest absolute error, by the table alone
     device              what it ran on
 """
 
@@ -24,16 +26,16 @@ import numpy as np
 
 from autocompress import demo
 from autocompress.console import Progressing
-from autocompress.foresight import read_table
+from autocompress.engine.foresight import read_table
+from autocompress.engine.session import search
 from autocompress.hardware.agent import describe
-from autocompress.hardware.predictor import Shape
 from autocompress.journal import Trial
+from autocompress.latency.predictor import Shape
 from autocompress.pareto import METRICS, Budget
 from autocompress.search_space import SearchSpace
-from autocompress.session import search
 from autocompress.structure import Layer, Structure
-from autocompress.teacher import cache_folder
 from autocompress.techniques import SETTINGS
+from autocompress.training.teacher import cache_folder
 
 SPACE = {
     "layers": {"keep": [1.0, 0.84, 0.67, 0.5, 0.34], "rule": ["uniform", "bottom"]},
@@ -50,11 +52,13 @@ UNLIMITED_MS = 1e6
 
 
 def shape(trial: Trial) -> Shape:
-    from autocompress.hardware.predictor import shape_of
+    from autocompress.latency.predictor import shape_of
 
     assert trial.sizes
     rows = zip(trial.sizes["layers"], trial.sizes["heads"], trial.sizes["ffn"], strict=True)
-    structure = Structure(tuple(Layer(source, tuple(range(heads)), tuple(range(ffn))) for source, heads, ffn in rows))
+    structure = Structure(
+        tuple(Layer(source, tuple(range(heads)), tuple(range(ffn))) for source, heads, ffn in rows)
+    )
     return shape_of(structure, SETTINGS.candidate(trial.candidate))
 
 
@@ -64,7 +68,9 @@ def ranks(values: list[float]) -> list[int]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--candidates", type=int, default=30)
     parser.add_argument("--hardware", default="cpu-1-thread")
     parser.add_argument("--seed", type=int, default=0)
@@ -88,7 +94,9 @@ def main() -> None:
                 listener=listener,
             )
         table = read_table(run, options.hardware)
-        prediction = json.loads((run / "run.json").read_text(encoding="utf-8"))["prediction"][options.hardware]
+        prediction = json.loads((run / "run.json").read_text(encoding="utf-8"))["prediction"][
+            options.hardware
+        ]
     measured_trials = [trial for trial in found.trials[1:] if trial.scores]
     measured = [1 / trial.scores[options.hardware].timing.speedup for trial in measured_trials]
     predicted = [table.predict(shape(trial)) for trial in measured_trials]
@@ -102,7 +110,13 @@ def main() -> None:
         "worst": float(errors.max()),
         "by_format": {
             name: float(
-                np.mean([e for e, t in zip(errors, measured_trials, strict=True) if t.candidate["quantization.scheme"] == name])
+                np.mean(
+                    [
+                        e
+                        for e, t in zip(errors, measured_trials, strict=True)
+                        if t.candidate["quantization.scheme"] == name
+                    ]
+                )
             )
             for name in sorted({t.candidate["quantization.scheme"] for t in measured_trials})
         },

@@ -1,9 +1,11 @@
-"""How well a speedup repeats: the same pair of models timed 20 times, as the models of a front are, quiet and disturbed.
+"""How well a speedup repeats: the same pair of models timed 20 times, as the models of a front are,
+quiet and disturbed.
 
-The pair is the demo's encoder in fp32 and itself in int8 with half the heads and FFN neurons. Takes some five minutes. The last
-thing printed is one JSON document:
+The pair is the demo's encoder in fp32 and itself in int8 with half the heads and FFN neurons. Takes
+some five minutes. The last thing printed is one JSON document:
 
-    cv_quiet, cv_disturbed      coefficient of variation of the speedup, with nothing else running and with one core loaded by
+    cv_quiet, cv_disturbed      coefficient of variation of the speedup, with nothing else running
+    and with one core loaded by
                                 another process that multiplies matrices
     latency_cv_quiet, latency_cv_disturbed
                                 of the milliseconds of the small model
@@ -30,21 +32,21 @@ import numpy as np
 
 from autocompress import demo
 from autocompress.families import family_of
+from autocompress.graphs.runtime import quantize_dynamic_int8
 from autocompress.hardware.agent import busy_cores, describe
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
-from autocompress.onnx_runtime import quantize_dynamic_int8
 from autocompress.scores import Timing
 from autocompress.structure import Layer, Structure
-from autocompress.teacher import load_classifier
+from autocompress.training.teacher import load_classifier
 
 LOAD = "import numpy as np\na = np.random.rand(512, 512).astype('f')\nwhile True: a @ a"
 
 
 def pair(folder: Path) -> tuple[Path, Path]:
     """The encoder in fp32, and itself in int8 at half the width, as ONNX files."""
-    from autocompress.export import to_onnx
+    from autocompress.graphs.export import to_onnx
     from autocompress.interfaces import Batch
 
     model = load_classifier(str(demo.model_folder()), ("negative", "positive"))
@@ -69,17 +71,25 @@ def cv(values: list[float]) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--repetitions", type=int, default=20)
     parser.add_argument("--hardware", default="cpu-1-thread")
     options = parser.parse_args()
     profile = HardwareProfile.load(options.hardware)
     device = connect(profile, [32])
-    result: dict[str, Any] = {"hardware": profile.name, "repetitions": options.repetitions, "busy_cores": busy_cores(2.0)}
+    result: dict[str, Any] = {
+        "hardware": profile.name,
+        "repetitions": options.repetitions,
+        "busy_cores": busy_cores(2.0),
+    }
     with tempfile.TemporaryDirectory() as scratch:
         models = pair(Path(scratch))
         quiet = repeated(device, *models, options.repetitions)
-        load = subprocess.Popen([sys.executable, "-c", LOAD], env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"})
+        load = subprocess.Popen(
+            [sys.executable, "-c", LOAD], env={"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+        )
         try:
             disturbed = repeated(device, *models, options.repetitions)
         finally:

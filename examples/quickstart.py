@@ -15,10 +15,18 @@ from autocompress import Budget, RequestUnmet, search
 
 
 def main(model: str, data: str, run: str) -> None:
-    result = search(model, data, hardware="cpu-1-thread", space="quantization-only", out=run, budget=Budget(max_drop=5.0))
+    result = search(
+        model,
+        data,
+        hardware="cpu-1-thread",
+        space="quantization-only",
+        out=run,
+        budget=Budget(max_drop=5.0),
+    )
     for member in result.front.members:
         print(
-            f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop {member.quality.drop_reported:.2f} points"
+            f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop "
+            f"{member.quality.drop_reported:.2f} points"
         )
     try:
         best = result.front.pick(max_latency_ms=3.0)
@@ -26,8 +34,14 @@ def main(model: str, data: str, run: str) -> None:
         print(reason)
         return
     folder = Path(run) / best.path
-    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode("a gripping, beautifully acted film")
-    values = {"input_ids": encoded.ids, "token_type_ids": encoded.type_ids, "attention_mask": encoded.attention_mask}
+    encoded = Tokenizer.from_file(str(folder / "tokenizer.json")).encode(
+        "a gripping, beautifully acted film"
+    )
+    values = {
+        "input_ids": encoded.ids,
+        "token_type_ids": encoded.type_ids,
+        "attention_mask": encoded.attention_mask,
+    }
     session = onnxruntime.InferenceSession(folder / "model.onnx")
     [logits] = session.run(None, {item.name: [values[item.name]] for item in session.get_inputs()})
     print(f"{best.id} answers {logits.argmax()}")

@@ -27,12 +27,12 @@ from transformers import (
 
 from autocompress import demo
 from autocompress.artifact import onnx_file, scheme_of
-from autocompress.engine import SearchResult
+from autocompress.engine.loop import SearchResult
+from autocompress.engine.session import search
+from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
-from autocompress.session import search
 from tests.additive_device import Connected
 from tests.searching import space
 
@@ -46,7 +46,13 @@ class SizeDevice:
 
     def __init__(self, profile: HardwareProfile, lengths: Sequence[int], pace: float = 1.0) -> None:
         self.profile, self.lengths, self.pace = profile, tuple(lengths), pace
-        self.fingerprint: dict[str, Any] = {"cpu": "size", "cores": 1, "features": [], "memory_bytes": 2**30, "busy_cores": 0.0}
+        self.fingerprint: dict[str, Any] = {
+            "cpu": "size",
+            "cores": 1,
+            "features": [],
+            "memory_bytes": 2**30,
+            "busy_cores": 0.0,
+        }
         self.calls = 0
         self.closed = 0
 
@@ -54,7 +60,9 @@ class SizeDevice:
         """One inference of a model folder."""
         return onnx_file(model).stat().st_size / 1e5
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         self.calls += 1
         times = [self.pace * self.milliseconds(path) for path in (baseline, *models)]
         timings = []
@@ -62,10 +70,14 @@ class SizeDevice:
             speedup = times[0] / ms
             latency = Latency(ms, ms * 1.1, ms * 1.2, (ms * 0.99, ms * 1.01), 30)
             interval = (speedup * 0.98, speedup * 1.02)
-            timings.append(Timing(latency, speedup, interval, scheme_of(path), ms, ms, memory_bytes=10**6))
+            timings.append(
+                Timing(latency, speedup, interval, scheme_of(path), ms, ms, memory_bytes=10**6)
+            )
         return timings[0], timings[1:]
 
-    def predict(self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> NDArray[np.float32]:
+    def predict(
+        self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
         return predict(onnx_file(model), batches, kept)
 
     def close(self) -> None:
@@ -141,9 +153,12 @@ def documents(sentences: list[tuple[str, int]]) -> list[str]:
 
 @pytest.fixture(scope="session")
 def byte_tokenizer(documents: list[str]) -> Any:
-    """GPT-2's kind: bytes, merged; what it encodes it decodes exactly. 600 tokens, of which none pads."""
+    """GPT-2's kind: bytes, merged; what it encodes it decodes exactly. 600 tokens, of which none
+    pads."""
     trained = ByteLevelBPETokenizer()
-    trained.train_from_iterator(documents, vocab_size=600, special_tokens=[END], show_progress=False)
+    trained.train_from_iterator(
+        documents, vocab_size=600, special_tokens=[END], show_progress=False
+    )
     return PreTrainedTokenizerFast(tokenizer_object=trained._tokenizer, eos_token=END)  # type: ignore[no-untyped-call]
 
 
@@ -151,18 +166,34 @@ def byte_tokenizer(documents: list[str]) -> Any:
 def text_file(documents: list[str], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The documents as JSON lines."""
     path = tmp_path_factory.mktemp("data") / "texts.jsonl"
-    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+    path.write_text(
+        "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
+    )
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_gpt2(documents: list[str], byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A language model of 4 layers, 4 heads of 8, FFN 64, 64 positions, that has learned a little of the documents."""
+def tiny_gpt2(
+    documents: list[str], byte_tokenizer: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A language model of 4 layers, 4 heads of 8, FFN 64, 64 positions, that has learned a little
+    of the documents."""
     folder = tmp_path_factory.mktemp("models") / "gpt2"
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=600, n_positions=64, n_embd=32, n_layer=4, n_head=4, n_inner=64, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=600,
+        n_positions=64,
+        n_embd=32,
+        n_layer=4,
+        n_head=4,
+        n_inner=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     model: Any = GPT2LMHeadModel(config)
-    stream = torch.tensor([token for ids in byte_tokenizer(documents)["input_ids"] for token in (*ids, 0)])
+    stream = torch.tensor(
+        [token for ids in byte_tokenizer(documents)["input_ids"] for token in (*ids, 0)]
+    )
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3)
     for _ in range(60):
         starts = torch.randint(len(stream) - 64, (16,))
@@ -176,14 +207,18 @@ def tiny_gpt2(documents: list[str], byte_tokenizer: Any, tmp_path_factory: pytes
 
 
 @pytest.fixture(scope="session")
-def whole(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+def whole(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
     """An uninterrupted search of 8 candidates."""
     out = tmp_path_factory.mktemp("runs") / "whole"
     return search(tiny_model, data_file, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice)
 
 
 @pytest.fixture(scope="session")
-def by_task(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+def by_task(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
     """A search at the lengths of its task."""
     out = tmp_path_factory.mktemp("runs") / "task"
     return search(

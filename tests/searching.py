@@ -47,7 +47,10 @@ class StopAfter:
 def timed(**speedups: float) -> dict[str, Score]:
     """Scores of these speedups by device."""
     latency = Latency(1.0, 1.0, 1.0, (1.0, 1.0), 30)
-    return {name: Score(Timing(latency, speedup, (speedup, speedup))) for name, speedup in speedups.items()}
+    return {
+        name: Score(Timing(latency, speedup, (speedup, speedup)))
+        for name, speedup in speedups.items()
+    }
 
 
 def timeless(trials: tuple[Trial, ...] | list[Trial]) -> list[Trial]:

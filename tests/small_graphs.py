@@ -23,10 +23,10 @@ from transformers import (
 )
 
 from autocompress.candidate import Candidate
-from autocompress.export import to_onnx
 from autocompress.families import FAMILIES
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import predict
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 
@@ -63,17 +63,30 @@ CONFIGS: dict[str, Callable[[], PreTrainedConfig]] = {
         pad_token_id=1,
     ),
     "distilbert": lambda: DistilBertConfig(
-        vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=4, hidden_dim=FFN, max_position_embeddings=POSITIONS
+        vocab_size=VOCABULARY,
+        dim=HIDDEN,
+        n_layers=LAYERS,
+        n_heads=4,
+        hidden_dim=FFN,
+        max_position_embeddings=POSITIONS,
     ),
     "gpt2": lambda: GPT2Config(
-        vocab_size=VOCABULARY, n_embd=HIDDEN, n_layer=LAYERS, n_head=4, n_inner=FFN, n_positions=POSITIONS, pad_token_id=1
+        vocab_size=VOCABULARY,
+        n_embd=HIDDEN,
+        n_layer=LAYERS,
+        n_head=4,
+        n_inner=FFN,
+        n_positions=POSITIONS,
+        pad_token_id=1,
     ),
     "llama": lambda: LlamaConfig(**LLAMA),
     "mistral": lambda: MistralConfig(**LLAMA),
     "qwen2": lambda: Qwen2Config(**LLAMA),
 }
 MODELS = (*FAMILIES, "cut")
-CUT = Structure((Layer(0, (), (1, 5, 40)), Layer(1, (0, 3), tuple(range(0, FFN, 3))), Layer(2, (), ())))
+CUT = Structure(
+    (Layer(0, (), (1, 5, 40)), Layer(1, (0, 3), tuple(range(0, FFN, 3))), Layer(2, (), ()))
+)
 
 
 def batches(seed: int) -> list[Inputs]:
@@ -106,7 +119,9 @@ def write_graphs(folder: Path) -> dict[str, Path]:
 
 def candidate(scheme: str, block: int | None = None, spared: Any = "none") -> Candidate:
     chosen = {"quantization.scheme": scheme, "quantization.spared": spared}
-    return SETTINGS.candidate(chosen | ({} if block is None else {"quantization.block_size": block}))
+    return SETTINGS.candidate(
+        chosen | ({} if block is None else {"quantization.block_size": block})
+    )
 
 
 def logit_error(source: Path, target: Path) -> float:

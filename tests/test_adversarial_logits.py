@@ -1,4 +1,5 @@
-"""MATE-KD: what is changed in a text, that student and teacher learn from it as they should, and that the generator does."""
+"""MATE-KD: what is changed in a text, that student and teacher learn from it as they should, and
+that the generator does."""
 
 from __future__ import annotations
 
@@ -14,26 +15,34 @@ from autocompress.distillation.adversarial_logits import AdversarialLogits
 from autocompress.distillation.logits import divergence
 from autocompress.interfaces import Features, Lesson, Matching
 from autocompress.techniques import SETTINGS
-from autocompress.training import fast_math
+from autocompress.training.steps import fast_math
 from tests.tiny_models import MODELS, VOCABULARY, build, inputs
 
 NOTHING = Features(torch.zeros(3, 2), inputs()["attention_mask"], {})
-each_kind = pytest.mark.parametrize("name", ["bert", "roberta", "distilbert", "gpt2", "gpt2 with its head tied", "llama"])
+each_kind = pytest.mark.parametrize(
+    "name", ["bert", "roberta", "distilbert", "gpt2", "gpt2 with its head tied", "llama"]
+)
 
 
 def made(name: str, student: nn.Module | None = None, **more: Any) -> AdversarialLogits:
-    """On one batch; the student is the teacher with other weights in its head and its first layer."""
+    """On one batch; the student is the teacher with other weights in its head and its first
+    layer."""
     teacher = build(name)
     if student is None:
         student = copy.deepcopy(teacher)
         family = MODELS[name].family
         with torch.no_grad():
             for parameter in family.part(student, 0, "block").parameters():
-                parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)), alpha=0.2)
+                parameter.add_(
+                    torch.randn(parameter.shape, generator=torch.Generator().manual_seed(7)),
+                    alpha=0.2,
+                )
     chosen = {"steps": 500, "objectives": ["adversarial-logits"], **more}
     candidate = SETTINGS.candidate({f"recovery.{key}": value for key, value in chosen.items()})
     random = torch.Generator().manual_seed(0)
-    return AdversarialLogits(Lesson(candidate, Matching((), (), 1), student, teacher, random, 500, inputs()))
+    return AdversarialLogits(
+        Lesson(candidate, Matching((), (), 1), student, teacher, random, 500, inputs())
+    )
 
 
 def loss(objective: AdversarialLogits, step: int = 1) -> Tensor:
@@ -63,7 +72,8 @@ def test_a_share_of_the_real_tokens_is_replaced(share: float) -> None:
 def test_untrained_the_generator_draws_from_all_of_the_vocabulary_but_padding() -> None:
     objective = made("gpt2", masked_share=1.0)
     drawn = torch.cat([ids[places] for ids, places in (changed(objective) for _ in range(100))])
-    assert set(drawn.tolist()) == set(range(VOCABULARY)) - {objective.lesson.teacher.config.pad_token_id}  # type: ignore[union-attr]
+    config: Any = objective.lesson.teacher.config
+    assert set(drawn.tolist()) == set(range(VOCABULARY)) - {config.pad_token_id}
 
 
 def test_a_text_of_which_nothing_is_replaced_is_the_text_itself() -> None:

@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 from transformers import BertConfig, BertForSequenceClassification
 
 from autocompress.errors import CandidateFailed
-from autocompress.export import to_onnx
 from autocompress.files import sha256
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.runtime import predict
 from autocompress.hardware import agent
 from autocompress.hardware.host import AGENT, LocalHost, ask
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import predict
 
 BASE = {"runtime": "onnxruntime-cpu", "threads": 1}
 SHAPE = {"batch_size": 2, "lengths": [4, 8]}
@@ -44,7 +44,11 @@ def graph(path: Path, hidden: int = 32) -> Path:
         max_position_embeddings=POSITIONS,
     )
     ones = np.ones((1, 4), np.int64)
-    to_onnx(BertForSequenceClassification(config), path, Batch({"input_ids": ones, "attention_mask": ones}))
+    to_onnx(
+        BertForSequenceClassification(config),
+        path,
+        Batch({"input_ids": ones, "attention_mask": ones}),
+    )
     return path
 
 
@@ -62,21 +66,37 @@ def broken(tmp_path: Path) -> Path:
 
 def batches(*lengths: int) -> list[dict[str, NDArray[np.int64]]]:
     rng = np.random.default_rng(0)
-    return [{"input_ids": rng.integers(2, 90, (3, length)), "attention_mask": np.ones((3, length), np.int64)} for length in lengths]
+    return [
+        {
+            "input_ids": rng.integers(2, 90, (3, length)),
+            "attention_mask": np.ones((3, length), np.int64),
+        }
+        for length in lengths
+    ]
 
 
 def answered(action: str, *models: Path, **request: Any) -> dict[str, Any]:
     """The agent's answer, in this process."""
-    asked = BASE | SHAPE | {"action": action, "nonce": "n", "models": [{"path": str(path)} for path in models]}
+    asked = (
+        BASE
+        | SHAPE
+        | {"action": action, "nonce": "n", "models": [{"path": str(path)} for path in models]}
+    )
     return agent.answer(asked | request)
 
 
-@pytest.mark.parametrize(("statistic", "expected"), [("median", 30.0), ("mean", 40.0), ("p10", 14.0)])
+@pytest.mark.parametrize(
+    ("statistic", "expected"), [("median", 30.0), ("mean", 40.0), ("p10", 14.0)]
+)
 def test_statistics_by_hand(statistic: str, expected: float) -> None:
     rounds = np.array([100.0, 10.0, 40.0, 20.0, 30.0])
     assert agent.statistic_of(rounds, statistic) == pytest.approx(expected)
-    assert agent.statistic_of(np.stack([rounds, 2 * rounds], axis=1), statistic) == pytest.approx([expected, 2 * expected])
-    assert agent.statistic_of(np.stack([rounds, 2 * rounds]), statistic, axis=1) == pytest.approx([expected, 2 * expected])
+    assert agent.statistic_of(np.stack([rounds, 2 * rounds], axis=1), statistic) == pytest.approx(
+        [expected, 2 * expected]
+    )
+    assert agent.statistic_of(np.stack([rounds, 2 * rounds]), statistic, axis=1) == pytest.approx(
+        [expected, 2 * expected]
+    )
 
 
 def test_the_estimate_is_the_mean_over_processes_however_many_rounds_each_has() -> None:
@@ -92,15 +112,21 @@ def test_rounds_are_drawn_whole_and_the_same_however_many_fit(statistic: str) ->
     np.testing.assert_allclose(agent.resampled([rounds], statistic, 0.95), expected, rtol=1e-12)
 
 
-def noisy(noise: float, models: int, shared: float = 0.0, process: float = 0.0) -> list[NDArray[np.float64]]:
-    """Five processes of 60 rounds: noise of each model's rounds, noise that all models share, noise of models per process."""
+def noisy(
+    noise: float, models: int, shared: float = 0.0, process: float = 0.0
+) -> list[NDArray[np.float64]]:
+    """Five processes of 60 rounds: noise of each model's rounds, noise that all models share, noise
+    of models per process."""
     rng = np.random.default_rng(0)
 
     def of(deviation: float, *shape: int) -> NDArray[np.float64]:
         return np.exp(deviation * rng.standard_normal(shape))
 
     latencies = np.arange(4.0, 4 + models)
-    return [latencies * of(noise, 60, models) * of(shared, 60, 1) * of(process, 1, models) for _ in range(5)]
+    return [
+        latencies * of(noise, 60, models) * of(shared, 60, 1) * of(process, 1, models)
+        for _ in range(5)
+    ]
 
 
 def columns(*parts: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
@@ -131,12 +157,16 @@ def columns(*parts: list[NDArray[np.float64]]) -> list[NDArray[np.float64]]:
     ],
 )
 @pytest.mark.parametrize("statistic", ["median", "mean", "p10"])
-def test_rounds_are_precise_when_every_speedup_is(processes: list[NDArray[np.float64]], precise: bool, statistic: str) -> None:
+def test_rounds_are_precise_when_every_speedup_is(
+    processes: list[NDArray[np.float64]], precise: bool, statistic: str
+) -> None:
     assert agent.is_precise(processes, statistic, 0.95, 0.02) == precise
 
 
 def test_more_confidence_takes_more_rounds() -> None:
-    found = [agent.is_precise(noisy(0.05, 1), "mean", confidence, 0.01) for confidence in (0.5, 0.999)]
+    found = [
+        agent.is_precise(noisy(0.05, 1), "mean", confidence, 0.01) for confidence in (0.5, 0.999)
+    ]
     assert found == [True, False]
 
 
@@ -150,7 +180,9 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
         now += round(milliseconds * 1e6)
 
     names = ("perf_counter_ns", "thread_time_ns", "process_time_ns")
-    fake: dict[str, Any] = {name: lambda: now for name in names} | {"perf_counter": lambda: now / 1e9}
+    fake: dict[str, Any] = {name: lambda: now for name in names} | {
+        "perf_counter": lambda: now / 1e9
+    }
     monkeypatch.setattr(agent, "time", SimpleNamespace(**fake))
     monkeypatch.setattr(agent, "_microjoules", lambda: now / 1e3)
     monkeypatch.setattr(agent, "gc", SimpleNamespace(disable=lambda: None))
@@ -159,13 +191,21 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 def test_a_run_longer_than_the_block_is_timed_once(clock: SimpleNamespace) -> None:
     durations = iter([7.0, 900.0])
-    assert agent._block(lambda: clock.advance(next(durations)), clock.nanoseconds, 1e6, 1) == (900.0, 900.0, 900.0)
+    assert agent._block(lambda: clock.advance(next(durations)), clock.nanoseconds, 1e6, 1) == (
+        900.0,
+        900.0,
+        900.0,
+    )
     assert next(durations, None) is None
 
 
-def test_a_round_is_the_median_of_its_runs_and_the_mean_of_their_energy(clock: SimpleNamespace) -> None:
+def test_a_round_is_the_median_of_its_runs_and_the_mean_of_their_energy(
+    clock: SimpleNamespace,
+) -> None:
     durations = iter([2.0, 2.0, 2.0, 1.0, 0.5, 9.0])
-    wall, cpu, energy = agent._block(lambda: clock.advance(next(durations)), clock.nanoseconds, 2e6, 4)
+    wall, cpu, energy = agent._block(
+        lambda: clock.advance(next(durations)), clock.nanoseconds, 2e6, 4
+    )
     assert (wall, cpu) == (0.5, 0.125) and energy == pytest.approx(1.75)
     assert next(durations, None) is None
 
@@ -181,10 +221,16 @@ def test_no_round_is_dropped(clock: SimpleNamespace, monkeypatch: pytest.MonkeyP
 
     monkeypatch.setattr(agent, "runner", lambda path, request: run)
     found = agent.rounds_of_one_process(BASE | SHAPE | PRECISION | {"models": [{"path": "unread"}]})
-    assert found["wall"] == found["cpu"] == [[5.0]] * 7 + [[500.0]] + [[5.0]] * (agent.FEWEST_ROUNDS - 8)
+    assert (
+        found["wall"]
+        == found["cpu"]
+        == [[5.0]] * 7 + [[500.0]] + [[5.0]] * (agent.FEWEST_ROUNDS - 8)
+    )
 
 
-@pytest.mark.parametrize(("seconds", "processes"), [(1e6, 7), (1.0, 3)], ids=["precise", "out of time"])
+@pytest.mark.parametrize(
+    ("seconds", "processes"), [(1e6, 7), (1.0, 3)], ids=["precise", "out of time"]
+)
 def test_processes_go_on_until_precise_or_out_of_time(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int
 ) -> None:
@@ -194,7 +240,12 @@ def test_processes_go_on_until_precise_or_out_of_time(
 
     monkeypatch.setattr(agent, "_in_child", one_process)
     monkeypatch.setattr(agent, "is_precise", lambda found, *_: len(found) == 7)
-    request = BASE | SHAPE | PRECISION | {"models": [{"path": "unread"}], "memory": [False], "seconds": seconds}
+    request = (
+        BASE
+        | SHAPE
+        | PRECISION
+        | {"models": [{"path": "unread"}], "memory": [False], "seconds": seconds}
+    )
     assert agent.time_models(request) == {
         "wall_ms": [[[2.0]] * 4] * processes,
         "cpu_ms": [[[1.0]] * 4] * processes,
@@ -206,16 +257,24 @@ def test_processes_go_on_until_precise_or_out_of_time(
 
 @pytest.mark.parametrize("threads", [1, 2])
 def test_times_of_real_models(model: Path, threads: int) -> None:
-    request = BASE | SHAPE | PRECISION | {"action": "time", "threads": threads, "memory": [False, False]}
+    request = (
+        BASE | SHAPE | PRECISION | {"action": "time", "threads": threads, "memory": [False, False]}
+    )
     found = ask(LocalHost(), request, [model, model])
-    assert np.shape(found["wall_ms"]) == np.shape(found["cpu_ms"]) == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
+    assert (
+        np.shape(found["wall_ms"])
+        == np.shape(found["cpu_ms"])
+        == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
+    )
     assert np.min(found["wall_ms"]) > 0 and np.min(found["cpu_ms"]) > 0
     assert found["clock"] == ("cpu" if threads == 1 else "wall")
 
 
 def test_larger_models_take_more_memory(model: Path, tmp_path: Path) -> None:
     request = BASE | SHAPE | PRECISION | {"action": "time", "memory": [True, True, False]}
-    small, large, unasked = ask(LocalHost(), request, [model, graph(tmp_path / "large.onnx", 512), model])["memory_bytes"]
+    small, large, unasked = ask(
+        LocalHost(), request, [model, graph(tmp_path / "large.onnx", 512), model]
+    )["memory_bytes"]
     assert 0 < small < large and unasked is None
     assert large > (tmp_path / "large.onnx").stat().st_size
 
@@ -225,7 +284,9 @@ def test_scores_are_those_of_onnxruntime(model: Path) -> None:
     found = ask(LocalHost(), BASE | {"action": "score"}, [model], given)
     scores = np.load(io.BytesIO(base64.b64decode(found["npy"])))
     assert scores.dtype == np.float32 and scores.shape == (6, 2)
-    np.testing.assert_array_equal(scores, np.concatenate([predict(model, [batch]) for batch in given]))
+    np.testing.assert_array_equal(
+        scores, np.concatenate([predict(model, [batch]) for batch in given])
+    )
 
 
 def test_an_answer_repeats_nonce_and_hashes(model: Path, broken: Path) -> None:
@@ -234,12 +295,14 @@ def test_an_answer_repeats_nonce_and_hashes(model: Path, broken: Path) -> None:
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "onnxruntime-cuda"])
-def test_what_cannot_be_met_is_refused_in_one_line(broken: Path, runtime: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_met_is_refused_in_one_line(
+    broken: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
     found = answered("score", broken, runtime=runtime)
     reason = {
         "onnxruntime-cpu": "onnxruntime cannot load it: ",
-        "onnxruntime-cuda": f"onnxruntime {onnxruntime.__version__} here has no CUDAExecutionProvider: {runtime} needs it",
+        "onnxruntime-cuda": f"onnxruntime {onnxruntime.__version__} here has no CUDAExecutionProvider: {runtime} needs it",  # noqa: E501
     }
     assert found.keys() == {"nonce", "refused"} and found["nonce"] == "n"
     assert found["refused"].startswith(reason[runtime]) and "\n" not in found["refused"]
@@ -249,19 +312,31 @@ def test_more_tokens_than_positions_are_refused_in_one_line(model: Path) -> None
     with pytest.raises(CandidateFailed, match=r"^onnxruntime cannot run it: [^\n]+$"):
         ask(LocalHost(), BASE | {"action": "score"}, [model], batches(4, POSITIONS + 1))
     with pytest.raises(CandidateFailed, match=r"^onnxruntime cannot run it: [^\n]+$"):
-        ask(LocalHost(), BASE | SHAPE | PRECISION | {"action": "time", "memory": [False], "lengths": [POSITIONS + 1]}, [model])
+        ask(
+            LocalHost(),
+            BASE
+            | SHAPE
+            | PRECISION
+            | {"action": "time", "memory": [False], "lengths": [POSITIONS + 1]},
+            [model],
+        )
 
 
 @pytest.mark.parametrize("memory", [True, False])
 def test_a_refusal_of_a_child_is_passed_on(broken: Path, memory: bool) -> None:
     with pytest.raises(CandidateFailed, match=r"^onnxruntime cannot load it: [^\n]+$"):
-        ask(LocalHost(), BASE | SHAPE | PRECISION | {"action": "time", "memory": [memory]}, [broken])
+        ask(
+            LocalHost(), BASE | SHAPE | PRECISION | {"action": "time", "memory": [memory]}, [broken]
+        )
 
 
 @pytest.mark.parametrize(
     ("work", "reason"),
     [
-        (lambda request: os.kill(os.getpid(), 9), "the process ended with signal 9, as when memory runs out"),
+        (
+            lambda request: os.kill(os.getpid(), 9),
+            "the process ended with signal 9, as when memory runs out",
+        ),
         (lambda request: os._exit(3), "the process ended with code 3, as when memory runs out"),
         (lambda request: {"size": len(bytes(1 << 62))}, "out of memory"),
     ],
@@ -291,24 +366,37 @@ def test_busy_cores_are_counted() -> None:
     assert found is not None and 0 <= found < 1000
 
 
-def test_busy_cores_are_unknown_where_the_machine_does_not_say(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_busy_cores_are_unknown_where_the_machine_does_not_say(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(agent, "_read", lambda path: "")
     assert agent.busy_cores(0.0) is None
 
 
-def test_other_work_counts_as_busy_and_the_agents_own_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_work_counts_as_busy_and_the_agents_own_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     ticks = os.sysconf("SC_CLK_TCK")
     counts = iter([[0] * 10, [2 * ticks, 0, ticks, 5 * ticks, 7 * ticks, 0, 0, 0, 9, 9]])
-    monkeypatch.setattr(agent, "_read", lambda path: "cpu  " + " ".join(map(str, next(counts))) + "\ncpu0 1 2 3")
+    monkeypatch.setattr(
+        agent, "_read", lambda path: "cpu  " + " ".join(map(str, next(counts))) + "\ncpu0 1 2 3"
+    )
     wall, cpu = iter([10.0, 12.0]), iter([5.0, 6.0])
-    fake = SimpleNamespace(perf_counter=lambda: next(wall), process_time=lambda: next(cpu), sleep=lambda seconds: None)
+    fake = SimpleNamespace(
+        perf_counter=lambda: next(wall), process_time=lambda: next(cpu), sleep=lambda seconds: None
+    )
     monkeypatch.setattr(agent, "time", fake)
     assert agent.busy_cores() == pytest.approx(1.0)
 
 
 def test_the_file_is_python_3_9_with_numpy_and_onnxruntime_alone() -> None:
     tree = ast.parse(AGENT.read_text(encoding="utf-8"), feature_version=(3, 9))
-    imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}
+    imported = {
+        alias.name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import)
+        for alias in node.names
+    }
     imported |= {str(node.module) for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
     beside = {name for name in imported if name.partition(".")[0] not in sys.stdlib_module_names}
     assert beside == {"numpy", "onnxruntime"}

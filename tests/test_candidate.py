@@ -47,7 +47,9 @@ def test_an_untouched_model_has_only_what_says_so() -> None:
 
 @pytest.mark.parametrize("keep", [1, [0, 1, 3]], ids=["all-layers", "listed-layers"])
 def test_the_rule_means_nothing_beside(keep: Any) -> None:
-    chosen = {SETTINGS.candidate({"layers.keep": keep, "layers.rule": rule}) for rule in ("top", "bottom")}
+    chosen = {
+        SETTINGS.candidate({"layers.keep": keep, "layers.rule": rule}) for rule in ("top", "bottom")
+    }
     assert chosen == {SETTINGS.candidate({"layers.keep": keep})}
 
 
@@ -63,14 +65,26 @@ def test_the_rule_means_nothing_beside(keep: Any) -> None:
         ({"width.latency": 0.5, "ffn.keep": 0.5}, "ffn.allocation", "uniform"),
         ({"recovery.steps": 0}, "recovery.learning_rate", 1e-3),
         ({"recovery.steps": 0}, "recovery.temperature", 4.0),
-        ({"recovery.steps": 8, "recovery.objectives": ["hidden-states"]}, "recovery.temperature", 4.0),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["hidden-states"]},
+            "recovery.temperature",
+            4.0,
+        ),
         ({"recovery.steps": 8, "recovery.objectives": ["logits"]}, "recovery.layer_map", "last"),
         ({"recovery.steps": 8, "recovery.hard_label_weight": 1}, "recovery.objectives", ["cosine"]),
         ({"recovery.steps": 8, "recovery.hard_label_weight": 1}, "recovery.label_phase", 0.5),
         ({"recovery.steps": 8, "recovery.hard_label_weight": 1}, "recovery.unlabeled_share", 0.5),
         ({"recovery.steps": 8, "recovery.objectives": ["cosine"]}, "recovery.cosine_weight", 3.0),
-        ({"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]}, "recovery.hidden_states_weight", 3.0),
-        ({"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]}, "recovery.masked_share", 0.5),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]},
+            "recovery.hidden_states_weight",
+            3.0,
+        ),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]},
+            "recovery.masked_share",
+            0.5,
+        ),
         ({"layers.keep": 1.0}, "weights.start", "pooled"),
         ({"quantization.scheme": "int8-dynamic"}, "quantization.block_size", 128),
         ({"quantization.scheme": "fp16"}, "quantization.spared", "first"),
@@ -93,16 +107,38 @@ def test_inactive_settings_are_dropped(beside: dict[str, Any], name: str, value:
         ({"recovery.steps": 8}, "recovery.temperature", 4.0),
         ({"recovery.steps": 8}, "recovery.data_share", 0.5),
         ({"recovery.steps": 8}, "recovery.label_phase", 0.5),
-        ({"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]}, "recovery.cosine_weight", 4.0),
-        ({"recovery.steps": 8, "recovery.objectives": ["random-layers"]}, "recovery.redraw_steps", 4),
-        ({"recovery.steps": 8, "recovery.objectives": ["adversarial-logits"]}, "recovery.masked_share", 0.5),
-        ({"recovery.steps": 8, "recovery.objectives": ["annealed-logits"]}, "recovery.annealing_stages", 4),
-        ({"recovery.steps": 8, "recovery.objectives": ["hidden-states"]}, "recovery.layer_map", "last"),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["logits", "cosine"]},
+            "recovery.cosine_weight",
+            4.0,
+        ),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["random-layers"]},
+            "recovery.redraw_steps",
+            4,
+        ),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["adversarial-logits"]},
+            "recovery.masked_share",
+            0.5,
+        ),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["annealed-logits"]},
+            "recovery.annealing_stages",
+            4,
+        ),
+        (
+            {"recovery.steps": 8, "recovery.objectives": ["hidden-states"]},
+            "recovery.layer_map",
+            "last",
+        ),
         ({"quantization.scheme": "int4-weights"}, "quantization.block_size", 128),
         ({"quantization.scheme": "int8-static"}, "quantization.spared", "ends"),
     ],
 )
-def test_active_settings_tell_candidates_apart(beside: dict[str, Any], name: str, value: Any) -> None:
+def test_active_settings_tell_candidates_apart(
+    beside: dict[str, Any], name: str, value: Any
+) -> None:
     assert SETTINGS.candidate({**beside, name: value}) != SETTINGS.candidate(beside)
     assert SETTINGS.candidate({**beside, name: value}).as_dict()[name] == value
 
@@ -126,8 +162,16 @@ def test_settings_stand_in_order_of_application() -> None:
     [
         {},
         {"layers.keep": [0, 2, 5], "heads.keep": 0.25, "heads.allocation": "uniform"},
-        {"recovery.steps": 800, "recovery.objectives": ["logits", "value-relations"], "recovery.learning_rate": 1e-4},
-        {"layers.keep": 1 / 3, "quantization.scheme": "int8-weights", "quantization.block_size": 128},
+        {
+            "recovery.steps": 800,
+            "recovery.objectives": ["logits", "value-relations"],
+            "recovery.learning_rate": 1e-4,
+        },
+        {
+            "layers.keep": 1 / 3,
+            "quantization.scheme": "int8-weights",
+            "quantization.block_size": 128,
+        },
     ],
 )
 def test_json_round_trip(chosen: dict[str, Any]) -> None:
@@ -150,7 +194,9 @@ def test_reading_a_candidate() -> None:
 
 
 def test_less_whole_sections() -> None:
-    candidate = SETTINGS.candidate({"heads.keep": 0.5, "recovery.steps": 8, "quantization.scheme": "int8-dynamic"})
+    candidate = SETTINGS.candidate(
+        {"heads.keep": 0.5, "recovery.steps": 8, "quantization.scheme": "int8-dynamic"}
+    )
     structural = SETTINGS.candidate({"heads.keep": 0.5}).without("recovery", "quantization")
     assert candidate.without("recovery", "quantization") == structural
     assert [name for name, _ in structural.settings] == [
@@ -167,12 +213,24 @@ def test_less_whole_sections() -> None:
 @pytest.mark.parametrize(
     ("chosen", "message"),
     [
-        ({"layers.kep": 0.5}, "here: unknown setting 'layers.kep'; known are layers.keep, layers.rule, "),
+        (
+            {"layers.kep": 0.5},
+            "here: unknown setting 'layers.kep'; known are layers.keep, layers.rule, ",
+        ),
         ({"heads.keep": 1.5}, "here: heads.keep is 1.5, allowed is a number from 0 to 1"),
         ({"heads.keep": True}, "here: heads.keep is True, allowed is"),
-        ({"width.latency": 0.01}, "here: width.latency is 0.01, allowed is a number from 0.02 to 1"),
-        ({"recovery.steps": {"low": 1}}, "here: recovery.steps is {'low': 1}, allowed is a whole number from 0 to 1000000"),
-        ({"layers.rule": "middle", "layers.keep": 1.0}, "here: layers.rule is 'middle', allowed is one of uniform, "),
+        (
+            {"width.latency": 0.01},
+            "here: width.latency is 0.01, allowed is a number from 0.02 to 1",
+        ),
+        (
+            {"recovery.steps": {"low": 1}},
+            "here: recovery.steps is {'low': 1}, allowed is a whole number from 0 to 1000000",
+        ),
+        (
+            {"layers.rule": "middle", "layers.keep": 1.0},
+            "here: layers.rule is 'middle', allowed is one of uniform, ",
+        ),
     ],
 )
 def test_mistakes_are_named(chosen: dict[str, Any], message: str) -> None:

@@ -16,14 +16,15 @@ import numpy as np
 import onnxruntime
 import pytest
 
-from autocompress import resources, session
+from autocompress import resources
 from autocompress.artifact import facts
 from autocompress.cli import main
+from autocompress.engine import session
+from autocompress.engine.request import Request
+from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.pareto import Budget, load_front, load_fronts
-from autocompress.request import Request
-from autocompress.session import search
 from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
 from tests.searching import space
@@ -58,9 +59,14 @@ def test_front_as_json_is_front_json(run: Path, capsys: pytest.CaptureFixture[st
     assert json.loads(capsys.readouterr().out) == json.loads((run / "front.json").read_text())
 
 
-def test_pick_by_each_limit_agrees_with_python(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pick_by_each_limit_agrees_with_python(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     front = load_front(run)
-    slow, least = front.members[0].latency_ms.interval[1] * 1.001, front.members[0].timing.speedup_interval[0] * 0.999
+    slow, least = (
+        front.members[0].latency_ms.interval[1] * 1.001,
+        front.members[0].timing.speedup_interval[0] * 0.999,
+    )
     limits: tuple[tuple[str, str, dict[str, Any]], ...] = (
         ("--max-latency", f"{slow}ms", {"max_latency_ms": slow}),
         ("--min-speedup", f"{least}x", {"min_speedup": least}),
@@ -72,13 +78,17 @@ def test_pick_by_each_limit_agrees_with_python(run: Path, capsys: pytest.Capture
         assert json.loads(capsys.readouterr().out)["id"] == front.pick(**limit).id
 
 
-def test_a_request_that_nothing_meets_exits_1_and_names_the_nearest(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_request_that_nothing_meets_exits_1_and_names_the_nearest(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pick", str(run), "--min-speedup", "99x"]) == 1
     nearest = load_front(run).members[0]
     assert f"the nearest is {nearest.id}, limited by its speedup" in capsys.readouterr().err
 
 
-def test_export_copies_a_folder_that_runs_without_autocompress(run: Path, tmp_path: Path, data_file: Path) -> None:
+def test_export_copies_a_folder_that_runs_without_autocompress(
+    run: Path, tmp_path: Path, data_file: Path
+) -> None:
     member = load_front(run).members[0]
     out = tmp_path / "mine"
     assert main(["export", str(run), "--trial", member.id, "--out", str(out)]) == 0
@@ -86,13 +96,17 @@ def test_export_copies_a_folder_that_runs_without_autocompress(run: Path, tmp_pa
         "import sys, onnxruntime, tokenizers\n"
         "folder, text = sys.argv[1:]\n"
         "encoded = tokenizers.Tokenizer.from_file(f'{folder}/tokenizer.json').encode(text)\n"
-        "values = {'input_ids': encoded.ids, 'token_type_ids': encoded.type_ids, 'attention_mask': encoded.attention_mask}\n"
+        "values = {'input_ids': encoded.ids, 'token_type_ids': encoded.type_ids, "
+        "'attention_mask': encoded.attention_mask}\n"
         "session = onnxruntime.InferenceSession(f'{folder}/model.onnx')\n"
-        "print(session.run(None, {i.name: [values[i.name]] for i in session.get_inputs()})[0].tolist())\n"
+        "print(session.run(None, {i.name: [values[i.name]] for i in "
+        "session.get_inputs()})[0].tolist())\n"
         "assert not {'torch', 'transformers', 'autocompress'} & set(sys.modules)\n"
     )
     text = "a fine film"
-    printed = subprocess.run([sys.executable, "-c", script, str(out), text], capture_output=True, text=True, check=True).stdout
+    printed = subprocess.run(
+        [sys.executable, "-c", script, str(out), text], capture_output=True, text=True, check=True
+    ).stdout
     from transformers import AutoTokenizer
 
     inputs = dict(AutoTokenizer.from_pretrained(run / "tokenizer")([text], return_tensors="np"))
@@ -130,21 +144,33 @@ def test_the_front_of_one_device_or_of_all(pair: Path, capsys: pytest.CaptureFix
     assert "models on old" in printed and "models on cpu-1-thread" not in printed
 
 
-def test_pick_and_export_for_one_of_two_devices(pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_pick_and_export_for_one_of_two_devices(
+    pair: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     fronts = load_fronts(pair)
     picked = {}
-    for options, name in (([], "cpu-1-thread"), (["--hardware", "cpu-1-thread"], "cpu-1-thread"), (["--hardware", "old"], "old")):
+    for options, name in (
+        ([], "cpu-1-thread"),
+        (["--hardware", "cpu-1-thread"], "cpu-1-thread"),
+        (["--hardware", "old"], "old"),
+    ):
         assert main(["pick", str(pair), "--min-speedup", "2.4x", "--json", *options]) == 0
         picked[name] = json.loads(capsys.readouterr().out)
         best = fronts[name].pick(min_speedup=2.4)
         assert (picked[name]["id"], picked[name]["timing"]["speedup"]) == (best.id, best.speedup)
     assert picked["old"]["id"] != picked["cpu-1-thread"]["id"]
     out = tmp_path / "mine"
-    assert main(["export", str(pair), "--min-speedup", "2.4x", "--hardware", "old", "--out", str(out)]) == 0
+    assert (
+        main(["export", str(pair), "--min-speedup", "2.4x", "--hardware", "old", "--out", str(out)])
+        == 0
+    )
     assert facts(out)["candidate"] == picked["old"]["candidate"]
     capsys.readouterr()
     assert main(["pick", str(pair), "--min-speedup", "2.4x", "--hardware", "phone"]) == 2
-    assert capsys.readouterr().err == f"autocompress: --hardware phone: {pair} has fronts for cpu-1-thread, old\n"
+    assert (
+        capsys.readouterr().err
+        == f"autocompress: --hardware phone: {pair} has fronts for cpu-1-thread, old\n"
+    )
 
 
 def test_the_export_that_pick_proposes_is_of_the_model_it_names(
@@ -172,7 +198,8 @@ def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(
     ):
         assert main(["pick", str(run), *limit]) == 1
         assert capsys.readouterr().err == (
-            f"autocompress: {fastest.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} to {high:.3g}{unit}) "
+            f"autocompress: {fastest.id} meets the request at {value:.3g}{unit}, but its interval "
+            f"({low:.3g} to {high:.3g}{unit}) "
             "crosses it; --allow-tie takes it\n"
         )
         assert main(["pick", str(run), *limit, "--allow-tie", "--json"]) == 0
@@ -187,8 +214,14 @@ def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(
 
 def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cores")) -> list[str]:
     """A search's command line, of a model that is not there."""
-    request = "search --model m --task text-classification --data d.csv --space demo --out /no/such/run"
-    return [*request.split(), *(word for name in hardware for word in ("--hardware", name)), *limits.split()]
+    request = (
+        "search --model m --task text-classification --data d.csv --space demo --out /no/such/run"
+    )
+    return [
+        *request.split(),
+        *(word for name in hardware for word in ("--hardware", name)),
+        *limits.split(),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -201,10 +234,22 @@ def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cor
             Budget(max_latency_ms=3.0),
             Budget(max_latency_ms=20.0),
         ),
-        ("--max-latency 5ms --max-latency cpu-all-cores=20ms", Budget(max_latency_ms=5.0), Budget(max_latency_ms=20.0)),
-        ("--max-latency cpu-all-cores=20ms --max-latency 5ms", Budget(max_latency_ms=5.0), Budget(max_latency_ms=20.0)),
+        (
+            "--max-latency 5ms --max-latency cpu-all-cores=20ms",
+            Budget(max_latency_ms=5.0),
+            Budget(max_latency_ms=20.0),
+        ),
+        (
+            "--max-latency cpu-all-cores=20ms --max-latency 5ms",
+            Budget(max_latency_ms=5.0),
+            Budget(max_latency_ms=20.0),
+        ),
         ("--min-speedup cpu-1-thread=2x", Budget(min_speedup=2.0), Budget()),
-        ("--min-speedup cpu-1-thread=2x --max-latency cpu-all-cores=20ms", Budget(min_speedup=2.0), Budget(max_latency_ms=20.0)),
+        (
+            "--min-speedup cpu-1-thread=2x --max-latency cpu-all-cores=20ms",
+            Budget(min_speedup=2.0),
+            Budget(max_latency_ms=20.0),
+        ),
         (
             "--max-drop 1.5 --max-latency cpu-all-cores=20ms",
             Budget(max_drop=1.5),
@@ -212,7 +257,9 @@ def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cor
         ),
     ],
 )
-def test_limits_of_single_devices(limits: str, first: Budget, second: Budget, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_limits_of_single_devices(
+    limits: str, first: Budget, second: Budget, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[Request] = []
 
     def record(request: Request, listener: object) -> None:
@@ -231,37 +278,66 @@ def test_limits_of_single_devices(limits: str, first: Budget, second: Budget, mo
     [
         (
             "--max-latency phone=3ms",
-            "a limit is set for phone, which is not among the hardware profiles cpu-1-thread, cpu-all-cores",
+            "a limit is set for phone, which is not among the hardware profiles cpu-1-thread, "
+            "cpu-all-cores",
         ),
         ("--max-latency 3ms --max-latency 4ms", "--max-latency is given twice"),
-        ("--max-latency cpu-1-thread=3ms --max-latency cpu-1-thread=4ms", "--max-latency is given twice for cpu-1-thread"),
-        ("--min-speedup cpu-1-thread=3x --min-speedup cpu-1-thread=3x", "--min-speedup is given twice for cpu-1-thread"),
-        ("--max-latency 3ms --min-speedup 2x", "give --max-latency or --min-speedup, not both for one device"),
+        (
+            "--max-latency cpu-1-thread=3ms --max-latency cpu-1-thread=4ms",
+            "--max-latency is given twice for cpu-1-thread",
+        ),
+        (
+            "--min-speedup cpu-1-thread=3x --min-speedup cpu-1-thread=3x",
+            "--min-speedup is given twice for cpu-1-thread",
+        ),
+        (
+            "--max-latency 3ms --min-speedup 2x",
+            "give --max-latency or --min-speedup, not both for one device",
+        ),
         (
             "--max-latency cpu-1-thread=3ms --min-speedup cpu-1-thread=2x",
             "give --max-latency or --min-speedup, not both for one device",
         ),
-        ("--max-latency 3ms --min-speedup cpu-1-thread=2x", "give --max-latency or --min-speedup, not both for one device"),
+        (
+            "--max-latency 3ms --min-speedup cpu-1-thread=2x",
+            "give --max-latency or --min-speedup, not both for one device",
+        ),
         (
             "--max-latency cpu-1-thread=3",
             "--max-latency is '3': give a number with its unit (us, ms, s), such as 3ms",
         ),
-        ("--max-latency cpu-1-thread=", "--max-latency is '': give a number with its unit (us, ms, s), such as 3ms"),
-        ("--min-speedup cpu-1-thread=2ms", "--min-speedup is '2ms': give a number with its unit (x), such as 2x"),
+        (
+            "--max-latency cpu-1-thread=",
+            "--max-latency is '': give a number with its unit (us, ms, s), such as 3ms",
+        ),
+        (
+            "--min-speedup cpu-1-thread=2ms",
+            "--min-speedup is '2ms': give a number with its unit (x), such as 2x",
+        ),
     ],
 )
-def test_mistakes_in_limits_of_single_devices(limits: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_in_limits_of_single_devices(
+    limits: str, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(words(limits)) == 2
     assert capsys.readouterr().err == f"autocompress: {message}\n"
 
 
 def test_a_search_on_two_devices_from_the_command_line(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     original = session.search_for
-    monkeypatch.setattr(session, "search_for", lambda request, listener: original(request, listener, Farm()))
+    monkeypatch.setattr(
+        session, "search_for", lambda request, listener: original(request, listener, Farm())
+    )
     (tmp_path / "old.toml").write_text('extends = "cpu-1-thread"\n')
-    (tmp_path / "space.toml").write_text('[layers]\nkeep = [1.0, 0.5]\n[quantization]\nscheme = ["fp32", "int8-dynamic"]\n')
+    (tmp_path / "space.toml").write_text(
+        '[layers]\nkeep = [1.0, 0.5]\n[quantization]\nscheme = ["fp32", "int8-dynamic"]\n'
+    )
     options = {
         "--model": tiny_model,
         "--task": "text-classification",
@@ -271,7 +347,19 @@ def test_a_search_on_two_devices_from_the_command_line(
         "--max-latency": "old=3.5ms",
     }
     request = [str(word) for pair in options.items() for word in pair]
-    assert main(["search", *request, "--hardware", "cpu-1-thread", "--hardware", str(tmp_path / "old.toml")]) == 0
+    assert (
+        main(
+            [
+                "search",
+                *request,
+                "--hardware",
+                "cpu-1-thread",
+                "--hardware",
+                str(tmp_path / "old.toml"),
+            ]
+        )
+        == 0
+    )
     printed = capsys.readouterr()
     fronts = load_fronts(tmp_path / "run")
     assert list(fronts) == ["cpu-1-thread", "old"]
@@ -282,12 +370,14 @@ def test_a_search_on_two_devices_from_the_command_line(
     [baseline] = [line for line in printed.err.splitlines() if line.startswith("t000")]
     score = fronts["cpu-1-thread"].baseline
     assert (
-        f"baseline: {score.quality.validation:.4f} (+0.0 points)  {score.latency_ms.value:.2f} ms  1.00x  5.00 ms  1.00x"
-        in baseline
+        f"baseline: {score.quality.validation:.4f} (+0.0 points)  {score.latency_ms.value:.2f} ms "
+        f" 1.00x  5.00 ms  1.00x" in baseline
     )
 
 
-def test_report_is_one_file_that_needs_no_network(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_is_one_file_that_needs_no_network(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (run / "report.html").unlink()
     assert main(["report", str(run)]) == 0
     assert capsys.readouterr().out.strip() == str(run / "report.html")
@@ -311,16 +401,24 @@ def test_reading_commands_answer_without_torch(run: Path) -> None:
         code = (
             "import sys\nfrom autocompress.cli import main\n"
             f"try:\n    main({arguments!r})\nexcept SystemExit:\n    pass\n"
-            "sys.exit(len({'torch', 'transformers', 'onnxruntime', 'optuna', 'datasets'} & set(sys.modules)))"
+            "sys.exit(len({'torch', 'transformers', 'onnxruntime', 'optuna', 'datasets'} & "
+            "set(sys.modules)))"
         )
-        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, arguments
+        assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 0, (
+            arguments
+        )
 
 
 def test_settings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "settings"]) == 0
     printed = capsys.readouterr().out
-    assert printed.startswith("layers.keep = 1.0\n    share of the layers kept, or the list of them\n    a share more than 0 and ")
-    assert [line.split(" = ")[0] for line in printed.splitlines() if not line.startswith(" ")] == [s.name for s in SETTINGS]
+    assert printed.startswith(
+        "layers.keep = 1.0\n    share of the layers kept, or the list of them\n    a share more "
+        "than 0 and "
+    )
+    assert [line.split(" = ")[0] for line in printed.splitlines() if not line.startswith(" ")] == [
+        s.name for s in SETTINGS
+    ]
 
 
 def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
@@ -336,7 +434,12 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     ]
     assert main(["profile", "show", "cpu-1-thread-seq128"]) == 0
     shown = json.loads(capsys.readouterr().out)
-    assert (shown["class"], shown["threads"], shown["batch_size"], shown["sequence_length"]) == ("cpu", 1, 1, 128)
+    assert (shown["class"], shown["threads"], shown["batch_size"], shown["sequence_length"]) == (
+        "cpu",
+        1,
+        1,
+        128,
+    )
     assert main(["profile", "list"]) == 0
     listed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in listed] == resources.names("hw_profiles")
@@ -350,15 +453,38 @@ def test_stopped_it_leaves_a_front_and_a_run_that_goes_on(
     stop: signal.Signals, tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     space, out = tmp_path / "space.toml", tmp_path / "run"
-    space.write_text("[heads]\nkeep = [0.75, 0.5, 0.25]\n[recovery]\nsteps = 100000\n[[corners]]\nheads.keep = 0.5\n")
-    request = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file), "--out", str(out)]
-    command = [sys.executable, "-m", "autocompress", "search", *request, "--hardware", "cpu-1-thread", "--space"]
+    space.write_text(
+        "[heads]\nkeep = [0.75, 0.5, 0.25]\n[recovery]\nsteps = 100000\n[[corners]]\nheads.keep = "
+        "0.5\n"
+    )
+    request = [
+        "--model",
+        str(tiny_model),
+        "--task",
+        "text-classification",
+        "--data",
+        str(data_file),
+        "--out",
+        str(out),
+    ]
+    command = [
+        sys.executable,
+        "-m",
+        "autocompress",
+        "search",
+        *request,
+        "--hardware",
+        "cpu-1-thread",
+        "--space",
+    ]
 
     def heard() -> None:
         """Also where the tests run in a background that ignores Ctrl-C."""
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
-    with subprocess.Popen([*command, str(space)], stderr=subprocess.PIPE, text=True, preexec_fn=heard) as process:
+    with subprocess.Popen(
+        [*command, str(space)], stderr=subprocess.PIPE, text=True, preexec_fn=heard
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("t000"):
@@ -367,9 +493,14 @@ def test_stopped_it_leaves_a_front_and_a_run_that_goes_on(
         process.send_signal(stop)
         said = process.stderr.read()
     assert process.returncode == 130
-    assert said.splitlines()[-1] == "autocompress: stopped; what was tried is kept, and the same command with --resume goes on"
+    assert (
+        said.splitlines()[-1] == "autocompress: stopped; what was tried is kept, "
+        "and the same command with --resume goes on"
+    )
     assert [member.id for member in load_front(out).members] == ["t000"]
     assert not load_front(out).verified
-    other = subprocess.run([*command, "quantization-only", "--resume"], capture_output=True, text=True)
+    other = subprocess.run(
+        [*command, "quantization-only", "--resume"], capture_output=True, text=True
+    )
     assert other.returncode == 2
     assert "--resume: space differs" in other.stderr

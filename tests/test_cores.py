@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from autocompress import HardwareProfile, SearchResult
-from autocompress.hardware.cores import reserved
+from autocompress.cores import reserved
 from autocompress.hardware.host import LocalHost
 from autocompress.hardware.onnx_device import OnnxDevice
 
@@ -22,7 +22,7 @@ QUICK = replace(PROFILE, trial_seconds=0.1, final_seconds=0.1, target_precision=
 
 HOLDER = """
 import sys
-from autocompress.hardware.cores import reserved
+from autocompress.cores import reserved
 print("asking", flush=True)
 with reserved():
     open(sys.argv[2], "a").write(sys.argv[1] + " in\\n")
@@ -38,7 +38,9 @@ class Holder:
     def __init__(self, name: str, log: Path, temporary: Path) -> None:
         command = [sys.executable, "-c", HOLDER, name, str(log)]
         environment = {**os.environ, "TMPDIR": str(temporary)}
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment)
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
 
     def says(self) -> str:
         assert self.process.stdout is not None

@@ -16,7 +16,15 @@ from transformers import AutoTokenizer
 from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.tasks import text_classification
-from autocompress.tasks.data import Columns, Documents, Example, Examples, load_documents, load_examples, read_lines
+from autocompress.tasks.data import (
+    Columns,
+    Documents,
+    Example,
+    Examples,
+    load_documents,
+    load_examples,
+    read_lines,
+)
 
 AWKWARD = [
     "NA",
@@ -45,11 +53,16 @@ def write(path: Path, table: Rows) -> str:
     match path.suffix:
         case ".csv" | ".tsv":
             with path.open("w", encoding="utf-8", newline="") as file:
-                writer = csv.DictWriter(file, names, delimiter="\t" if path.suffix == ".tsv" else ",")
+                writer = csv.DictWriter(
+                    file, names, delimiter="\t" if path.suffix == ".tsv" else ","
+                )
                 writer.writeheader()
                 writer.writerows(table)
         case ".jsonl":
-            path.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table), encoding="utf-8")
+            path.write_text(
+                "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in table),
+                encoding="utf-8",
+            )
         case ".json":
             path.write_text(json.dumps(table), encoding="utf-8")
         case _:
@@ -75,8 +88,12 @@ def test_every_format_gives_the_same_examples(tmp_path: Path, suffix: str) -> No
     assert {type(label) for _, _, label in everything(examples)} == {int}
 
 
-@pytest.mark.parametrize(("count", "held_out"), [(50, 10), (99, 19), (100, 20), (7_499, 1_499), (7_600, 1_500)])
-def test_validation_and_test_are_cut_from_the_data(tmp_path: Path, count: int, held_out: int) -> None:
+@pytest.mark.parametrize(
+    ("count", "held_out"), [(50, 10), (99, 19), (100, 20), (7_499, 1_499), (7_600, 1_500)]
+)
+def test_validation_and_test_are_cut_from_the_data(
+    tmp_path: Path, count: int, held_out: int
+) -> None:
     source = write(tmp_path / "data.csv", rows(*range(count)))
     examples = load_examples(source, Columns())
     assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [
@@ -89,9 +106,16 @@ def test_validation_and_test_are_cut_from_the_data(tmp_path: Path, count: int, h
 
 
 def test_a_split_that_is_given_is_not_cut(tmp_path: Path) -> None:
-    source, test = write(tmp_path / "data.csv", rows(*range(100))), write(tmp_path / "test.tsv", rows(*range(200, 230)))
+    source, test = (
+        write(tmp_path / "data.csv", rows(*range(100))),
+        write(tmp_path / "test.tsv", rows(*range(200, 230))),
+    )
     examples = load_examples(source, Columns(), test=test)
-    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [80, 20, 30]
+    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [
+        80,
+        20,
+        30,
+    ]
     assert texts(examples.test) == {f"sentence {i}" for i in range(200, 230)}
 
 
@@ -113,9 +137,13 @@ def test_what_is_dropped_to_keep_the_splits_apart(tmp_path: Path) -> None:
 
 
 def test_splits_share_no_text_even_under_another_label(tmp_path: Path) -> None:
-    table = rows(*range(100), label=0) + rows(*range(0, 100, 2), label=1) + rows(*range(30), label=0)
+    table = (
+        rows(*range(100), label=0) + rows(*range(0, 100, 2), label=1) + rows(*range(30), label=0)
+    )
     examples = load_examples(write(tmp_path / "data.csv", table), Columns())
-    train, validation, test = (texts(split) for split in (examples.train, examples.validation, examples.test))
+    train, validation, test = (
+        texts(split) for split in (examples.train, examples.validation, examples.test)
+    )
     assert not train & validation and not train & test and not validation & test
     assert len(train | validation | test) == 100
     assert examples.dropped["train repeated"] == 30
@@ -123,14 +151,24 @@ def test_splits_share_no_text_even_under_another_label(tmp_path: Path) -> None:
 
 
 def test_a_text_with_another_partner_is_another_text(tmp_path: Path) -> None:
-    table = [{"sentence1": "the same", "sentence2": f"partner {i}", "target": "ab"[i % 2]} for i in range(50)]
+    table = [
+        {"sentence1": "the same", "sentence2": f"partner {i}", "target": "ab"[i % 2]}
+        for i in range(50)
+    ]
     examples = load_examples(write(tmp_path / "pairs.csv", table), Columns(text_pair="sentence2"))
-    assert set(everything(examples)) == {("the same", f"partner {i}", "ab"[i % 2]) for i in range(50)}
+    assert set(everything(examples)) == {
+        ("the same", f"partner {i}", "ab"[i % 2]) for i in range(50)
+    }
 
 
 def test_columns_by_name(tmp_path: Path) -> None:
-    table = [{"text": "never read", "label": 7, "body": f"sentence {i}", "stars": i % 2} for i in range(50)]
-    examples = load_examples(write(tmp_path / "data.csv", table), Columns(text="body", label="stars"))
+    table = [
+        {"text": "never read", "label": 7, "body": f"sentence {i}", "stars": i % 2}
+        for i in range(50)
+    ]
+    examples = load_examples(
+        write(tmp_path / "data.csv", table), Columns(text="body", label="stars")
+    )
     assert set(everything(examples)) == {(f"sentence {i}", None, i % 2) for i in range(50)}
 
 
@@ -138,13 +176,21 @@ def test_columns_by_name(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         (Columns(text="body"), "has no column 'body'; its columns are first, label"),
-        (Columns(text="first", label="stars"), "has no column 'stars'; its columns are first, label"),
-        (Columns(text="first", text_pair="second"), "has no column 'second'; its columns are first, label"),
+        (
+            Columns(text="first", label="stars"),
+            "has no column 'stars'; its columns are first, label",
+        ),
+        (
+            Columns(text="first", text_pair="second"),
+            "has no column 'second'; its columns are first, label",
+        ),
         (Columns(), "give --text-column, one of first, label"),
     ],
 )
 def test_wrong_columns(tmp_path: Path, columns: Columns, message: str) -> None:
-    source = write(tmp_path / "data.csv", [{"first": f"sentence {i}", "label": i % 2} for i in range(50)])
+    source = write(
+        tmp_path / "data.csv", [{"first": f"sentence {i}", "label": i % 2} for i in range(50)]
+    )
     with pytest.raises(UserError, match=re.escape(source) + ":? " + re.escape(message)):
         load_examples(source, columns)
 
@@ -159,7 +205,9 @@ def test_wrong_columns(tmp_path: Path, columns: Columns, message: str) -> None:
         ({"text": "fine", "label": None}, "row 31 has no label"),
     ],
 )
-def test_a_row_that_lacks_something(tmp_path: Path, suffix: str, row: dict[str, Any], message: str) -> None:
+def test_a_row_that_lacks_something(
+    tmp_path: Path, suffix: str, row: dict[str, Any], message: str
+) -> None:
     source = write(tmp_path / f"data{suffix}", [*rows(*range(30)), row, *rows(*range(40, 60))])
     with pytest.raises(UserError, match="^" + re.escape(f"{source}: {message}")):
         load_examples(source, Columns())
@@ -186,7 +234,9 @@ def test_a_pair_that_lacks_its_second_text(tmp_path: Path) -> None:
 )
 def test_unreadable_files(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(UserError, match=re.escape(f"{tmp_path / name}") + ".*" + re.escape(message)):
+    with pytest.raises(
+        UserError, match=re.escape(f"{tmp_path / name}") + ".*" + re.escape(message)
+    ):
         load_examples(str(tmp_path / name), Columns())
 
 
@@ -198,29 +248,45 @@ def test_files_that_are_not_there(tmp_path: Path) -> None:
 
 
 def test_too_little_data(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="the validation split has 9 examples after dropping repeats, at least 10 are needed"):
+    with pytest.raises(
+        UserError,
+        match="the validation split has 9 examples after dropping repeats, at least 10 are needed",
+    ):
         load_examples(write(tmp_path / "data.csv", rows(*range(49))), Columns())
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Stands in for the hub: ``reviews`` has labels in its splits train, validation and extra, none in test."""
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])})
+    """Stands in for the hub: ``reviews`` has labels in its splits train, validation and extra, none
+    in test."""
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["bad", "good"])}
+    )
     splits = {
         "train": rows(*range(50)),
         "validation": rows(*range(60, 80)),
         "extra": rows(*range(80, 95)),
         "test": rows(*range(100, 130), label=-1),
     }
-    found = datasets.DatasetDict({name: datasets.Dataset.from_list(split, features) for name, split in splits.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda *asked: {("reviews", None): found, ("many", "one"): found}[asked])
+    found = datasets.DatasetDict(
+        {name: datasets.Dataset.from_list(split, features) for name, split in splits.items()}
+    )
+    monkeypatch.setattr(
+        datasets,
+        "load_dataset",
+        lambda *asked: {("reviews", None): found, ("many", "one"): found}[asked],
+    )
 
 
 @pytest.mark.usefixtures("hub")
 def test_a_test_split_without_labels_is_ignored() -> None:
     examples = load_examples("reviews", Columns())
     assert examples.label_names == ["bad", "good"]
-    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [40, 20, 10]
+    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [
+        40,
+        20,
+        10,
+    ]
     assert texts(examples.train) | texts(examples.test) == {f"sentence {i}" for i in range(50)}
     assert texts(examples.validation) == {f"sentence {i}" for i in range(60, 80)}
 
@@ -233,20 +299,28 @@ def test_a_configuration_follows_a_colon() -> None:
 @pytest.mark.usefixtures("hub")
 def test_splits_by_name() -> None:
     examples = load_examples("reviews", Columns(), test="extra")
-    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [50, 20, 15]
+    assert [len(split) for split in (examples.train, examples.validation, examples.test)] == [
+        50,
+        20,
+        15,
+    ]
     assert texts(examples.test) == {f"sentence {i}" for i in range(80, 95)}
     with pytest.raises(UserError, match=re.escape("--test test: the split has no labels")):
         load_examples("reviews", Columns(), test="test")
 
 
 def documents_of(found: Documents) -> set[str]:
-    assert len({*found.train, *found.validation, *found.test}) == len([*found.train, *found.validation, *found.test])
+    assert len({*found.train, *found.validation, *found.test}) == len(
+        [*found.train, *found.validation, *found.test]
+    )
     return {*found.train, *found.validation, *found.test}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
 def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> None:
-    table = [{"text": text} for text in [*(f"document {i}" for i in range(60)), *AWKWARD, "one\n\ntwo"]]
+    table = [
+        {"text": text} for text in [*(f"document {i}" for i in range(60)), *AWKWARD, "one\n\ntwo"]
+    ]
     found = load_documents(write(tmp_path / f"data{suffix}", table))
     assert found == load_documents(write(tmp_path / "reference.jsonl", table))
     assert documents_of(found) == {row["text"] for row in table}
@@ -254,7 +328,9 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
-def test_documents_of_a_text_file_have_blank_lines_between_them(tmp_path: Path, newline: str) -> None:
+def test_documents_of_a_text_file_have_blank_lines_between_them(
+    tmp_path: Path, newline: str
+) -> None:
     blocks = [f"document {i}\n its second line" for i in range(10)]
     content = "\n \n" + "\n\n".join(blocks[:5]) + "\n\n\n \t\n" + "\n \n".join(blocks[5:]) + "\n\n"
     (tmp_path / "data.txt").write_text(content, encoding="utf-8", newline=newline)
@@ -265,14 +341,19 @@ def test_documents_of_a_text_file_have_blank_lines_between_them(tmp_path: Path, 
 
 def test_documents_by_column_without_labels(tmp_path: Path) -> None:
     table = [{"text": "never read", "body": f"document {i}"} for i in range(20)]
-    assert documents_of(load_documents(write(tmp_path / "data.csv", table), "body")) == {f"document {i}" for i in range(20)}
+    assert documents_of(load_documents(write(tmp_path / "data.csv", table), "body")) == {
+        f"document {i}" for i in range(20)
+    }
     with pytest.raises(UserError, match="has no column 'prose'; its columns are text, body"):
         load_documents(str(tmp_path / "data.csv"), "prose")
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
 def test_empty_documents_are_skipped_and_counted(tmp_path: Path, suffix: str) -> None:
-    table = [{"text": text, "id": 1} for text in ("", " \n\t", None, *(f"document {i}" for i in range(20)), "document 0")]
+    table = [
+        {"text": text, "id": 1}
+        for text in ("", " \n\t", None, *(f"document {i}" for i in range(20)), "document 0")
+    ]
     found = load_documents(write(tmp_path / f"data{suffix}", table))
     assert documents_of(found) == {f"document {i}" for i in range(20)}
     assert (found.dropped["train empty"], found.dropped["train repeated"]) == (3, 1)
@@ -281,16 +362,24 @@ def test_empty_documents_are_skipped_and_counted(tmp_path: Path, suffix: str) ->
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("data.jsonl", '{"text": "a"}\n{"text": ["b", "c"]}\n', "row 2 has list \"['b', 'c']\" in column 'text', allowed is text"),
+        (
+            "data.jsonl",
+            '{"text": "a"}\n{"text": ["b", "c"]}\n',
+            "row 2 has list \"['b', 'c']\" in column 'text', allowed is text",
+        ),
         ("data.csv", "text\n12\n13\n", "row 1 has int '12' in column 'text', allowed is text"),
         ("data.tsv", 'text\tid\nfine\t1\n"open\t2\nnext"\t3\n', "row 2 runs over several lines"),
         ("data.pdf", "%PDF", "give .csv, .tsv, .json, .jsonl, .parquet or .txt"),
         ("data.txt", b"\xff\xfe", "cannot be read"),
     ],
 )
-def test_documents_that_cannot_be_read(tmp_path: Path, name: str, content: str | bytes, message: str) -> None:
+def test_documents_that_cannot_be_read(
+    tmp_path: Path, name: str, content: str | bytes, message: str
+) -> None:
     (tmp_path / name).write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(UserError, match=re.escape(str(tmp_path / name)) + ":? " + re.escape(message)):
+    with pytest.raises(
+        UserError, match=re.escape(str(tmp_path / name)) + ":? " + re.escape(message)
+    ):
         load_documents(str(tmp_path / name))
 
 
@@ -313,7 +402,9 @@ def tokenizer() -> Any:
 def counts(task: text_classification.TextClassification) -> dict[str, int]:
     """Examples per label name, all splits together."""
     labels = np.concatenate([split.labels for split in (task.train, task.validation, task.test)])
-    return dict(zip(task.labels, np.bincount(labels, minlength=len(task.labels)).tolist(), strict=True))
+    return dict(
+        zip(task.labels, np.bincount(labels, minlength=len(task.labels)).tolist(), strict=True)
+    )
 
 
 @pytest.mark.parametrize(
@@ -330,11 +421,15 @@ def counts(task: text_classification.TextClassification) -> dict[str, int]:
     ],
     ids=str,
 )
-def test_labels_from_the_data(tmp_path: Path, tokenizer: Any, found: list[Any], names: list[str]) -> None:
+def test_labels_from_the_data(
+    tmp_path: Path, tokenizer: Any, found: list[Any], names: list[str]
+) -> None:
     """20 examples of the first label, 30 of the second, 40 of the third."""
     labels = [label for i, label in enumerate(found) for _ in range(20 + 10 * i)]
     table = [{"text": f"sentence {i}", "label": label} for i, label in enumerate(labels)]
-    task = text_classification.load(tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, None)
+    task = text_classification.load(
+        tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, None
+    )
     assert counts(task) == {name: 20 + 10 * i for i, name in enumerate(names)}
 
 
@@ -348,9 +443,13 @@ def test_labels_from_the_data(tmp_path: Path, tokenizer: Any, found: list[Any], 
         (["bad", "good"], {"bad": 0, "good": 1}),
     ],
 )
-def test_labels_of_the_model(tmp_path: Path, tokenizer: Any, found: list[Any], label_ids: dict[str, int]) -> None:
+def test_labels_of_the_model(
+    tmp_path: Path, tokenizer: Any, found: list[Any], label_ids: dict[str, int]
+) -> None:
     table = [{"text": f"sentence {i}", "label": found[i >= 20]} for i in range(50)]
-    task = text_classification.load(tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, label_ids)
+    task = text_classification.load(
+        tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, label_ids
+    )
     assert counts(task) == dict(zip(label_ids, (20, 30), strict=True))
 
 
@@ -365,7 +464,10 @@ def test_class_names_of_the_hub_go_before_their_numbers(tokenizer: Any) -> None:
 
 
 def test_a_label_that_the_model_does_not_have(tmp_path: Path, tokenizer: Any) -> None:
-    source = write(tmp_path / "data.csv", [{"text": f"sentence {i}", "label": ["bad", "poor"][i % 2]} for i in range(50)])
+    source = write(
+        tmp_path / "data.csv",
+        [{"text": f"sentence {i}", "label": ["bad", "poor"][i % 2]} for i in range(50)],
+    )
     message = f"{re.escape(source)} .*: label 'poor' is not among the model's labels bad, good"
     with pytest.raises(UserError, match=message):
         text_classification.load(tokenizer, source, Columns(), 16, {"bad": 0, "good": 1})

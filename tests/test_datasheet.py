@@ -1,4 +1,5 @@
-"""Estimates from published peaks: worked out by hand, counted on real exports, and never shown as measurements."""
+"""Estimates from published peaks: worked out by hand, counted on real exports, and never shown as
+measurements."""
 
 from __future__ import annotations
 
@@ -16,19 +17,21 @@ from torch import nn
 
 from autocompress import Budget, HardwareProfile, SearchResult, SearchSpace, UserError, search
 from autocompress.cli import main
-from autocompress.export import export_model
 from autocompress.families import family_of
+from autocompress.graphs.export import export_model
+from autocompress.graphs.reading import Product, operations
 from autocompress.hardware.datasheet import DatasheetDevice, roofline_ms
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import Peaks
 from autocompress.interfaces import Batch
 from autocompress.measure import measure_latency
-from autocompress.onnx_graphs import Product, operations
 from autocompress.structure import Layer, Structure
-from autocompress.teacher import load_classifier
 from autocompress.techniques import SETTINGS
+from autocompress.training.teacher import load_classifier
 
-PEAKS = Peaks({"fp32": 2.0, "int8-dynamic": 8.0}, memory_gb_per_s=4.0, overhead_us=10.0, efficiency=0.5)
+PEAKS = Peaks(
+    {"fp32": 2.0, "int8-dynamic": 8.0}, memory_gb_per_s=4.0, overhead_us=10.0, efficiency=0.5
+)
 PI = "edge-raspberry-pi-5"
 
 
@@ -37,14 +40,16 @@ def test_starting_operators_takes_what_it_takes() -> None:
 
 
 def test_a_product_of_many_tokens_is_bound_by_arithmetic() -> None:
-    """1000 weights and 8 tokens: 16,000 operations at half of 2 GOPS take 16 us; 4 kB at 4 GB/s take 1 us."""
+    """1000 weights and 8 tokens: 16,000 operations at half of 2 GOPS take 16 us; 4 kB at 4 GB/s
+    take 1 us."""
     assert roofline_ms([Product(1000, "fp32")], 0, PEAKS, 1, 8) == pytest.approx(0.016)
     assert roofline_ms([Product(1000, "fp32")], 3, PEAKS, 1, 8) == pytest.approx(0.046)
     assert roofline_ms([Product(1000, "fp32")], 0, PEAKS, 1, 16) == pytest.approx(0.032)
 
 
 def test_a_product_of_few_tokens_is_bound_by_memory() -> None:
-    """A million weights and one token, at 1000 times the arithmetic: 2 us of it; 4 MB at 4 GB/s take 1 ms."""
+    """A million weights and one token, at 1000 times the arithmetic: 2 us of it; 4 MB at 4 GB/s
+    take 1 ms."""
     fast = replace(PEAKS, gops={"fp32": 2000.0})
     assert roofline_ms([Product(10**6, "fp32")], 0, fast, 1, 1) == pytest.approx(1.0)
     assert roofline_ms([Product(10**6, "fp32")], 0, fast, 1, 100) == pytest.approx(1.0)
@@ -52,8 +57,12 @@ def test_a_product_of_few_tokens_is_bound_by_memory() -> None:
 
 def test_cores_share_the_memory_and_not_the_arithmetic() -> None:
     product = [Product(1000, "fp32")]
-    assert [roofline_ms(product, 0, PEAKS, threads, 8) for threads in (1, 2, 4)] == pytest.approx([0.016, 0.008, 0.004])
-    assert roofline_ms(product, 0, PEAKS, 32, 8) == pytest.approx(0.001)  # 0.5 us of arithmetic, 1 us of reading
+    assert [roofline_ms(product, 0, PEAKS, threads, 8) for threads in (1, 2, 4)] == pytest.approx(
+        [0.016, 0.008, 0.004]
+    )
+    assert roofline_ms(product, 0, PEAKS, 32, 8) == pytest.approx(
+        0.001
+    )  # 0.5 us of arithmetic, 1 us of reading
 
 
 def test_each_format_has_its_own_arithmetic_and_bytes() -> None:
@@ -68,7 +77,9 @@ def test_each_format_has_its_own_arithmetic_and_bytes() -> None:
         ("int8-weights", 0.25),
         ("int4-weights", 0.125),
     ):
-        assert roofline_ms([Product(1000, scheme)], 0, memory_bound, 1, 1) == pytest.approx(microseconds / 1000)
+        assert roofline_ms([Product(1000, scheme)], 0, memory_bound, 1, 1) == pytest.approx(
+            microseconds / 1000
+        )
 
 
 def test_a_format_without_a_peak_computes_as_fp32() -> None:
@@ -84,18 +95,35 @@ class Exported:
     """Model folders of ``tiny_model`` cut and quantized, and their linear layers."""
 
     def __init__(self, source: Path, folder: Path) -> None:
-        self.model, self.family, self.folder = load_classifier(str(source), None), family_of("bert"), folder
+        self.model, self.family, self.folder = (
+            load_classifier(str(source), None),
+            family_of("bert"),
+            folder,
+        )
         self.full = self.family.structure(self.model)
         tokens = np.random.default_rng(0).integers(5, 500, (4, 8))
         ones = np.ones((4, 8), np.int64)
-        self.calibration = [Batch({"input_ids": tokens, "token_type_ids": 0 * ones, "attention_mask": ones})]
+        self.calibration = [
+            Batch({"input_ids": tokens, "token_type_ids": 0 * ones, "attention_mask": ones})
+        ]
         (folder / "tokenizer").mkdir()
 
-    def __call__(self, name: str, structure: Structure | None = None, **quantization: Any) -> tuple[Path, Counter[int]]:
+    def __call__(
+        self, name: str, structure: Structure | None = None, **quantization: Any
+    ) -> tuple[Path, Counter[int]]:
         structure = structure or self.full
         cut = self.family.cut(self.model, structure)
-        candidate = SETTINGS.candidate({f"quantization.{key}": value for key, value in quantization.items()}).without("recovery")
-        export_model(cut, structure, candidate, self.folder / name, self.calibration, self.folder / "tokenizer")
+        candidate = SETTINGS.candidate(
+            {f"quantization.{key}": value for key, value in quantization.items()}
+        ).without("recovery")
+        export_model(
+            cut,
+            structure,
+            candidate,
+            self.folder / name,
+            self.calibration,
+            self.folder / "tokenizer",
+        )
         linear = [module for module in cut.modules() if isinstance(module, nn.Linear)]
         return self.folder / name, Counter(module.weight.numel() for module in linear)
 
@@ -105,7 +133,9 @@ def exported(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Expo
     return Exported(tiny_model, tmp_path_factory.mktemp("exported"))
 
 
-UNEVEN = Structure((Layer(0, (0, 2), tuple(range(10))), Layer(2, (), tuple(range(64))), Layer(3, (1,), ())))
+UNEVEN = Structure(
+    (Layer(0, (0, 2), tuple(range(10))), Layer(2, (), tuple(range(64))), Layer(3, (1,), ()))
+)
 FORMATS: Mapping[str, str] = {
     "fp32": "fp32",
     "fp16": "fp16",
@@ -131,7 +161,12 @@ def test_every_weight_of_a_linear_layer_is_counted_in_its_format(
 
 @pytest.mark.parametrize(
     ("scheme", "more"),
-    [("int8-dynamic", "fp32"), ("int8-static", "fp32"), ("int8-weights", "fp32"), ("int4-weights", "int8-weights")],
+    [
+        ("int8-dynamic", "fp32"),
+        ("int8-static", "fp32"),
+        ("int8-weights", "fp32"),
+        ("int4-weights", "int8-weights"),
+    ],
 )
 def test_spared_layers_are_counted_in_theirs(exported: Exported, scheme: str, more: str) -> None:
     folder, linear = exported(f"{scheme}-spared", scheme=scheme, spared="ends")
@@ -139,7 +174,10 @@ def test_spared_layers_are_counted_in_theirs(exported: Exported, scheme: str, mo
     assert Counter(product.weights for product in products) == linear
     per_layer = 4 * 32 * 32 + 2 * 32 * 64
     assert sum(product.weights for product in products if product.scheme == more) == 2 * per_layer
-    assert sum(product.weights for product in products if product.scheme == scheme) == 2 * per_layer + 32 * 32 + 2 * 32
+    assert (
+        sum(product.weights for product in products if product.scheme == scheme)
+        == 2 * per_layer + 32 * 32 + 2 * 32
+    )
 
 
 def test_the_number_of_operators_grows_with_depth(exported: Exported) -> None:
@@ -168,10 +206,20 @@ def test_an_estimate_by_hand(exported: Exported) -> None:
     expected = 1e3 * (operators * 5e-6 + sum(arithmetic) / 2)
     latency = timing.latency_ms
     assert latency.value == pytest.approx(expected)
-    assert (latency.basis, latency.n, latency.p90, latency.slowest) == ("datasheet", 0, latency.value, latency.value)
+    assert (latency.basis, latency.n, latency.p90, latency.slowest) == (
+        "datasheet",
+        0,
+        latency.value,
+        latency.value,
+    )
     assert latency.interval == (latency.value, latency.value)
     assert (timing.speedup, timing.speedup_interval, timing.precision) == (1.0, (1.0, 1.0), "fp32")
-    assert (timing.wall_ms, timing.cpu_ms, timing.energy_mj, timing.disturbed) == (None, None, None, False)
+    assert (timing.wall_ms, timing.cpu_ms, timing.energy_mj, timing.disturbed) == (
+        None,
+        None,
+        None,
+        False,
+    )
 
 
 def test_deeper_is_slower_and_int8_faster_where_the_peaks_say_so(exported: Exported) -> None:
@@ -187,17 +235,22 @@ def test_deeper_is_slower_and_int8_faster_where_the_peaks_say_so(exported: Expor
     peaks = pi().peaks
     assert peaks is not None
     even = replace(peaks, gops={"fp32": 38.4, "int8-weights": 38.4})
-    _, [unhurried] = DatasheetDevice(pi(batch_size=64, peaks=even), [64]).time(whole, [int8], final=False)
+    _, [unhurried] = DatasheetDevice(pi(batch_size=64, peaks=even), [64]).time(
+        whole, [int8], final=False
+    )
     assert unhurried.speedup <= 1.0
 
 
 def test_a_gpu_computes_in_its_own_precision(exported: Exported) -> None:
-    """torch-cuda has no int8, and what is exported in fp32 is computed in it whatever else the profile offers."""
+    """torch-cuda has no int8, and what is exported in fp32 is computed in it whatever else the
+    profile offers."""
     whole, _ = exported("gpu-whole")
     int8, _ = exported("gpu-int8", scheme="int8-dynamic")
     bf16, _ = exported("gpu-bf16", scheme="bf16")
     profile = HardwareProfile.load("gpu-h200")
-    baseline, [a, b, c] = DatasheetDevice(profile, [32]).time(whole, [whole, int8, bf16], final=False)
+    baseline, [a, b, c] = DatasheetDevice(profile, [32]).time(
+        whole, [whole, int8, bf16], final=False
+    )
     assert [timing.precision for timing in (baseline, a, b, c)] == ["fp32", "fp32", "bf16", "bf16"]
     narrow = DatasheetDevice(replace(profile, precisions=("bf16",)), [32])
     baseline, [a, b] = narrow.time(whole, [whole, int8], final=False)
@@ -219,22 +272,28 @@ def test_any_model_can_be_estimated(exported: Exported, tiny_model: Path, name: 
     """An exported folder, a file of it, a folder of transformers."""
     folder, _ = exported("any")
     profile = HardwareProfile.load(name)
-    found = [measure_latency(model, profile) for model in (folder, folder / "model.onnx", tiny_model)]
+    found = [
+        measure_latency(model, profile) for model in (folder, folder / "model.onnx", tiny_model)
+    ]
     assert len({timing.latency_ms.value for timing in found}) == 1
     assert {timing.precision for timing in found} == {"fp32"}
 
 
 def test_bf16_without_a_gpu_is_what_the_file_holds(exported: Exported) -> None:
-    """onnxruntime has no bf16 for CPUs: the file is fp32, its estimate is of fp32, and so is what it says."""
+    """onnxruntime has no bf16 for CPUs: the file is fp32, its estimate is of fp32, and so is what
+    it says."""
     whole, _ = exported("cpu-whole")
     bf16, _ = exported("cpu-bf16", scheme="bf16")
-    _, [timing] = DatasheetDevice(pi(precisions=("fp32", "bf16")), [32]).time(whole, [bf16], final=False)
+    _, [timing] = DatasheetDevice(pi(precisions=("fp32", "bf16")), [32]).time(
+        whole, [bf16], final=False
+    )
     assert timing.speedup == pytest.approx(1.0)
     assert timing.precision == "fp32"
 
 
 def test_memory_counts_the_embedding_too(exported: Exported) -> None:
-    """A limit of memory is checked against it, and most of a small model is its embedding: 30522 * 32 weights."""
+    """A limit of memory is checked against it, and most of a small model is its embedding: 30522 *
+    32 weights."""
     whole, linear = exported("memory")
     [timing] = DatasheetDevice(pi(), [32]).time(whole, [whole], final=False)[1]
     products = 4 * sum(count * times for count, times in linear.items())
@@ -252,7 +311,8 @@ def test_a_datasheet_device_answers_as_this_machine_does(exported: Exported) -> 
     device.close()
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# -
 # What a user sees of an estimate
 
 
@@ -260,7 +320,9 @@ SPACE = {"layers": {"keep": [1.0, 0.5]}, "quantization": {"scheme": ["fp32", "in
 
 
 @pytest.fixture(scope="module")
-def estimated(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> SearchResult:
+def estimated(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
     out = tmp_path_factory.mktemp("runs") / "estimated"
     return search(tiny_model, data_file, PI, SearchSpace.from_mapping("test", SPACE), out, trials=3)
 
@@ -273,7 +335,8 @@ def shown(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
 
 
 def assert_estimated(text: str) -> None:
-    """Every latency and speedup carries a tilde, the word stands there, and nothing claims to be measured."""
+    """Every latency and speedup carries a tilde, the word stands there, and nothing claims to be
+    measured."""
     figures = re.findall(r"(~?)\b\d[\d.e-]* ?(?:ms|x)\b", text)
     assert figures, text
     assert set(figures) == {"~"}, text
@@ -310,20 +373,34 @@ def test_front_and_pick_say_so(estimated: SearchResult, capsys: pytest.CaptureFi
         assert '"basis": "datasheet"' in output and '"basis": "measured"' not in output
 
 
-def test_export_and_measure_say_so(estimated: SearchResult, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    assert_estimated(shown(capsys, "export", estimated.run, "--min-quality", "0.01", "--out", tmp_path / "model"))
+def test_export_and_measure_say_so(
+    estimated: SearchResult, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    assert_estimated(
+        shown(capsys, "export", estimated.run, "--min-quality", "0.01", "--out", tmp_path / "model")
+    )
     assert_estimated(shown(capsys, "measure", tmp_path / "model", "--hardware", PI))
     answer = json.loads(shown(capsys, "measure", tmp_path / "model", "--hardware", PI, "--json"))
-    assert (answer["timing"]["latency_ms"]["basis"], answer["timing"]["latency_ms"]["n"]) == ("datasheet", 0)
+    assert (answer["timing"]["latency_ms"]["basis"], answer["timing"]["latency_ms"]["n"]) == (
+        "datasheet",
+        0,
+    )
 
 
 def test_the_report_says_so(estimated: SearchResult) -> None:
     page = (estimated.run / "report.html").read_text(encoding="utf-8")
-    text = re.sub(r"<style>.*?</style>", " ", re.sub(r"<script.*?</script>", " ", page, flags=re.DOTALL), flags=re.DOTALL)
+    text = re.sub(
+        r"<style>.*?</style>",
+        " ",
+        re.sub(r"<script.*?</script>", " ", page, flags=re.DOTALL),
+        flags=re.DOTALL,
+    )
     assert "Latencies are ESTIMATES from published peaks" in text
     assert "BCM2712" in text and "our assumptions" in text
     assert "<th>ms (estimated)</th>" in text
-    assert not re.search(r"\bmeasured\b|\bmedian\b(?!</dd>)", re.sub(r"<dl>.*?</dl>", "", text, flags=re.DOTALL))
+    assert not re.search(
+        r"\bmeasured\b|\bmedian\b(?!</dd>)", re.sub(r"<dl>.*?</dl>", "", text, flags=re.DOTALL)
+    )
     cells = re.findall(r"<td>(~?)\d+\.\d\dx?</td>", re.sub(r"<td>-?0\.\d{4}</td>", "", text))
     assert cells.count("~") >= 2 * len(estimated.front.members)
     assert '"estimated": true' in page  # the chosen model's figures get their tilde from this
@@ -338,20 +415,42 @@ def test_figures_in_the_reports_plots_carry_a_tilde(estimated: SearchResult) -> 
     assert all(re.search(r"~%\{x:\.2f\} ms", hover) for hover in hovers)
 
 
-def test_a_refusal_of_pick_says_so(estimated: SearchResult, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_refusal_of_pick_says_so(
+    estimated: SearchResult, capsys: pytest.CaptureFixture[str]
+) -> None:
     text = shown(capsys, "pick", estimated.run, "--min-speedup", "1000x")
     assert_estimated(text)
 
 
-def test_reasons_of_trials_say_so(tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reasons_of_trials_say_so(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Both of those refused by the table and of those over budget once estimated."""
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.75, 0.5]}, "quantization": {"scheme": ["fp32"]}})
+    space = SearchSpace.from_mapping(
+        "test", {"layers": {"keep": [0.75, 0.5]}, "quantization": {"scheme": ["fp32"]}}
+    )
     unlimited = search(tiny_model, data_file, PI, space, tmp_path / "unlimited", trials=2)
     slow, fast = sorted(trial.scores[PI].timing.speedup for trial in unlimited.trials[1:])
-    found = search(tiny_model, data_file, PI, space, tmp_path / "limited", trials=2, budget=Budget(min_speedup=slow * 1.01))
+    found = search(
+        tiny_model,
+        data_file,
+        PI,
+        space,
+        tmp_path / "limited",
+        trials=2,
+        budget=Budget(min_speedup=slow * 1.01),
+    )
     close = [trial.reason for trial in found.trials if trial.state == "over-budget"]
-    found = search(tiny_model, data_file, PI, space, tmp_path / "far", trials=2, budget=Budget(min_speedup=fast * 0.99))
+    found = search(
+        tiny_model,
+        data_file,
+        PI,
+        space,
+        tmp_path / "far",
+        trials=2,
+        budget=Budget(min_speedup=fast * 0.99),
+    )
     far = [trial.reason for trial in found.trials if trial.state == "over-budget"]
     assert len(close) == len(far) == 1
     for reason in (*close, *far):
@@ -360,17 +459,44 @@ def test_reasons_of_trials_say_so(tiny_model: Path, data_file: Path, tmp_path: P
 
 
 def test_how_well_a_table_foretold_an_estimate_is_not_called_accuracy_of_a_latency(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
     (tmp_path / "space.toml").write_text("[layers]\nkeep = [0.5]\n")
-    given = ["--model", tiny_model, "--task", "text-classification", "--data", data_file, "--hardware", PI, "--trials", 1]
-    text = shown(capsys, "search", *given, "--space", tmp_path / "space.toml", "--min-speedup", "1.1x", "--out", tmp_path / "run")
+    given = [
+        "--model",
+        tiny_model,
+        "--task",
+        "text-classification",
+        "--data",
+        data_file,
+        "--hardware",
+        PI,
+        "--trials",
+        1,
+    ]
+    text = shown(
+        capsys,
+        "search",
+        *given,
+        "--space",
+        tmp_path / "space.toml",
+        "--min-speedup",
+        "1.1x",
+        "--out",
+        tmp_path / "run",
+    )
     lines = [line for line in text.splitlines() if line.startswith("latency foretold")]
     assert all("estimate" in line for line in lines), lines
 
 
-def test_a_profile_of_another_length_is_estimated_anew(estimated: SearchResult, tmp_path: Path) -> None:
+def test_a_profile_of_another_length_is_estimated_anew(
+    estimated: SearchResult, tmp_path: Path
+) -> None:
     """Of the same name as the one that the model was searched for."""
     (tmp_path / f"{PI}.toml").write_text(f'extends = "{PI}"\nsequence_length = 64\n')
     folder = estimated.run / "models" / "t000"
@@ -390,7 +516,12 @@ def test_a_datasheet_needs_a_source_a_date_and_peaks() -> None:
         "basis": "datasheet",
         "source": "a datasheet",
         "date": "2026-01-01",
-        "peaks": {"gops": {"fp32": 1.0}, "memory_gb_per_s": 1.0, "overhead_us": 1.0, "efficiency": 0.5},
+        "peaks": {
+            "gops": {"fp32": 1.0},
+            "memory_gb_per_s": 1.0,
+            "overhead_us": 1.0,
+            "efficiency": 0.5,
+        },
     }
     assert HardwareProfile.from_mapping("x", given).estimated
     for key in ("source", "date", "peaks"):

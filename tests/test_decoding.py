@@ -1,4 +1,5 @@
-"""The graph of a language model: the same logits and tokens as torch, with the cache and without, in every number format."""
+"""The graph of a language model: the same logits and tokens as torch, with the cache and without,
+in every number format."""
 
 from __future__ import annotations
 
@@ -18,10 +19,10 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from autocompress.candidate import Candidate
-from autocompress.export import PARITY_LIMIT, export_model, to_onnx
+from autocompress.graphs.export import PARITY_LIMIT, export_model, to_onnx
+from autocompress.graphs.reading import has_cache, operations
+from autocompress.graphs.runtime import Model, past_of, predict
 from autocompress.interfaces import Batch
-from autocompress.onnx_graphs import has_cache, operations
-from autocompress.onnx_runtime import Model, past_of, predict
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, quantize
@@ -47,7 +48,9 @@ def exported(model: nn.Module, path: Path) -> Path:
 
 def logits(model: Any, given: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        found: NDArray[np.float32] = model(**{key: torch.from_numpy(value) for key, value in given.items()}).logits.numpy()
+        found: NDArray[np.float32] = model(
+            **{key: torch.from_numpy(value) for key, value in given.items()}
+        ).logits.numpy()
     return found
 
 
@@ -56,7 +59,11 @@ def in_pieces(path: Path, given: Arrays, *ends: int) -> NDArray[np.float32]:
     model, past, found = Model(path, threads=1), dict[str, NDArray[Any]](), []
     for start, end in zip((0, *ends), (*ends, given["input_ids"].shape[1]), strict=True):
         outputs = model.outputs(
-            {"input_ids": given["input_ids"][:, start:end], "attention_mask": given["attention_mask"][:, :end], **past}
+            {
+                "input_ids": given["input_ids"][:, start:end],
+                "attention_mask": given["attention_mask"][:, :end],
+                **past,
+            }
         )
         past = past_of(outputs)
         found.append(outputs["logits"])
@@ -65,26 +72,45 @@ def in_pieces(path: Path, given: Arrays, *ends: int) -> NDArray[np.float32]:
 
 @each_model
 @each_structure
-def test_logits_are_torchs_however_a_text_is_cut(name: str, structure: Structure, tmp_path: Path) -> None:
+def test_logits_are_torchs_however_a_text_is_cut(
+    name: str, structure: Structure, tmp_path: Path
+) -> None:
     smaller = MODELS[name].family.cut(build(name), structure)
     path = exported(smaller, tmp_path / "model.onnx")
-    for rows, length, ends in ((1, 1, ()), (3, 12, ()), (2, 12, (11,)), (1, 9, tuple(range(1, 9))), (2, 20, (3, 4, 17))):
+    for rows, length, ends in (
+        (1, 1, ()),
+        (3, 12, ()),
+        (2, 12, (11,)),
+        (1, 9, tuple(range(1, 9))),
+        (2, 20, (3, 4, 17)),
+    ):
         given = texts(rows, length)
-        np.testing.assert_allclose(in_pieces(path, given, *ends), logits(smaller, given), rtol=0, atol=PARITY_LIMIT)
+        np.testing.assert_allclose(
+            in_pieces(path, given, *ends), logits(smaller, given), rtol=0, atol=PARITY_LIMIT
+        )
 
 
 @each_model
-def test_a_cache_has_the_heads_of_its_layer_and_none_where_there_are_none(name: str, tmp_path: Path) -> None:
+def test_a_cache_has_the_heads_of_its_layer_and_none_where_there_are_none(
+    name: str, tmp_path: Path
+) -> None:
     structure = Structure((Layer(0, (), (1,)), Layer(1, (0, 2, 3), ALL_FFN), Layer(2, (1,), ())))
     path = exported(MODELS[name].family.cut(build(name), structure), tmp_path / "model.onnx")
     session, size = Model(path, threads=1).session, MODELS[name].head_size
-    cache = {f"{layer}.{part}": ["batch", heads, "past", size] for layer, heads in ((1, 3), (2, 1)) for part in ("key", "value")}
+    cache = {
+        f"{layer}.{part}": ["batch", heads, "past", size]
+        for layer, heads in ((1, 3), (2, 1))
+        for part in ("key", "value")
+    }
     assert {item.name: item.shape for item in session.get_inputs()} == {
         "input_ids": ["batch", "length"],
         "attention_mask": ["batch", "total"],
         **{f"past_key_values.{key}": shape for key, shape in cache.items()},
     }
-    assert [item.name for item in session.get_outputs()] == ["logits", *(f"present.{key}" for key in cache)]
+    assert [item.name for item in session.get_outputs()] == [
+        "logits",
+        *(f"present.{key}" for key in cache),
+    ]
     assert has_cache(path)
 
 
@@ -102,8 +128,14 @@ def test_exporting_leaves_the_model_as_it_was(name: str, tmp_path: Path) -> None
 def test_weights_are_stored_once(name: str, tmp_path: Path) -> None:
     model = build(name)
     path = exported(model, tmp_path / "model.onnx")
-    stored = sum(int(np.prod(tensor.dims)) for tensor in onnx.load(path).graph.initializer if len(tensor.dims) == 2)
-    assert stored == sum(parameter.numel() for parameter in model.parameters() if parameter.dim() == 2)
+    stored = sum(
+        int(np.prod(tensor.dims))
+        for tensor in onnx.load(path).graph.initializer
+        if len(tensor.dims) == 2
+    )
+    assert stored == sum(
+        parameter.numel() for parameter in model.parameters() if parameter.dim() == 2
+    )
 
 
 @each_model
@@ -130,22 +162,34 @@ def generated(path: Path, prompts: Arrays, count: int) -> NDArray[np.int64]:
 
 @each_model
 @pytest.mark.parametrize(
-    "structure", [STRUCTURES["uncut"], STRUCTURES["every layer another size"], STRUCTURES["a layer without heads"]]
+    "structure",
+    [
+        STRUCTURES["uncut"],
+        STRUCTURES["every layer another size"],
+        STRUCTURES["a layer without heads"],
+    ],
 )
-def test_64_greedy_tokens_after_20_prompts_are_torchs(name: str, structure: Structure, tmp_path: Path) -> None:
+def test_64_greedy_tokens_after_20_prompts_are_torchs(
+    name: str, structure: Structure, tmp_path: Path
+) -> None:
     """Prompts of 1 to 20 tokens, padded on the left."""
     smaller: Any = MODELS[name].family.cut(build(name), structure)
     prompts = texts(20, 20)
     prompts["attention_mask"] = (np.arange(20) >= np.arange(20)[:, None]).astype(np.int64)
     given = {key: torch.from_numpy(value) for key, value in prompts.items()}
-    expected = smaller.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None)[:, 20:].numpy()
+    expected = smaller.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None)[
+        :, 20:
+    ].numpy()
     found = generated(exported(smaller, tmp_path / "model.onnx"), prompts, 64)
     assert np.array_equal(found, expected)
     assert len(set(found.flatten().tolist())) > 5
 
 
 def candidate(scheme: str, **more: Any) -> Candidate:
-    return SETTINGS.candidate({"quantization.scheme": scheme} | {f"quantization.{key}": value for key, value in more.items()})
+    return SETTINGS.candidate(
+        {"quantization.scheme": scheme}
+        | {f"quantization.{key}": value for key, value in more.items()}
+    )
 
 
 def quantized(model: nn.Module, folder: Path, scheme: str) -> tuple[Path, dict[str, Any]]:
@@ -161,10 +205,14 @@ def test_every_matrix_is_quantized_the_head_too(name: str, scheme: str, tmp_path
     assert report["left_in_fp32"] == {}
     before, _ = operations(tmp_path / "source.onnx")
     after, _ = operations(target)
-    assert Counter(product.weights for product in after) == Counter(product.weights for product in before)
+    assert Counter(product.weights for product in after) == Counter(
+        product.weights for product in before
+    )
     head = {product.scheme for product in after if product.weights == VOCABULARY * HIDDEN}
     assert head == {"int8-dynamic" if name in TIED else scheme}
-    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["source.onnx", f"{scheme}.onnx"])
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        ["source.onnx", f"{scheme}.onnx"]
+    )
 
 
 @pytest.mark.parametrize("name", TIED)
@@ -172,7 +220,10 @@ def test_every_matrix_is_quantized_the_head_too(name: str, scheme: str, tmp_path
 def test_a_tied_table_is_stored_once_in_eight_bits(name: str, scheme: str, tmp_path: Path) -> None:
     model: Any = build(name)
     target, _ = quantized(model, tmp_path, scheme)
-    tensors = {tensor.name: onnx.numpy_helper.to_array(tensor) for tensor in onnx.load(target).graph.initializer}
+    tensors = {
+        tensor.name: onnx.numpy_helper.to_array(tensor)
+        for tensor in onnx.load(target).graph.initializer
+    }
     [key] = [key for key, array in tensors.items() if array.size == VOCABULARY * HIDDEN]
     assert tensors[key].dtype == np.int8
     back = tensors[key].T * tensors[key.replace("_quantized", "_row_scale")]
@@ -189,7 +240,13 @@ def test_logits_stay_near_with_the_cache_too(name: str, scheme: str, tmp_path: P
     expected = logits(model, given)
     for found in (in_pieces(target, given), in_pieces(target, given, 8, 9, 20)):
         error = float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
-        assert error <= {"fp32": 1e-5, "bf16": 1e-5, "fp16": 0.01, "int4-weights": 0.5, "int8-static": 0.35}.get(scheme, 0.1)
+        assert error <= {
+            "fp32": 1e-5,
+            "bf16": 1e-5,
+            "fp16": 0.01,
+            "int4-weights": 0.5,
+            "int8-static": 0.35,
+        }.get(scheme, 0.1)
 
 
 @each_model
@@ -197,7 +254,9 @@ def test_int8_activations_have_a_scale_for_each_token(name: str, tmp_path: Path)
     """A text read at once gives what it gives token by token."""
     target, _ = quantized(build(name), tmp_path, "int8-dynamic")
     given = texts(3, 24)
-    np.testing.assert_allclose(in_pieces(target, given), in_pieces(target, given, *range(1, 24)), rtol=0, atol=PARITY_LIMIT)
+    np.testing.assert_allclose(
+        in_pieces(target, given), in_pieces(target, given, *range(1, 24)), rtol=0, atol=PARITY_LIMIT
+    )
 
 
 def test_activations_that_are_all_zero_count_nothing(tmp_path: Path) -> None:
@@ -215,12 +274,20 @@ def test_activations_that_are_all_zero_count_nothing(tmp_path: Path) -> None:
 @each_model
 def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
     source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
-    report = quantize(source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)], by_token=True)
+    report = quantize(
+        source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)], by_token=True
+    )
     assert report["layers"] == ["int8-dynamic" if layer else "fp32" for layer in range(LAYERS)]
-    of_first = {node.input[1] for node in onnx.load(source).graph.node if node.op_type == "MatMul" and ".0/" in node.name}
+    of_first = {
+        node.input[1]
+        for node in onnx.load(source).graph.node
+        if node.op_type == "MatMul" and ".0/" in node.name
+    }
     stored = {tensor.name for tensor in onnx.load(source).graph.initializer}
     assert set(report["left_in_fp32"]) == of_first & stored
-    np.testing.assert_allclose(in_pieces(target, texts(1, 9), 4), predict(target, [texts(1, 9)]), rtol=0, atol=PARITY_LIMIT)
+    np.testing.assert_allclose(
+        in_pieces(target, texts(1, 9), 4), predict(target, [texts(1, 9)]), rtol=0, atol=PARITY_LIMIT
+    )
 
 
 @pytest.mark.parametrize("name", ["llama with a language head", "mistral", "qwen2"])
@@ -258,14 +325,26 @@ def test_parity_is_of_both_the_prompt_and_the_token_after_it(name: str, tmp_path
 def trained(text: bytes) -> nn.Module:
     """A byte-level GPT-2 of two layers after 200 steps on real sentences."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=256, n_embd=64, n_layer=2, n_head=4, n_positions=128, bos_token_id=0, eos_token_id=0)
+    config = GPT2Config(
+        vocab_size=256,
+        n_embd=64,
+        n_layer=2,
+        n_head=4,
+        n_positions=128,
+        bos_token_id=0,
+        eos_token_id=0,
+    )
     auto: Any = AutoModelForCausalLM
     model = auto.from_config(config)
     stream = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(200):
-        rows = torch.stack([stream[i : i + 65] for i in torch.randint(len(stream) - 65, (32,)).tolist()])
-        loss: Any = cross_entropy(model(input_ids=rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten())
+        rows = torch.stack(
+            [stream[i : i + 65] for i in torch.randint(len(stream) - 65, (32,)).tolist()]
+        )
+        loss: Any = cross_entropy(
+            model(input_ids=rows[:, :-1]).logits.flatten(0, 1), rows[:, 1:].flatten()
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -291,14 +370,29 @@ def test_perplexity_with_the_cache_is_that_without_it(
     sentences_model: tuple[nn.Module, Arrays], scheme: str, tmp_path: Path
 ) -> None:
     model, given = sentences_model
-    target, _ = quantized(model, tmp_path, scheme) if scheme != "int8-static" else (tmp_path / "static.onnx", {})
+    target, _ = (
+        quantized(model, tmp_path, scheme)
+        if scheme != "int8-static"
+        else (tmp_path / "static.onnx", {})
+    )
     if scheme == "int8-static":
-        quantize(exported(model, tmp_path / "source.onnx"), target, candidate(scheme), [given], by_token=True)
-    whole, by_token = perplexity(predict(target, [given]), given), perplexity(in_pieces(target, given, *range(1, 64)), given)
+        quantize(
+            exported(model, tmp_path / "source.onnx"),
+            target,
+            candidate(scheme),
+            [given],
+            by_token=True,
+        )
+    whole, by_token = (
+        perplexity(predict(target, [given]), given),
+        perplexity(in_pieces(target, given, *range(1, 64)), given),
+    )
     reference = perplexity(logits(model, given), given)
     assert reference < 20  # of 256 bytes: it has learnt
     assert by_token == pytest.approx(whole, rel=0.01)
-    assert whole == pytest.approx(reference, rel=0.1 if scheme in ("int4-weights", "int8-static") else 0.02)
+    assert whole == pytest.approx(
+        reference, rel=0.1 if scheme in ("int4-weights", "int8-static") else 0.02
+    )
 
 
 def test_what_is_no_language_model_has_no_cache(tmp_path: Path) -> None:
@@ -314,5 +408,7 @@ def test_a_model_of_layers_without_heads_has_no_cache_and_runs(tmp_path: Path) -
     for name in LANGUAGE_MODELS:
         smaller = MODELS[name].family.cut(build(name), structure)
         path = exported(smaller, tmp_path / "model.onnx")
-        np.testing.assert_allclose(predict(path, [texts(2, 5)]), logits(smaller, texts(2, 5)), rtol=0, atol=PARITY_LIMIT)
+        np.testing.assert_allclose(
+            predict(path, [texts(2, 5)]), logits(smaller, texts(2, 5)), rtol=0, atol=PARITY_LIMIT
+        )
     assert (HEADS, FFN, len(FULL.layers)) == (4, 12, 3)

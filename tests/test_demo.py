@@ -22,13 +22,19 @@ def test_the_data_are_the_real_sentences(demo_files: tuple[Path, Path]) -> None:
     assert [sum(row["label"] == label for row in rows) for label in ("0", "1")] == [4265, 4265]
     sentences = unlabelled.read_text(encoding="utf-8").splitlines()
     assert len(sentences) == len(set(sentences)) == demo.UNLABELED_SENTENCES
-    assert all(len(sentence.split()) in demo.UNLABELED_WORDS and "<br" not in sentence for sentence in sentences)
+    assert all(
+        len(sentence.split()) in demo.UNLABELED_WORDS and "<br" not in sentence
+        for sentence in sentences
+    )
 
 
 def test_the_splits_share_no_text_and_are_always_the_same(demo_files: tuple[Path, Path]) -> None:
     labelled, _ = demo_files
     examples = load_examples(str(labelled), Columns())
-    splits = [{text for text, _, _ in part} for part in (examples.train, examples.validation, examples.test)]
+    splits = [
+        {text for text, _, _ in part}
+        for part in (examples.train, examples.validation, examples.test)
+    ]
     assert [len(part) for part in (examples.validation, examples.test)] == [1500, 1500]
     assert len(set.union(*splits)) == sum(map(len, splits)) == 8530 - sum(examples.dropped.values())
     assert load_examples(str(labelled), Columns()).test == examples.test

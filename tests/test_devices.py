@@ -32,7 +32,8 @@ INT8 = SearchSpace.from_mapping("test", {"quantization": {"scheme": ["int8-dynam
 
 def test_eight_lengths_by_hand() -> None:
     assert QUANTILES == 8
-    # of 16 the middles of eight pairs are the second of each; of 8 all; of fewer some more than once
+    # of 16 the middles of eight pairs are the second of each; of 8 all; of fewer some more than
+    # once
     assert typical_lengths(range(100, 116)) == (101, 103, 105, 107, 109, 111, 113, 115)
     assert typical_lengths([8, 7, 6, 5, 4, 3, 2, 1]) == (1, 2, 3, 4, 5, 6, 7, 8)
     assert typical_lengths([9, 5, 7]) == (5, 5, 5, 7, 7, 9, 9, 9)
@@ -49,7 +50,9 @@ def test_eight_lengths_are_of_the_split_ascending_and_in_its_middle(lengths: lis
     assert list(found) == sorted(found)
     assert typical_lengths(lengths[::-1]) == found
     ordered = sorted(lengths)
-    for i, length in enumerate(found):  # the middle of the i-th eighth: at least that many are as short, as many as long
+    for i, length in enumerate(
+        found
+    ):  # the middle of the i-th eighth: at least that many are as short, as many as long
         below = sum(other <= length for other in ordered)
         assert below >= (2 * i + 1) * len(ordered) / 16
         assert sum(other >= length for other in ordered) >= len(ordered) * (16 - 2 * i - 1) / 16
@@ -61,13 +64,26 @@ def test_a_number_is_the_only_length_whatever_the_task() -> None:
 
 
 def test_the_task_has_the_lengths_where_the_profile_says_so() -> None:
-    assert lengths_of(HardwareProfile.load("cpu-1-thread-task"), [9, 5, 7]) == (5, 5, 5, 7, 7, 9, 9, 9)
+    assert lengths_of(HardwareProfile.load("cpu-1-thread-task"), [9, 5, 7]) == (
+        5,
+        5,
+        5,
+        7,
+        7,
+        9,
+        9,
+        9,
+    )
 
 
 @pytest.mark.parametrize("task", [None, []])
 def test_without_a_task_there_are_no_lengths_of_one(task: list[int] | None) -> None:
     with pytest.raises(
-        UserError, match=r"^hardware profile cpu-1-thread-task: sequence_length is 'task', and there is no task here"
+        UserError,
+        match=(
+            r"^hardware profile cpu-1-thread-task: sequence_length is 'task', and there is no "
+            r"task here"
+        ),
     ):
         lengths_of(HardwareProfile.load("cpu-1-thread-task"), task)
 
@@ -95,24 +111,42 @@ def test_a_device_that_is_the_profiles_is_connected(here: Mapping[str, Any]) -> 
 
 
 def test_versions_tell_only_what_a_profile_was_made_with() -> None:
-    connect(replace(PROFILE, fingerprint={"onnxruntime": "1.0", "python": "3.9.0", "driver": "1"}), [32]).close()
+    connect(
+        replace(PROFILE, fingerprint={"onnxruntime": "1.0", "python": "3.9.0", "driver": "1"}), [32]
+    ).close()
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("cpu", "Cortex-A76"), ("cores", 999), ("features", ["asimd"]), ("system", "Darwin arm64"), ("gpu", "T4")]
+    ("key", "value"),
+    [
+        ("cpu", "Cortex-A76"),
+        ("cores", 999),
+        ("features", ["asimd"]),
+        ("system", "Darwin arm64"),
+        ("gpu", "T4"),
+    ],
 )
-def test_another_device_than_the_profiles_is_refused_in_one_line(here: Mapping[str, Any], key: str, value: object) -> None:
+def test_another_device_than_the_profiles_is_refused_in_one_line(
+    here: Mapping[str, Any], key: str, value: object
+) -> None:
     with pytest.raises(UserError) as caught:
         connect(replace(PROFILE, fingerprint={**here, key: value}), [32])
     assert str(caught.value) == (
-        f"hardware profile cpu-1-thread is of another device: its {key} is {value!r}, here it is {here[key]!r}; "
+        f"hardware profile cpu-1-thread is of another device: its {key} is {value!r}, here it is "
+        f"{here[key]!r}; "
         "make a profile with: autocompress profile new NAME"
     )
 
 
 def test_a_fingerprint_with_an_unknown_key_is_refused() -> None:
     """A key that is misspelt would never be compared."""
-    given = {"description": "", "class": "cpu", "runtime": "onnxruntime-cpu", "batch_size": 1, "sequence_length": 32}
+    given = {
+        "description": "",
+        "class": "cpu",
+        "runtime": "onnxruntime-cpu",
+        "batch_size": 1,
+        "sequence_length": 32,
+    }
     with pytest.raises(UserError, match="cpuu"):
         HardwareProfile.from_mapping("x", given | {"fingerprint": {"cpuu": "Cortex-A76"}})
 
@@ -124,12 +158,18 @@ def test_what_a_gpu_runtime_misses_here_is_said_in_one_line() -> None:
     if not torch.cuda.is_available():
         with pytest.raises(UserError) as caught:
             connect(HardwareProfile.load("gpu-cuda"), [32])
-        assert "torch-cuda needs an NVIDIA GPU" in str(caught.value) and "\n" not in str(caught.value)
+        assert "torch-cuda needs an NVIDIA GPU" in str(caught.value) and "\n" not in str(
+            caught.value
+        )
     if "CUDAExecutionProvider" not in onnxruntime.get_available_providers():
-        profile = replace(PROFILE, runtime="onnxruntime-cuda", device_class="gpu", precisions=("fp16", "fp32"))
+        profile = replace(
+            PROFILE, runtime="onnxruntime-cuda", device_class="gpu", precisions=("fp16", "fp32")
+        )
         with pytest.raises(UserError) as caught:
             connect(profile, [32])
-        assert "onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it" in str(caught.value)
+        assert "onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it" in str(
+            caught.value
+        )
         assert "\n" not in str(caught.value)
 
 
@@ -152,7 +192,9 @@ def test_every_shipped_profile_connects_or_says_why_not(name: str) -> None:
     device.close()
 
 
-def test_a_device_that_does_not_say_how_busy_it_is_can_be_searched_for(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_device_that_does_not_say_how_busy_it_is_can_be_searched_for(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     """Where /proc/stat cannot be read, as on macOS and in sandboxes; run.json holds no NaN."""
 
     class Silent(AdditiveDevice):
@@ -160,7 +202,9 @@ def test_a_device_that_does_not_say_how_busy_it_is_can_be_searched_for(tiny_mode
             super().__init__(profile, lengths)
             self.fingerprint["busy_cores"] = unsaid()
 
-    found = search(tiny_model, data_file, PROFILE, INT8, tmp_path / "run", trials=1, connect=Connected(Silent))
+    found = search(
+        tiny_model, data_file, PROFILE, INT8, tmp_path / "run", trials=1, connect=Connected(Silent)
+    )
     assert found.front.members
 
 
@@ -179,12 +223,15 @@ def test_a_mismatch_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """What is asked of the agent is what the profile says, and what it answers is what is reported."""
+    """What is asked of the agent is what the profile says, and what it answers is what is
+    reported."""
     from autocompress.hardware import onnx_device
 
     requests: list[Mapping[str, Any]] = []
 
-    def answer(_: object, request: Mapping[str, Any], models: Sequence[Path] = (), batches: object = ()) -> dict[str, Any]:
+    def answer(
+        _: object, request: Mapping[str, Any], models: Sequence[Path] = (), batches: object = ()
+    ) -> dict[str, Any]:
         requests.append(request)
         if request["action"] == "describe":
             return {"cpu": "board", "memory_bytes": 2**30, "providers": ["CPUExecutionProvider"]}
@@ -199,7 +246,15 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
         }
 
     monkeypatch.setattr(onnx_device, "ask", answer)
-    profile = replace(PROFILE, threads=4, batch_size=3, statistic="mean", confidence=0.9, trial_seconds=2.5, final_seconds=9.0)
+    profile = replace(
+        PROFILE,
+        threads=4,
+        batch_size=3,
+        statistic="mean",
+        confidence=0.9,
+        trial_seconds=2.5,
+        final_seconds=9.0,
+    )
     host: Any = SimpleNamespace(close=lambda: None)
     device = OnnxDevice(profile, [8, 16], host)
     assert not device.is_local
@@ -222,5 +277,10 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     }
     assert (final["seconds"], final["memory"]) == (9.0, [True])
     assert baseline.latency_ms == Latency(4.0, 4.0, 4.0, (4.0, 4.0), 30, "mean", 0.9)
-    assert (timing.speedup, timing.precision, timing.wall_ms, timing.cpu_ms) == (2.0, "fp32", 2.0, None)
+    assert (timing.speedup, timing.precision, timing.wall_ms, timing.cpu_ms) == (
+        2.0,
+        "fp32",
+        2.0,
+        None,
+    )
     assert (timing.memory_bytes, timing.energy_mj, timing.disturbed) == (None, 7.0, False)

@@ -44,15 +44,25 @@ def unsaid() -> Any:
 
 
 class FakeHost:
-    """A ``Host`` whose agent gives the answers that it is told to: speedups of the formats in their order, then of twins.
+    """A ``Host`` whose agent gives the answers that it is told to: speedups of the formats in their
+    order, then of twins.
 
     Like the real agent it answers with the nonce and the hashes of the files that it was given.
     """
 
     location = "fake"
 
-    def __init__(self, device: Mapping[str, Any] = QUIET, speedups: Mapping[str, Any] | None = None, twins: Any = (1.0,)) -> None:
-        self.device, self.speedups, self.twins = dict(device), dict(speedups or dict.fromkeys(SCHEMES, 1.0)), list(twins)
+    def __init__(
+        self,
+        device: Mapping[str, Any] = QUIET,
+        speedups: Mapping[str, Any] | None = None,
+        twins: Any = (1.0,),
+    ) -> None:
+        self.device, self.speedups, self.twins = (
+            dict(device),
+            dict(speedups or dict.fromkeys(SCHEMES, 1.0)),
+            list(twins),
+        )
         self.formats, self.asked = iter(SCHEMES), list[dict[str, Any]]()
         self.closed = False
 
@@ -72,7 +82,9 @@ class FakeHost:
             return json.dumps({"nonce": asked["nonce"], "refused": speedup})
         processes = 3 * [np.tile([1.0, 1.0 / speedup], (10, 1)).tolist()]
         measured = {"wall_ms": processes, "cpu_ms": processes, "clock": "cpu"}
-        return json.dumps(answer | measured | {"memory_bytes": [None, None], "energy_mj": [None, None]})
+        return json.dumps(
+            answer | measured | {"memory_bytes": [None, None], "energy_mj": [None, None]}
+        )
 
     def close(self) -> None:
         self.closed = True
@@ -115,13 +127,17 @@ def test_a_busy_machine_is_said_to_be_busy() -> None:
     found = examined(busy_cores=1.5)
     assert wrong(found) == ["other processes keep 1.50 of 4 cores busy"]
     assert not found.times_well
-    assert examined(busy_cores=0.4).times_well and not examined(busy_cores=0.41).times_well  # a tenth of four cores
+    assert (
+        examined(busy_cores=0.4).times_well and not examined(busy_cores=0.41).times_well
+    )  # a tenth of four cores
 
 
 @pytest.mark.usefixtures("given")
 @pytest.mark.parametrize("governor", ["powersave", "schedutil", "ondemand"])
 def test_a_governor_that_slows_down_is_named_with_what_to_do(governor: str) -> None:
-    expected = f"frequency governor: {governor}; clock speed follows the load, set it to performance"
+    expected = (
+        f"frequency governor: {governor}; clock speed follows the load, set it to performance"
+    )
     assert wrong(examined(governor=governor)) == [expected]
     assert examined(governor="not exposed").times_well
 
@@ -130,19 +146,27 @@ def test_a_governor_that_slows_down_is_named_with_what_to_do(governor: str) -> N
 def test_two_threads_per_core_are_said_and_no_fault() -> None:
     found = examined(threads_per_core=2)
     assert found.times_well
-    assert (True, "2 hardware threads per core; a timing shares its core with whatever runs on the other") in found.remarks
+    assert (
+        True,
+        "2 hardware threads per core; a timing shares its core with whatever runs on the other",
+    ) in found.remarks
 
 
 @pytest.mark.usefixtures("given")
 @pytest.mark.parametrize("feature", ["avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"])
 def test_int8_instructions_are_found(feature: str) -> None:
-    assert (True, f"int8 instructions: {feature}") in examined(features=["avx2", feature, "bf16"]).remarks
+    assert (True, f"int8 instructions: {feature}") in examined(
+        features=["avx2", feature, "bf16"]
+    ).remarks
 
 
 @pytest.mark.usefixtures("given")
 def test_missing_int8_instructions_are_said() -> None:
     found = examined(features=["avx2", "avx512f"])
-    assert (True, "no int8 instructions (VNNI, AMX, dot product): int8 gains little") in found.remarks
+    assert (
+        True,
+        "no int8 instructions (VNNI, AMX, dot product): int8 gains little",
+    ) in found.remarks
 
 
 @pytest.mark.usefixtures("given")
@@ -150,7 +174,9 @@ def test_a_machine_that_wavers_is_told_by_a_model_against_its_twin() -> None:
     speedups = (0.97, 1.03, 0.97, 1.03, 0.97, 1.03)
     found = examined(speedups)
     assert found.spread == pytest.approx(0.03 * (6 / 5) ** 0.5)  # of a sample of six
-    assert wrong(found) == ["a model against its twin: speedup repeats within 3.3 % (standard deviation)"]
+    assert wrong(found) == [
+        "a model against its twin: speedup repeats within 3.3 % (standard deviation)"
+    ]
     steady = [1 + 0.9 * STEADY * (5 / 6) ** 0.5 * (x - 1) / 0.03 for x in speedups]
     assert examined(steady).times_well
 
@@ -183,12 +209,21 @@ def test_a_device_that_is_lost_is_an_error() -> None:
 
 
 def test_gains_are_speedups_over_fp32_in_every_format_that_runs() -> None:
-    """Files are written in each format, in a fixed order; one that onnxruntime there cannot load or run is left out."""
+    """Files are written in each format, in a fixed order; one that onnxruntime there cannot load or
+    run is left out."""
     refused = "onnxruntime cannot load it: Could not find an implementation for MatMulNBits"
-    speedups = {"fp16": 0.5, "int8-dynamic": 3.0, "int8-static": 2.0, "int8-weights": refused, "int4-weights": 1.5}
+    speedups = {
+        "fp16": 0.5,
+        "int8-dynamic": 3.0,
+        "int8-static": 2.0,
+        "int8-weights": refused,
+        "int4-weights": 1.5,
+    }
     host = FakeHost(speedups=speedups)
     found = gains(host, "onnxruntime-cpu")
-    assert found == pytest.approx({"fp32": 1.0, "fp16": 0.5, "int8-dynamic": 3.0, "int8-static": 2.0, "int4-weights": 1.5})
+    assert found == pytest.approx(
+        {"fp32": 1.0, "fp16": 0.5, "int8-dynamic": 3.0, "int8-static": 2.0, "int4-weights": 1.5}
+    )
     assert list(found) == ["fp32", "fp16", "int8-dynamic", "int8-static", "int4-weights"]
     files = [[model["path"] for model in asked["models"]] for asked in host.asked]
     assert [Path(second).stem for _, second in files] == list(SCHEMES)
@@ -198,7 +233,10 @@ def test_gains_are_speedups_over_fp32_in_every_format_that_runs() -> None:
 
 def test_any_other_refusal_is_an_error() -> None:
     with pytest.raises(CandidateFailed, match="connection lost"):
-        gains(FakeHost(speedups=dict.fromkeys(SCHEMES, "connection lost: no answer")), "onnxruntime-cpu")
+        gains(
+            FakeHost(speedups=dict.fromkeys(SCHEMES, "connection lost: no answer")),
+            "onnxruntime-cpu",
+        )
 
 
 def test_a_diagnosis_is_printed_a_line_each() -> None:
@@ -212,7 +250,15 @@ def test_a_diagnosis_is_printed_a_line_each() -> None:
 
 
 @pytest.mark.parametrize(
-    "location", ["cmd:sh -c 'exit 3'", "cmd:/nowhere/to/be/found", "ssh://", "ssh://nowhere.invalid", "ftp://x"], ids=str
+    "location",
+    [
+        "cmd:sh -c 'exit 3'",
+        "cmd:/nowhere/to/be/found",
+        "ssh://",
+        "ssh://nowhere.invalid",
+        "ftp://x",
+    ],
+    ids=str,
 )
 def test_a_device_that_cannot_be_reached_is_the_users_mistake(
     location: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -243,7 +289,9 @@ def test_doctor_prints_json_that_any_reader_takes(
     assert host.closed
 
 
-def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_on_this_machine(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The one real run; only the number of repetitions is smaller."""
     monkeypatch.setattr(doctor, "_TWINS", 2)
     status = main(["doctor", "--json"])
@@ -258,7 +306,10 @@ def test_the_doctor_on_this_machine(capsys: pytest.CaptureFixture[str], monkeypa
     assert len(found["remarks"]) == 6
     assert found["times_well"] == all(fine for fine, _ in found["remarks"])
     if status:
-        assert printed.err == "autocompress: this device cannot be timed well as it is now; see the lines marked above\n"
+        assert (
+            printed.err == "autocompress: this device cannot be timed well as it is now; "
+            "see the lines marked above\n"
+        )
 
 
 def test_an_unknown_device_location_names_what_is_allowed() -> None:

@@ -1,4 +1,5 @@
-"""The whole search on a tiny model and real sentences, with devices that do not depend on the machine."""
+"""The whole search on a tiny model and real sentences, with devices that do not depend on the
+machine."""
 
 from __future__ import annotations
 
@@ -15,15 +16,15 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
-from autocompress import engine
 from autocompress.artifact import load_model, scheme_of
-from autocompress.engine import SearchResult, Silent, outclassed
+from autocompress.engine import loop as engine
+from autocompress.engine.loop import SearchResult, Silent, outclassed
+from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
+from autocompress.graphs.runtime import predict
 from autocompress.journal import Trial
-from autocompress.onnx_runtime import predict
 from autocompress.pareto import METRICS, Budget, load_front, load_fronts, non_dominated
 from autocompress.scores import Timing
-from autocompress.session import search
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
 from tests.searching import CPU, SPACE, UNCUT, space, timed
@@ -39,7 +40,10 @@ def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -
     assert latencies == sorted(latencies)
     points = [(member.latency_ms.value, 1 - member.quality.validation) for member in front.members]
     assert non_dominated(points) == list(range(len(points)))
-    assert {folder.name for folder in (whole.run / "models").iterdir()} == {"t000", *(m.id for m in front.members)}
+    assert {folder.name for folder in (whole.run / "models").iterdir()} == {
+        "t000",
+        *(m.id for m in front.members),
+    }
 
     from transformers import AutoTokenizer
 
@@ -47,8 +51,13 @@ def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -
     for member in front.members:
         folder = whole.run / member.path
         tokenizer = AutoTokenizer.from_pretrained(whole.run / "tokenizer")
-        batches = [dict(tokenizer([text], return_tensors="np", truncation=True, max_length=64)) for text, _, _ in held_out]
-        answers = predict(folder / "model.onnx", batches).argmax(1) == [label for _, _, label in held_out]
+        batches = [
+            dict(tokenizer([text], return_tensors="np", truncation=True, max_length=64))
+            for text, _, _ in held_out
+        ]
+        answers = predict(folder / "model.onnx", batches).argmax(1) == [
+            label for _, _, label in held_out
+        ]
         assert member.quality.test == answers.mean()
         assert member.quality.n_test == len(held_out) == 80
         assert member.weight_bytes == (folder / "model.onnx").stat().st_size
@@ -59,7 +68,10 @@ def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -
         assert recorded["scores"].keys() == {CPU}
         scores = recorded["scores"][CPU]
         assert scores["quality"]["test"] == member.quality.test
-        assert (scores["timing"]["speedup"], scores["weight_bytes"]) == (member.speedup, member.weight_bytes)
+        assert (scores["timing"]["speedup"], scores["weight_bytes"]) == (
+            member.speedup,
+            member.weight_bytes,
+        )
         assert scores["lengths"] == [32]
         assert sum(p.numel() for p in load_model(folder).parameters()) <= sum(
             p.numel() for p in load_model(whole.run / "models/t000").parameters()
@@ -68,7 +80,12 @@ def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -
 
 def test_the_baseline_is_the_teacher_in_fp32(whole: SearchResult) -> None:
     baseline = whole.front.baseline
-    assert (baseline.id, baseline.speedup, baseline.quality.drop_test, baseline.path) == ("t000", 1.0, 0.0, "models/t000")
+    assert (baseline.id, baseline.speedup, baseline.quality.drop_test, baseline.path) == (
+        "t000",
+        1.0,
+        0.0,
+        "models/t000",
+    )
     assert baseline.candidate == UNCUT | {"quantization.scheme": "fp32"}
 
 
@@ -78,10 +95,15 @@ def test_drops_are_paired(whole: SearchResult) -> None:
         baseline, score = whole.trials[0].scores[CPU], trial.scores[CPU]
         if score.quality is None or baseline.evidence is None or score.evidence is None:
             continue
-        a, b = (np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80) for t in (baseline.evidence, score.evidence))
+        a, b = (
+            np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80)
+            for t in (baseline.evidence, score.evidence)
+        )
         differences = a.astype(float) - b
         assert score.quality.drop_validation == pytest.approx(100 * differences.mean())
-        assert score.quality.drop_validation_stderr == pytest.approx(100 * differences.std(ddof=1) / 80**0.5)
+        assert score.quality.drop_validation_stderr == pytest.approx(
+            100 * differences.std(ddof=1) / 80**0.5
+        )
         compared += 1
     assert compared >= 3
 
@@ -89,12 +111,25 @@ def test_drops_are_paired(whole: SearchResult) -> None:
 def test_no_candidate_is_tried_twice(whole: SearchResult) -> None:
     tried = [json.dumps([trial.sizes, trial.candidate], sort_keys=True) for trial in whole.trials]
     assert len(set(tried)) == len(tried) == 9
-    assert whole.trials[1].candidate == UNCUT | {"quantization.scheme": "int8-dynamic", "quantization.spared": "none"}
+    assert whole.trials[1].candidate == UNCUT | {
+        "quantization.scheme": "int8-dynamic",
+        "quantization.spared": "none",
+    }
 
 
-def test_a_failed_trial_is_recorded_and_the_search_goes_on(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_failed_trial_is_recorded_and_the_search_goes_on(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     values = {"layers": {"keep": [[0, 9], [0, 3]]}, "quantization": {"scheme": ["fp32"]}}
-    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=10, connect=SizeDevice)
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=10,
+        connect=SizeDevice,
+    )
     assert {trial.state: trial.reason for trial in found.trials} == {
         "complete": None,
         "failed": "layers.keep names layer 9, the model has 4 (0 to 3)",
@@ -102,21 +137,49 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(tiny_model: Path, dat
     assert len(found.trials) == 3
 
 
-def test_if_all_trials_fail_the_search_says_why(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_if_all_trials_fail_the_search_says_why(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     values = {"layers": {"keep": [[0, 9]]}}
     with pytest.raises(SearchFailed, match=r"all 1 trials failed: t001: layers.keep names layer 9"):
-        search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=5, connect=SizeDevice)
+        search(
+            tiny_model,
+            data_file,
+            "cpu-1-thread",
+            space(values),
+            tmp_path / "run",
+            trials=5,
+            connect=SizeDevice,
+        )
 
 
-def test_a_small_space_is_tried_whole_and_once(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    found = search(tiny_model, data_file, "cpu-1-thread", "quantization-only", tmp_path / "run", connect=SizeDevice)
-    formats = [(t.candidate["quantization.scheme"], t.candidate.get("quantization.block_size")) for t in found.trials]
-    weights = [(scheme, block) for scheme in ("int4-weights", "int8-weights") for block in (32, 128)]
-    assert sorted(map(str, formats)) == sorted(map(str, [("fp32", None), ("int8-dynamic", None), ("int8-static", None), *weights]))
+def test_a_small_space_is_tried_whole_and_once(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        "quantization-only",
+        tmp_path / "run",
+        connect=SizeDevice,
+    )
+    formats = [
+        (t.candidate["quantization.scheme"], t.candidate.get("quantization.block_size"))
+        for t in found.trials
+    ]
+    weights = [
+        (scheme, block) for scheme in ("int4-weights", "int8-weights") for block in (32, 128)
+    ]
+    assert sorted(map(str, formats)) == sorted(
+        map(str, [("fp32", None), ("int8-dynamic", None), ("int8-static", None), *weights])
+    )
     assert all(trial.state == "complete" for trial in found.trials)
 
 
-def test_a_latency_budget_is_a_constraint(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_latency_budget_is_a_constraint(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     found = search(
         tiny_model,
         data_file,
@@ -136,7 +199,9 @@ def test_a_latency_budget_is_a_constraint(tiny_model: Path, data_file: Path, tmp
         else:
             assert trial.state == "over-budget"
             assert trial.predicted[CPU] > 1.05 / 1.5
-            milliseconds = trial.predicted[CPU] * found.trials[0].scores[CPU].timing.latency_ms.value
+            milliseconds = (
+                trial.predicted[CPU] * found.trials[0].scores[CPU].timing.latency_ms.value
+            )
             assert trial.reason == f"predicted {milliseconds:.3g} ms on {CPU}, so not tried"
         if trial.state == "over-budget":
             assert trial.rungs == ()
@@ -144,10 +209,15 @@ def test_a_latency_budget_is_a_constraint(tiny_model: Path, data_file: Path, tmp
     assert {trial.state for trial in found.trials[1:]} == {"complete", "over-budget"}
 
 
-def test_a_budget_that_nothing_meets_names_the_nearest(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_budget_that_nothing_meets_names_the_nearest(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     with pytest.raises(
         RequestUnmet,
-        match=r"none of 3 candidates meets the budget; the nearest is t00[1-3], limited by its speedup: .* not trained",
+        match=(
+            r"none of 3 candidates meets the budget; the nearest is t00[1-3], limited by its "
+            r"speedup: .* not trained"
+        ),
     ):
         search(
             tiny_model,
@@ -162,12 +232,23 @@ def test_a_budget_that_nothing_meets_names_the_nearest(tiny_model: Path, data_fi
     assert load_front(tmp_path / "run").members == ()
 
 
-def test_texts_in_two_splits_are_dropped_and_counted(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_texts_in_two_splits_are_dropped_and_counted(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     lines = data_file.read_text(encoding="utf-8").splitlines()
     test = tmp_path / "test.csv"
     test.write_text("\n".join([lines[0], *lines[1:13], *lines[-12:]]) + "\n", encoding="utf-8")
     values = {"quantization": {"scheme": ["int8-dynamic"]}}
-    search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=1, connect=SizeDevice, test=str(test))
+    search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=1,
+        connect=SizeDevice,
+        test=str(test),
+    )
     data = json.loads((tmp_path / "run" / "run.json").read_text())["data"]
     dropped = data["dropped"]
     assert data["test"] == 24
@@ -185,8 +266,12 @@ def timings(**speedups: float) -> dict[str, Timing]:
 def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
     trials = [Trial(1, LONG, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
     points, percent = METRICS["accuracy"], METRICS["perplexity"]
-    assert outclassed(trials, 32, 253, (8.4, 1.0), timings(a=3.0), points) is None  # within one standard error
-    assert outclassed(trials, 32, 253, (9.5, 1.0), timings(a=5.0), points) is None  # worse but faster
+    assert (
+        outclassed(trials, 32, 253, (8.4, 1.0), timings(a=3.0), points) is None
+    )  # within one standard error
+    assert (
+        outclassed(trials, 32, 253, (9.5, 1.0), timings(a=5.0), points) is None
+    )  # worse but faster
     slower = timings(a=3.0)
     assert (
         outclassed(trials, 32, 253, (9.5, 1.0), slower, points)
@@ -194,60 +279,112 @@ def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
     )
     reason = "increase 9.50 percent after 32 steps, where t001 had 7.50 and is no slower"
     assert outclassed(trials, 32, 253, (9.5, 1.0), slower, percent) == reason
-    assert outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None  # nothing to compare with after 192 steps
+    assert (
+        outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None
+    )  # nothing to compare with after 192 steps
     assert outclassed(trials, 32, 1000, (90.0, 1.0), slower, points) is not None
-    twice_as_fast = {"a": replace(slower["a"], latency_ms=replace(slower["a"].latency_ms, value=0.5))}
-    assert outclassed(trials, 32, 253, (90.0, 1.0), twice_as_fast, points) is None  # by latency; the baseline had a slow moment
+    twice_as_fast = {
+        "a": replace(slower["a"], latency_ms=replace(slower["a"].latency_ms, value=0.5))
+    }
+    assert (
+        outclassed(trials, 32, 253, (90.0, 1.0), twice_as_fast, points) is None
+    )  # by latency; the baseline had a slow moment
     short = [replace(trials[0], candidate={"recovery.steps": 127})]
     assert outclassed(short, 32, 127, (90.0, 1.0), slower, points) is not None
-    assert outclassed(short, 32, 128, (90.0, 1.0), slower, points) is None  # the other's learning rate was further down
+    assert (
+        outclassed(short, 32, 128, (90.0, 1.0), slower, points) is None
+    )  # the other's learning rate was further down
 
 
 def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
-    trials, worse = [Trial(1, LONG, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))], (17.5, 1.0)
+    trials, worse = (
+        [Trial(1, LONG, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))],
+        (17.5, 1.0),
+    )
     metric = METRICS["accuracy"]
     assert outclassed(trials, 32, 253, worse, timings(a=3.0, b=2.1), metric) is None
     assert outclassed(trials, 32, 253, worse, timings(a=4.2, b=1.0), metric) is None
     assert outclassed(trials, 32, 253, worse, timings(a=4.0, b=2.0), metric) is not None
     assert (
-        outclassed([Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, timings(a=1.0), metric) is None
+        outclassed(
+            [Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, timings(a=1.0), metric
+        )
+        is None
     )  # never timed
 
 
 def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    long, short = ({"heads": {"keep": 0.5}, "recovery": {"steps": steps}} for steps in (1_000_000, 8))
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [1_000_000, 500_000, 8]}, "corners": [long, short]}
-    # nothing is known of the first trial's pace until its first rung, where a million steps turn out to take hours
-    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", time_limit_s=600, connect=SizeDevice)
+    long, short = (
+        {"heads": {"keep": 0.5}, "recovery": {"steps": steps}} for steps in (1_000_000, 8)
+    )
+    values = {
+        "heads": {"keep": [0.5]},
+        "recovery": {"steps": [1_000_000, 500_000, 8]},
+        "corners": [long, short],
+    }
+    # nothing is known of the first trial's pace until its first rung, where a million steps turn
+    # out to take hours
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        time_limit_s=600,
+        connect=SizeDevice,
+    )
     first, *others = found.trials[1:]
     assert (first.state, len(first.rungs)) == ("stopped", 1)
-    assert re.fullmatch(r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or "")
-    assert sorted((trial.state, trial.candidate["recovery.steps"]) for trial in others) == [("complete", 8), ("failed", 500_000)]
+    assert re.fullmatch(
+        r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or ""
+    )
+    assert sorted((trial.state, trial.candidate["recovery.steps"]) for trial in others) == [
+        ("complete", 8),
+        ("failed", 500_000),
+    ]
     assert {folder.name for folder in (found.run / "models").iterdir()} <= {"t000", "t002", "t003"}
 
 
 class FailsAtLast(SizeDevice):
     """Cannot time quantized models in the end."""
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         if final and any(scheme_of(model) == "int8-dynamic" for model in models):
             raise CandidateFailed("out of memory")
         return super().time(baseline, models, final=final)
 
 
-def test_a_model_that_fails_in_the_end_is_left_out(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    values = {"layers": {"keep": [0.5]}, "quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"], "block_size": 32}}
+def test_a_model_that_fails_in_the_end_is_left_out(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    values = {
+        "layers": {"keep": [0.5]},
+        "quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"], "block_size": 32},
+    }
     said: list[str] = []
     listener = Silent()
     listener.stage = lambda name, done=0, of=0: said.append(name)  # type: ignore[method-assign]
     found = search(
-        tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=3, connect=FailsAtLast, listener=listener
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=3,
+        connect=FailsAtLast,
+        listener=listener,
     )
     schemes = {trial.id: trial.candidate["quantization.scheme"] for trial in found.trials}
     left_out = [name for name, scheme in schemes.items() if scheme == "int8-dynamic"]
-    assert [line for line in said if "left out" in line] == [f"{name} left out: out of memory" for name in left_out] != []
+    assert (
+        [line for line in said if "left out" in line]
+        == [f"{name} left out: out of memory" for name in left_out]
+        != []
+    )
     assert {schemes[member.id] for member in found.front.members} >= {"int8-weights"}
     assert "int8-dynamic" not in {schemes[member.id] for member in found.front.members}
     assert all(member.quality.test is not None for member in found.front.members)
@@ -258,31 +395,69 @@ def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_tra
 ) -> None:
     monkeypatch.setattr(engine, "_LAST_SHARE", 1.0)
     values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
-    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", time_limit_s=600, connect=SizeDevice)
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        time_limit_s=600,
+        connect=SizeDevice,
+    )
     assert [trial.id for trial in found.trials] == ["t000"]
     assert [folder.name for folder in (found.run / "models").iterdir()] == ["t000"]
 
 
-def test_unlabelled_share_is_not_searched_without_text(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_unlabelled_share_is_not_searched_without_text(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     values = SPACE | {"recovery": {"steps": [8], "unlabeled_share": [0.0, 0.5]}}
-    found = search(tiny_model, data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=3, connect=SizeDevice)
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=3,
+        connect=SizeDevice,
+    )
     assert all(trial.state == "complete" for trial in found.trials)
-    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"]["parameters"]
+    recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"][
+        "parameters"
+    ]
     assert "recovery.unlabeled_share" not in recorded
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_a_decoder_that_knows_no_padding_is_searched(family: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_decoder_that_knows_no_padding_is_searched(
+    family: str, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     torch.manual_seed(0)
-    sizes: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 4, "intermediate_size": 64}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+    }
     config = AutoConfig.for_model(family, vocab_size=30522, max_position_embeddings=64, **sizes)
     AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path / "model")  # type: ignore[no-untyped-call]
     for path in tiny_model.glob("tokenizer*"):
         shutil.copy(path, tmp_path / "model")
     values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
-    found = search(tmp_path / "model", data_file, "cpu-1-thread", space(values), tmp_path / "run", trials=1, connect=SizeDevice)
+    found = search(
+        tmp_path / "model",
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=1,
+        connect=SizeDevice,
+    )
     assert [trial.state for trial in found.trials] == ["complete", "complete"]
     assert found.trials[1].sizes is not None and sum(found.trials[1].sizes["heads"]) == 4
-    assert max(trial.parity["fp32_max_abs_difference"] for trial in found.trials if trial.parity) <= 1e-4
+    assert (
+        max(trial.parity["fp32_max_abs_difference"] for trial in found.trials if trial.parity)
+        <= 1e-4
+    )
     loaded: Any = load_model(tmp_path / "run" / "models" / "t000")
     assert loaded.config.pad_token_id == 0

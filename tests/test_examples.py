@@ -10,25 +10,30 @@ from typing import Any
 
 import pytest
 
+from autocompress.engine.session import search
 from autocompress.pareto import load_front
-from autocompress.session import search
 from tests.conftest import SizeDevice
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(name: str, *arguments: str) -> str:
-    done = subprocess.run([sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, EXAMPLES / name, *arguments], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
 def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    printed = run("quickstart.py", str(tiny_model), str(data_file), str(tmp_path / "run")).splitlines()
+    printed = run(
+        "quickstart.py", str(tiny_model), str(data_file), str(tmp_path / "run")
+    ).splitlines()
     front = load_front(tmp_path / "run")
     best = front.pick(max_latency_ms=3.0)
     assert printed[:-1] == [
-        f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop {member.quality.drop_reported:.2f} points"
+        f"{member.id}: {member.latency_ms.value:.2f} ms, {member.speedup:.2f}x, drop "
+        f"{member.quality.drop_reported:.2f} points"
         for member in front.members
     ]
     assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
@@ -40,39 +45,57 @@ def test_compress_gpt2(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None
     front = load_front(tmp_path / "run")
     assert [line.split(":")[0] for line in printed[:-1]] == [member.id for member in front.members]
     for line, member in zip(printed, front.members, strict=False):
-        assert f"{member.speedup:.2f}x, perplexity {member.quality.test:.2f} ({member.quality.drop_test:+.2f} percent)" in line
+        assert (
+            f"{member.speedup:.2f}x, perplexity {member.quality.test:.2f} "
+            f"({member.quality.drop_test:+.2f} percent)" in line
+        )
     assert printed[-1].startswith(("twice as fast: python examples/generate.py", "no model"))
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
 def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
-    """The text and what torch generates after it, or for int8 what the graph scores highest without its cache."""
+    """The text and what torch generates after it, or for int8 what the graph scores highest without
+    its cache."""
     import numpy as np
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
-    from autocompress.export import export_model
     from autocompress.families import family_of
+    from autocompress.graphs.export import export_model
+    from autocompress.graphs.runtime import predict
     from autocompress.interfaces import Batch
-    from autocompress.onnx_runtime import predict
     from autocompress.techniques import SETTINGS
 
     torch.manual_seed(0)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
     auto: Any = AutoModelForCausalLM
-    model = auto.from_config(GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)).eval()
+    model = auto.from_config(
+        GPT2Config(vocab_size=len(tokenizer), n_embd=32, n_layer=2, n_head=4, n_positions=64)
+    ).eval()
     tokenizer.save_pretrained(tmp_path / "tokenizer")
     ones = np.ones((1, 8), np.int64)
-    structure, candidate = family_of("gpt2").structure(model), SETTINGS.candidate({"quantization.scheme": scheme})
+    structure, candidate = (
+        family_of("gpt2").structure(model),
+        SETTINGS.candidate({"quantization.scheme": scheme}),
+    )
     export_model(
-        model, structure, candidate, tmp_path / "t", [Batch({"input_ids": ones, "attention_mask": ones})], tmp_path / "tokenizer"
+        model,
+        structure,
+        candidate,
+        tmp_path / "t",
+        [Batch({"input_ids": ones, "attention_mask": ones})],
+        tmp_path / "tokenizer",
     )
     printed = run("generate.py", str(tmp_path / "t"), "a fine film", "12").removesuffix("\n")
     ids = tokenizer("a fine film")["input_ids"]
     for _ in range(12):
         given = np.array([ids])
         feed = {"input_ids": given, "attention_mask": np.ones_like(given)}
-        logits = predict(tmp_path / "t" / "model.onnx", [feed]) if scheme != "fp32" else model(torch.from_numpy(given)).logits
+        logits = (
+            predict(tmp_path / "t" / "model.onnx", [feed])
+            if scheme != "fp32"
+            else model(torch.from_numpy(given)).logits
+        )
         ids.append(int(logits[0, -1].argmax()))
     assert printed == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -80,7 +103,15 @@ def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["a fine film", "dull beyond words"])
 def test_run_exported(text: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    search(tiny_model, data_file, "cpu-1-thread", "quantization-only", out, trials=1, connect=SizeDevice)
+    search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        "quantization-only",
+        out,
+        trials=1,
+        connect=SizeDevice,
+    )
     answer, logits = run("run_exported.py", str(out / "models/t000"), text).split(" ", 1)
     from transformers import AutoTokenizer
 

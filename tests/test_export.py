@@ -1,4 +1,5 @@
-"""The folder that ships: complete, true to the model, refused by loaders that would damage it, and whole or not there."""
+"""The folder that ships: complete, true to the model, refused by loaders that would damage it, and
+whole or not there."""
 
 from __future__ import annotations
 
@@ -28,23 +29,32 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from autocompress import export
 from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.export import export_model
 from autocompress.families import FAMILIES
+from autocompress.graphs import export
+from autocompress.graphs.export import export_model
+from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import predict
 from autocompress.structure import Layer, Structure
-from autocompress.teacher import load_classifier, load_config
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import SCHEMES, onnx_format
-from autocompress.training import tensors
+from autocompress.training.steps import tensors
+from autocompress.training.teacher import load_classifier, load_config
 from tests.tiny_models import MODELS, build, inputs
 
 FAMILY = FAMILIES["bert"]
-CUT = Structure((Layer(0, (), tuple(range(0, 64, 3))), Layer(1, (0, 2, 3), ()), Layer(3, (1,), (5, 6))))
-FILES = ["autocompress.json", "config.json", "model.onnx", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+CUT = Structure(
+    (Layer(0, (), tuple(range(0, 64, 3))), Layer(1, (0, 2, 3), ()), Layer(3, (1,), (5, 6)))
+)
+FILES = [
+    "autocompress.json",
+    "config.json",
+    "model.onnx",
+    "model.safetensors",
+    "tokenizer.json",
+    "tokenizer_config.json",
+]
 SENTENCES = [
     "a film of quiet power , and the best of its year .",
     "dull",
@@ -63,9 +73,13 @@ class Sample:
     calibration: list[Batch]
 
     def export(self, target: Path, structure: Structure = CUT, **settings: Any) -> dict[str, float]:
-        candidate = SETTINGS.candidate({name.replace("__", "."): value for name, value in settings.items()})
+        candidate = SETTINGS.candidate(
+            {name.replace("__", "."): value for name, value in settings.items()}
+        )
         smaller = FAMILY.cut(self.model, structure)
-        return export_model(smaller, structure, candidate, target, self.calibration, self.tokenizer_files)
+        return export_model(
+            smaller, structure, candidate, target, self.calibration, self.tokenizer_files
+        )
 
 
 @pytest.fixture(scope="module")
@@ -77,8 +91,14 @@ def sample(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Sample
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.2)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
-    encoded = [tokenizer(part, padding=True, truncation=True, max_length=64) for part in (SENTENCES, SENTENCES[:2])]
-    batches = [Batch({name: np.array(values, np.int64) for name, values in part.items()}) for part in encoded]
+    encoded = [
+        tokenizer(part, padding=True, truncation=True, max_length=64)
+        for part in (SENTENCES, SENTENCES[:2])
+    ]
+    batches = [
+        Batch({name: np.array(values, np.int64) for name, values in part.items()})
+        for part in encoded
+    ]
     tokenizer(SENTENCES, truncation=True, max_length=64)
     files = tmp_path_factory.mktemp("tokenizer")
     tokenizer.save_pretrained(files)
@@ -118,7 +138,9 @@ def test_the_folder_is_complete_and_described(folder: Path) -> None:
 def test_hashes_are_of_the_files_there(folder: Path) -> None:
     found = read(folder / "autocompress.json")["sha256"]
     assert sorted(found) == FILES[1:]
-    assert found == {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]}
+    assert found == {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]
+    }
 
 
 def test_weights_left_are_all_that_is_stored(sample: Sample, folder: Path) -> None:
@@ -128,33 +150,50 @@ def test_weights_left_are_all_that_is_stored(sample: Sample, folder: Path) -> No
 
 
 @pytest.mark.parametrize(("name", "by_token"), [("bert", False), ("gpt2", True), ("llama", True)])
-def test_causal_models_get_a_scale_for_each_token(name: str, by_token: bool, tmp_path: Path) -> None:
+def test_causal_models_get_a_scale_for_each_token(
+    name: str, by_token: bool, tmp_path: Path
+) -> None:
     model, family = build(name), MODELS[name].family
     batch = Batch({key: value.numpy() for key, value in inputs().items()})
     (tmp_path / "tokenizer").mkdir()
     candidate = SETTINGS.candidate({"quantization.scheme": "int8-dynamic"})
-    export_model(model, family.structure(model), candidate, tmp_path / "t", [batch], tmp_path / "tokenizer")
+    export_model(
+        model, family.structure(model), candidate, tmp_path / "t", [batch], tmp_path / "tokenizer"
+    )
     operators = {node.op_type for node in onnx.load(tmp_path / "t" / "model.onnx").graph.node}
-    assert ("ReduceMax" in operators, "DynamicQuantizeLinear" in operators) == (by_token, not by_token)
+    assert ("ReduceMax" in operators, "DynamicQuantizeLinear" in operators) == (
+        by_token,
+        not by_token,
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path) -> None:
     parity = sample.export(tmp_path / "t", quantization__scheme=scheme)
     described = read(tmp_path / "t" / "autocompress.json")
-    assert described["quantization"] == {"scheme": scheme, "layers": [scheme] * 3, "left_in_fp32": {}}
+    assert described["quantization"] == {
+        "scheme": scheme,
+        "layers": [scheme] * 3,
+        "left_in_fp32": {},
+    }
     assert described["parity"] == parity
     assert 0 <= parity["fp32_max_abs_difference"] <= 1e-4
     expected = logits(FAMILY.cut(sample.model, CUT), sample.calibration[0]).numpy()
     found = predict(tmp_path / "t" / "model.onnx", [sample.calibration[0].inputs])
-    assert parity["max_abs_difference"] == pytest.approx(float(np.abs(found - expected).max()), rel=1e-6)
+    assert parity["max_abs_difference"] == pytest.approx(
+        float(np.abs(found - expected).max()), rel=1e-6
+    )
     assert parity["agreement"] == (found.argmax(1) == expected.argmax(1)).mean()
     assert (parity["max_abs_difference"] <= 1e-4) == (onnx_format(scheme) == "fp32")
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
-@pytest.mark.parametrize("structure", [CUT, Structure.full([4] * 4, [64] * 4), Structure((Layer(2, (), ()),))], ids=str)
-def test_loaded_model_is_the_cut_one(sample: Sample, structure: Structure, scheme: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "structure", [CUT, Structure.full([4] * 4, [64] * 4), Structure((Layer(2, (), ()),))], ids=str
+)
+def test_loaded_model_is_the_cut_one(
+    sample: Sample, structure: Structure, scheme: str, tmp_path: Path
+) -> None:
     sample.export(tmp_path / "t", structure, quantization__scheme=scheme)
     loaded, expected = load_model(tmp_path / "t"), FAMILY.cut(sample.model, structure)
     assert not loaded.training
@@ -164,16 +203,22 @@ def test_loaded_model_is_the_cut_one(sample: Sample, structure: Structure, schem
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_every_family_comes_back_as_the_class_it_was(sample: Sample, name: str, tmp_path: Path) -> None:
+def test_every_family_comes_back_as_the_class_it_was(
+    sample: Sample, name: str, tmp_path: Path
+) -> None:
     """A head that is tied is stored once."""
     structure = Structure((Layer(0, (), (1, 2)), Layer(2, (1, 3), ())))
     smaller = MODELS[name].family.cut(build(name), structure)
     batch = Batch({key: value.numpy() for key, value in inputs().items()})
-    export_model(smaller, structure, SETTINGS.candidate({}), tmp_path / "t", [batch], sample.tokenizer_files)
+    export_model(
+        smaller, structure, SETTINGS.candidate({}), tmp_path / "t", [batch], sample.tokenizer_files
+    )
     loaded = load_model(tmp_path / "t")
     assert type(loaded) is type(smaller)
     assert torch.equal(logits(loaded, batch), logits(smaller, batch))
-    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "t" / "model.safetensors").values())
+    stored = sum(
+        tensor.numel() for tensor in load_file(tmp_path / "t" / "model.safetensors").values()
+    )
     assert stored == sum(parameter.numel() for parameter in smaller.parameters())
 
 
@@ -181,7 +226,14 @@ def test_label_names_come_back(sample: Sample, tmp_path: Path) -> None:
     model = FAMILY.cut(sample.model, CUT)
     config: Any = model.config
     config.id2label, config.label2id = {0: "bad", 1: "good"}, {"bad": 0, "good": 1}
-    export_model(model, CUT, SETTINGS.candidate({}), tmp_path / "t", sample.calibration, sample.tokenizer_files)
+    export_model(
+        model,
+        CUT,
+        SETTINGS.candidate({}),
+        tmp_path / "t",
+        sample.calibration,
+        sample.tokenizer_files,
+    )
     loaded: Any = load_model(tmp_path / "t").config
     assert loaded.id2label == {0: "bad", 1: "good"} and loaded.label2id == {"bad": 0, "good": 1}
 
@@ -197,7 +249,13 @@ def test_exporting_again_replaces_the_folder(sample: Sample, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     "loader",
-    [AutoModelForSequenceClassification, AutoModel, BertForSequenceClassification, BertModel, DistilBertForSequenceClassification],
+    [
+        AutoModelForSequenceClassification,
+        AutoModel,
+        BertForSequenceClassification,
+        BertModel,
+        DistilBertForSequenceClassification,
+    ],
 )
 def test_transformers_own_loaders_refuse_the_folder(folder: Path, loader: Any) -> None:
     """They would fill what was cut with random weights."""
@@ -206,7 +264,10 @@ def test_transformers_own_loaders_refuse_the_folder(folder: Path, loader: Any) -
 
 
 def test_a_compressed_folder_is_no_model_to_compress(folder: Path) -> None:
-    with pytest.raises(UserError, match=rf"^{folder} is already compressed by autocompress; give the model it was made from$"):
+    with pytest.raises(
+        UserError,
+        match=rf"^{folder} is already compressed by autocompress; give the model it was made from$",
+    ):
         load_config(str(folder))
 
 
@@ -224,21 +285,34 @@ session = onnxruntime.InferenceSession(folder + "/model.onnx", providers=["CPUEx
 answers = []
 for sentence in sentences:
     encoded = tokenizer.encode(sentence)
-    parts = {"input_ids": encoded.ids, "token_type_ids": encoded.type_ids, "attention_mask": encoded.attention_mask}
-    [logits] = session.run(None, {name: numpy.array([values], numpy.int64) for name, values in parts.items()})
+    parts = {
+        "input_ids": encoded.ids,
+        "token_type_ids": encoded.type_ids,
+        "attention_mask": encoded.attention_mask,
+    }
+    arrays = {name: numpy.array([values], numpy.int64) for name, values in parts.items()}
+    [logits] = session.run(None, arrays)
     answers.append(logits[0].tolist())
 assert not {"torch", "transformers", "autocompress"} & set(sys.modules)
 print(json.dumps(answers))
 """
 
 
-def test_the_folder_runs_with_onnxruntime_and_tokenizers_alone(sample: Sample, folder: Path) -> None:
+def test_the_folder_runs_with_onnxruntime_and_tokenizers_alone(
+    sample: Sample, folder: Path
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", RUN_BARE, str(folder), json.dumps(SENTENCES)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", RUN_BARE, str(folder), json.dumps(SENTENCES)],
+        capture_output=True,
+        text=True,
+        check=True,
     )
     model = load_model(folder)
     with torch.inference_mode():
-        expected = [model(**sample.tokenizer(sentence, return_tensors="pt")).logits[0].tolist() for sentence in SENTENCES]
+        expected = [
+            model(**sample.tokenizer(sentence, return_tensors="pt")).logits[0].tolist()
+            for sentence in SENTENCES
+        ]
     np.testing.assert_allclose(json.loads(done.stdout), expected, rtol=0, atol=1e-4)
     assert np.ptp(expected, axis=0).min() > 0.01
 
@@ -249,13 +323,17 @@ def test_a_graph_that_differs_fails_the_candidate_and_leaves_nothing(
 ) -> None:
     monkeypatch.setattr(export, "PARITY_LIMIT", limit)
     monkeypatch.setattr(export, "_ROUNDINGS", limit)
-    with pytest.raises(CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by \d"):
+    with pytest.raises(
+        CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by \d"
+    ):
         sample.export(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])
-def test_a_graph_may_differ_as_much_as_torch_rounds(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_graph_may_differ_as_much_as_torch_rounds(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Weights so large that fp32 is off by more than the limit."""
     model, family = build(name), MODELS[name].family
     with torch.no_grad():
@@ -267,11 +345,20 @@ def test_a_graph_may_differ_as_much_as_torch_rounds(name: str, tmp_path: Path, m
     (tmp_path / "tokenizer").mkdir()
     monkeypatch.setattr(export, "PARITY_LIMIT", 0.0)
     monkeypatch.setattr(export, "_ROUNDINGS", 50)
-    parity = export_model(model, family.structure(model), SETTINGS.candidate({}), tmp_path / "t", [batch], tmp_path / "tokenizer")
+    parity = export_model(
+        model,
+        family.structure(model),
+        SETTINGS.candidate({}),
+        tmp_path / "t",
+        [batch],
+        tmp_path / "tokenizer",
+    )
     assert 0 < parity["fp32_max_abs_difference"] <= 50 * rounding
 
 
-def test_a_failed_export_leaves_the_older_one(sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_export_leaves_the_older_one(
+    sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sample.export(tmp_path / "t", layers__keep=0.5)
     monkeypatch.setattr(export, "PARITY_LIMIT", -1.0)
     monkeypatch.setattr(export, "_ROUNDINGS", -1.0)
@@ -285,8 +372,17 @@ def test_a_model_that_gives_no_numbers_fails_the_candidate(sample: Sample, tmp_p
     model = FAMILY.cut(sample.model, CUT)
     with torch.no_grad():
         model.get_parameter("classifier.bias").fill_(float("nan"))
-    with pytest.raises(CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by nan$"):
-        export_model(model, CUT, SETTINGS.candidate({}), tmp_path / "t", sample.calibration, sample.tokenizer_files)
+    with pytest.raises(
+        CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by nan$"
+    ):
+        export_model(
+            model,
+            CUT,
+            SETTINGS.candidate({}),
+            tmp_path / "t",
+            sample.calibration,
+            sample.tokenizer_files,
+        )
     assert list(tmp_path.iterdir()) == []
 
 
@@ -295,7 +391,10 @@ def test_annotations_are_added_to_what_is_there(folder: Path, tmp_path: Path) ->
     annotate(tmp_path / "t", {"scores": {"speedup": 2.5}})
     annotate(tmp_path / "t", {"note": "kept"})
     before = read(folder / "autocompress.json")
-    assert read(tmp_path / "t" / "autocompress.json") == before | {"scores": {"speedup": 2.5}, "note": "kept"}
+    assert read(tmp_path / "t" / "autocompress.json") == before | {
+        "scores": {"speedup": 2.5},
+        "note": "kept",
+    }
 
 
 def damage(folder: Path, name: str) -> None:
@@ -324,13 +423,23 @@ def damage(folder: Path, name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["no config", "no weights", "cut off", "config is no JSON", "other sizes", "no sizes", "written by transformers"]
+    "name",
+    [
+        "no config",
+        "no weights",
+        "cut off",
+        "config is no JSON",
+        "other sizes",
+        "no sizes",
+        "written by transformers",
+    ],
 )
 def test_a_damaged_folder_is_a_clear_error(folder: Path, name: str, tmp_path: Path) -> None:
     shutil.copytree(folder, tmp_path / "t")
     damage(tmp_path / "t", name)
     with pytest.raises(
-        UserError, match=rf"^{tmp_path / 't'} (cannot be loaded: .+|was not written by autocompress; load .+)$"
+        UserError,
+        match=rf"^{tmp_path / 't'} (cannot be loaded: .+|was not written by autocompress; load .+)$",  # noqa: E501
     ) as caught:
         load_model(tmp_path / "t")
     assert "\n" not in str(caught.value)

@@ -1,4 +1,5 @@
-"""Latency tables of whole searches, on a device whose latency is an exact sum over what was exported."""
+"""Latency tables of whole searches, on a device whose latency is an exact sum over what was
+exported."""
 
 from __future__ import annotations
 
@@ -15,13 +16,23 @@ from typing import Any, cast
 import pytest
 
 from autocompress import Budget, RequestUnmet, SearchFailed, SearchResult, SearchSpace, search
+from autocompress.engine.foresight import read_table
+from autocompress.engine.workbench import Workbench
 from autocompress.errors import AutocompressError, CandidateFailed
-from autocompress.foresight import read_table
-from autocompress.hardware.predictor import Shape, probes
 from autocompress.journal import Run, Trial
+from autocompress.latency.predictor import Shape, probes
 from autocompress.scores import Timing
-from autocompress.workbench import Workbench
-from tests.additive_device import FFN, FP32, HEADS, LAYERS, PROFILE, AdditiveDevice, Connected, exported_shape, milliseconds
+from tests.additive_device import (
+    FFN,
+    FP32,
+    HEADS,
+    LAYERS,
+    PROFILE,
+    AdditiveDevice,
+    Connected,
+    exported_shape,
+    milliseconds,
+)
 from tests.searching import StopAfter
 
 
@@ -49,8 +60,14 @@ def started(tiny_model: Path, data_file: Path, tmp_path: Path) -> Any:
 
     def start(values: Mapping[str, Any], out: str, connect: Any, **options: Any) -> SearchResult:
         space = SearchSpace.from_mapping("test", values)
-        given: dict[str, Any] = {"hardware": "cpu-1-thread", "trials": 3, "budget": Budget(min_speedup=1.05)} | options
-        return search(tiny_model, data_file, space=space, out=tmp_path / out, connect=connect, **given)
+        given: dict[str, Any] = {
+            "hardware": "cpu-1-thread",
+            "trials": 3,
+            "budget": Budget(min_speedup=1.05),
+        } | options
+        return search(
+            tiny_model, data_file, space=space, out=tmp_path / out, connect=connect, **given
+        )
 
     return start
 
@@ -59,7 +76,9 @@ TWO = FP32 | {"quantization": {"scheme": ["fp32", "int8-dynamic"]}}
 THREE = FP32 | {"quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"]}}
 
 
-def test_a_table_is_measured_once_and_found_again(started: Any, cache: Path, tmp_path: Path) -> None:
+def test_a_table_is_measured_once_and_found_again(
+    started: Any, cache: Path, tmp_path: Path
+) -> None:
     first, second, third = Connected(), Connected(), Connected()
     started(TWO, "first", first)
     two = probes(LAYERS, HEADS, FFN, ["fp32", "int8-dynamic"])
@@ -82,14 +101,22 @@ def test_a_table_is_measured_once_and_found_again(started: Any, cache: Path, tmp
         assert relative == pytest.approx(milliseconds(shape) / whole, rel=1e-12)
 
 
-def test_over_budget_is_refused_before_training_and_export(started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_over_budget_is_refused_before_training_and_export(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def tried(*_: object) -> Trial:
         raise AssertionError("a refused candidate was tried")
 
     monkeypatch.setattr(Workbench, "evaluate", tried)
     connected = Connected()
     with pytest.raises(RequestUnmet, match="none of 4 candidates meets the budget"):
-        started(FP32 | {"recovery": {"steps": 40}}, "run", connected, trials=4, budget=Budget(max_latency_ms=1.0))
+        started(
+            FP32 | {"recovery": {"steps": 40}},
+            "run",
+            connected,
+            trials=4,
+            budget=Budget(max_latency_ms=1.0),
+        )
     trials = Run(tmp_path / "run").trials()
     assert len(trials) == 5
     for trial in trials[1:]:
@@ -109,7 +136,9 @@ def test_predictions_are_compared_with_what_was_measured_then(started: Any) -> N
     scored = [trial for trial in result.trials[1:] if trial.scores]
     assert len(scored) >= 3
     for trial in scored:
-        assert trial.predicted["cpu-1-thread"] == pytest.approx(1 / trial.scores["cpu-1-thread"].timing.speedup, rel=1e-6)
+        assert trial.predicted["cpu-1-thread"] == pytest.approx(
+            1 / trial.scores["cpu-1-thread"].timing.speedup, rel=1e-6
+        )
     noted = json.loads((result.run / "run.json").read_text())["prediction"]["cpu-1-thread"]
     assert noted["n"] == len(scored)
     assert noted["mean_abs_error"] < 1e-6
@@ -117,7 +146,9 @@ def test_predictions_are_compared_with_what_was_measured_then(started: Any) -> N
 
 def test_a_model_without_any_heads_is_foretold_as_well(started: Any) -> None:
     result = started({"heads": {"keep": 0.0}}, "run", Connected(), trials=1)
-    assert result.trials[1].predicted["cpu-1-thread"] == pytest.approx((29.5 - 4 * 4.25) / 29.5, rel=1e-6)
+    assert result.trials[1].predicted["cpu-1-thread"] == pytest.approx(
+        (29.5 - 4 * 4.25) / 29.5, rel=1e-6
+    )
 
 
 def test_nothing_is_measured_where_nothing_asks_for_it(started: Any, cache: Path) -> None:
@@ -147,7 +178,8 @@ BY_LATENCY = {
 
 
 def test_a_resumed_search_uses_its_own_table(started: Any, cache: Path, tmp_path: Path) -> None:
-    """Not the cache, which may be gone or changed by then; the trials replayed set the table right as they did before."""
+    """Not the cache, which may be gone or changed by then; the trials replayed set the table right
+    as they did before."""
     options: dict[str, Any] = {"trials": 5, "budget": Budget(min_speedup=1.2)}
     whole = started(BY_LATENCY, "whole", Connected(), **options)
     with pytest.raises(KeyboardInterrupt):
@@ -157,11 +189,15 @@ def test_a_resumed_search_uses_its_own_table(started: Any, cache: Path, tmp_path
     resumed = started(BY_LATENCY, "run", connected, resume=True, **options)
     assert connected.device.table == []
     assert not cache.exists()
-    assert [replace(trial, seconds=0.0) for trial in resumed.trials] == [replace(trial, seconds=0.0) for trial in whole.trials]
+    assert [replace(trial, seconds=0.0) for trial in resumed.trials] == [
+        replace(trial, seconds=0.0) for trial in whole.trials
+    ]
     assert resumed.front == whole.front
 
 
-def test_two_devices_have_a_table_each_and_one_that_admits_is_enough(started: Any, cache: Path) -> None:
+def test_two_devices_have_a_table_each_and_one_that_admits_is_enough(
+    started: Any, cache: Path
+) -> None:
     connected = Connected()
     options: dict[str, Any] = {
         "hardware": ["cpu-1-thread", "cpu-all-cores"],
@@ -186,31 +222,51 @@ def test_refusals_are_told_to_the_sampler_without_a_complaint(started: Any) -> N
             started(FP32, "run", Connected(), trials=3, budget=Budget(min_speedup=99.0))
 
 
-REFUSED = {"recovery": {"steps": 40, "learning_rate": {"low": 1e-4, "high": 1e-3}}, "heads": {"keep": {"low": 0.5, "high": 0.9}}}
+REFUSED = {
+    "recovery": {"steps": 40, "learning_rate": {"low": 1e-4, "high": 1e-3}},
+    "heads": {"keep": {"low": 0.5, "high": 0.9}},
+}
 OUT_OF_REACH = {"width": {"latency": {"low": 0.02, "high": 0.1}}}
 
 
 @pytest.mark.parametrize("values", [REFUSED, OUT_OF_REACH], ids=["refused", "failed"])
-def test_a_search_of_which_no_candidate_is_tried_ends_in_time(started: Any, values: Mapping[str, Any]) -> None:
-    """Every candidate is new, and too slow by prediction or not to be built: the time limit holds all the same."""
+def test_a_search_of_which_no_candidate_is_tried_ends_in_time(
+    started: Any, values: Mapping[str, Any]
+) -> None:
+    """Every candidate is new, and too slow by prediction or not to be built: the time limit holds
+    all the same."""
 
     class Impatient(StopAfter):
         def trial(self, trial: Trial, remaining_s: float | None) -> None:
             assert time.monotonic() < end, "the search goes on long after its time limit"
 
     end = time.monotonic() + 40
-    options: dict[str, Any] = {"trials": None, "time_limit_s": 10.0, "budget": Budget(min_speedup=99.0)}
+    options: dict[str, Any] = {
+        "trials": None,
+        "time_limit_s": 10.0,
+        "budget": Budget(min_speedup=99.0),
+    }
     with pytest.raises((RequestUnmet, SearchFailed)):
-        started(values, "run", Connected(), hardware=replace(PROFILE, final_seconds=0.1), listener=Impatient(0), **options)
+        started(
+            values,
+            "run",
+            Connected(),
+            hardware=replace(PROFILE, final_seconds=0.1),
+            listener=Impatient(0),
+            **options,
+        )
 
 
 def test_no_candidate_is_tried_twice_while_its_table_changes(started: Any) -> None:
-    """The table learns from every trial, so the same share of latency gives another structure later."""
+    """The table learns from every trial, so the same share of latency gives another structure
+    later."""
 
     class Slower(AdditiveDevice):
         """Trials take a fifth longer than the table says."""
 
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             first, rest = super().time(baseline, models, final=final)
             slow = [
                 replace(timing, speedup=timing.speedup / 1.2) if "models" in path.parts else timing
@@ -218,14 +274,19 @@ def test_no_candidate_is_tried_twice_while_its_table_changes(started: Any) -> No
             ]
             return first, slow
 
-    result = started({"width": {"latency": [0.5, 0.7]}}, "run", Connected(Slower), trials=8, budget=Budget())
+    result = started(
+        {"width": {"latency": [0.5, 0.7]}}, "run", Connected(Slower), trials=8, budget=Budget()
+    )
     assert sorted(trial.candidate["width.latency"] for trial in result.trials[1:]) == [0.5, 0.7]
 
 
 @pytest.mark.parametrize("limited", [False, True])
 def test_a_candidate_whose_formats_do_not_fit_fails_alone(started: Any, limited: bool) -> None:
     """Layer 3 is spared, also where only two layers are left."""
-    values = {"layers": {"keep": [0.5, 1.0]}, "quantization": {"scheme": "int8-dynamic", "spared": [[3]]}}
+    values = {
+        "layers": {"keep": [0.5, 1.0]},
+        "quantization": {"scheme": "int8-dynamic", "spared": [[3]]},
+    }
     budget = Budget(min_speedup=1.01) if limited else Budget()
     result = started(values, "run", Connected(), trials=5, budget=budget)
     assert {trial.state: trial.reason for trial in result.trials} == {
@@ -247,10 +308,13 @@ def test_a_cache_that_cannot_be_written_does_not_stop_a_search(
 
 
 def test_what_was_measured_of_an_interrupted_table_is_kept(started: Any, cache: Path) -> None:
-    """A large model's table takes long; Ctrl-C between two of its processes loses none of what they measured."""
+    """A large model's table takes long; Ctrl-C between two of its processes loses none of what they
+    measured."""
 
     class Interrupted(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             if models and self.table:
                 raise KeyboardInterrupt
             return super().time(baseline, models, final=final)
@@ -264,11 +328,15 @@ def test_what_was_measured_of_an_interrupted_table_is_kept(started: Any, cache: 
     assert not set(done) & set(second.device.table)
 
 
-def test_a_format_that_a_device_cannot_run_fails_its_candidates_alone(started: Any, cache: Path) -> None:
+def test_a_format_that_a_device_cannot_run_fails_its_candidates_alone(
+    started: Any, cache: Path
+) -> None:
     """As it does in a search that needs no table."""
 
     class Old(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             if any(exported_shape(path).rest == "int8-weights/32" for path in models):
                 raise CandidateFailed("onnxruntime cannot load it: no MatMulNBits")
             return super().time(baseline, models, final=final)
@@ -276,13 +344,19 @@ def test_a_format_that_a_device_cannot_run_fails_its_candidates_alone(started: A
     values = {"quantization": {"scheme": ["int8-dynamic", "int8-weights"]}}
     for number, budget in enumerate((Budget(), Budget(min_speedup=1.05))):
         result = started(values, f"run-{number}", Connected(Old), budget=budget, trials=2)
-        states = {trial.candidate["quantization.scheme"]: trial.state for trial in result.trials[1:]}
+        states = {
+            trial.candidate["quantization.scheme"]: trial.state for trial in result.trials[1:]
+        }
         assert states == {"int8-dynamic": "complete", "int8-weights": "failed"}
 
 
-def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(started: Any, cache: Path) -> None:
+def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(
+    started: Any, cache: Path
+) -> None:
     class Old(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             if any(exported_shape(path).rest == "int8-dynamic" for path in models):
                 raise CandidateFailed("onnxruntime cannot load it: no MatMulInteger")
             return super().time(baseline, models, final=final)
@@ -291,18 +365,22 @@ def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(started
     result = started(values, "run", Connected(Old), trials=2)
     reasons = {trial.candidate["quantization.scheme"]: trial.reason for trial in result.trials[1:]}
     assert reasons == {
-        "int8-dynamic": "the latency table of cpu-1-thread does not know the number formats of this candidate",
+        "int8-dynamic": "the latency table of cpu-1-thread does not know the number formats of this candidate",  # noqa: E501
         "fp32": None,
     }
 
 
-def test_a_table_takes_half_the_time_at_most(started: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_table_takes_half_the_time_at_most(
+    started: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What is not measured by then stays unmeasured, also after a resume."""
     clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("autocompress.engine.time.monotonic", lambda: clock.now)
+    monkeypatch.setattr("autocompress.engine.loop.time.monotonic", lambda: clock.now)
 
     class Slow(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             clock.now += 20 if len(models) > 1 else 0
             return super().time(baseline, models, final=final)
 
@@ -315,11 +393,15 @@ def test_a_table_takes_half_the_time_at_most(started: Any, cache: Path, tmp_path
     assert [shape for shape, _ in read_table(tmp_path / "run", "cpu-1-thread").rows] == wanted[:16]
 
 
-def test_no_more_models_are_exported_at_once_than_fit_the_disk(started: Any, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_more_models_are_exported_at_once_than_fit_the_disk(
+    started: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     together: list[int] = []
 
     class Counting(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             together.append(len(models))
             return super().time(baseline, models, final=final)
 
@@ -328,9 +410,13 @@ def test_no_more_models_are_exported_at_once_than_fit_the_disk(started: Any, cac
     assert together[1:5] == [3, 3, 3, 1]
 
 
-def test_a_device_that_is_lost_while_its_table_is_measured_is_said_in_one_line(started: Any, cache: Path) -> None:
+def test_a_device_that_is_lost_while_its_table_is_measured_is_said_in_one_line(
+    started: Any, cache: Path
+) -> None:
     class Lost(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             if self.calls:
                 raise CandidateFailed("connection lost: no answer")
             return super().time(baseline, models, final=final)

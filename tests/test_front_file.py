@@ -22,7 +22,12 @@ from tests.test_pareto import FAST, FRONT, GOOD, front, write
 def test_front_json_round_trip(tmp_path: Path) -> None:
     untested = replace(GOOD, quality=Quality(0.86, 1.5, 0.7), candidate={"layers.keep": 1.0})
     measured = replace(GOOD.timing, cpu_ms=None, disturbed=True, memory_bytes=10**6, energy_mj=1.5)
-    for original in (FRONT, front(), replace(front(FAST, untested), verified=False), front(replace(GOOD, timing=measured))):
+    for original in (
+        FRONT,
+        front(),
+        replace(front(FAST, untested), verified=False),
+        front(replace(GOOD, timing=measured)),
+    ):
         write(tmp_path, original)
         assert load_front(tmp_path) == original
         assert load_fronts(tmp_path) == {"board": original}
@@ -38,14 +43,19 @@ def test_the_fronts_of_several_devices(tmp_path: Path) -> None:
     for name in ("a-quick", "a-quick.toml", "profiles/a-quick.toml"):
         assert load_front(tmp_path, name) == quick
     for name in ("quick", "slow.toml.toml"):
-        with pytest.raises(UserError, match=re.escape(f"--hardware {name}: {tmp_path} has fronts for slow, a-quick") + "$"):
+        with pytest.raises(
+            UserError,
+            match=re.escape(f"--hardware {name}: {tmp_path} has fronts for slow, a-quick") + "$",
+        ):
             load_front(tmp_path, name)
 
 
 @pytest.mark.parametrize("schema", [1, 3, "2", None])
 def test_a_front_of_another_schema(tmp_path: Path, schema: Any) -> None:
     write(tmp_path, FRONT, schema=schema)
-    with pytest.raises(UserError, match=re.escape(f"front.json: schema is {schema!r}, this version reads 2") + "$"):
+    with pytest.raises(
+        UserError, match=re.escape(f"front.json: schema is {schema!r}, this version reads 2") + "$"
+    ):
         load_front(tmp_path)
 
 
@@ -72,7 +82,17 @@ def test_a_front_of_another_kind(tmp_path: Path, change: dict[str, Any]) -> None
 
 @pytest.mark.parametrize(
     "content",
-    [b"", b"{", b"[]", b"null", b"{}", b'{"schema": 2}', b'{"schema": 2, "fronts": 3}', b'{"schema": 2, "fronts": []}', b'"\xff"'],
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"{}",
+        b'{"schema": 2}',
+        b'{"schema": 2, "fronts": 3}',
+        b'{"schema": 2, "fronts": []}',
+        b'"\xff"',
+    ],
 )
 def test_a_damaged_front(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "front.json").write_bytes(content)

@@ -14,8 +14,8 @@ from torch.nn.functional import cross_entropy
 from transformers import AutoModelForSequenceClassification, BertConfig
 
 from autocompress.families import FAMILIES
-from autocompress.importance import CRITERIA, fisher, magnitude
 from autocompress.interfaces import Batch
+from autocompress.knowledge import CRITERIA, fisher, magnitude
 from autocompress.structure import Importance
 from tests.tiny_models import FFN, HEADS, LAYERS, MODELS, build
 
@@ -38,7 +38,10 @@ def rows() -> list[NDArray[np.int64]]:
 
 def padded(examples: list[NDArray[np.int64]]) -> Batch:
     length = max(map(len, examples))
-    ids, mask = np.ones((len(examples), length), np.int64), np.zeros((len(examples), length), np.int64)
+    ids, mask = (
+        np.ones((len(examples), length), np.int64),
+        np.zeros((len(examples), length), np.int64),
+    )
     for i, row in enumerate(examples):
         ids[i, : len(row)], mask[i, : len(row)] = row, 1
     return Batch({"input_ids": ids, "attention_mask": mask})
@@ -65,16 +68,23 @@ def by_the_definition(name: str, model: nn.Module) -> Importance:
     heads = [np.zeros(HEADS) for _ in range(LAYERS)]
     ffn = [np.zeros(FFN) for _ in range(LAYERS)]
     for row, label in zip(rows(), LABELS, strict=True):
-        gates = [(torch.ones(HEADS, requires_grad=True), torch.ones(FFN, requires_grad=True)) for _ in range(LAYERS)]
+        gates = [
+            (torch.ones(HEADS, requires_grad=True), torch.ones(FFN, requires_grad=True))
+            for _ in range(LAYERS)
+        ]
         handles = []
         for i, (head_gate, ffn_gate) in enumerate(gates):
             for role, gate in (("attention_output", head_gate), ("ffn_output", ffn_gate)):
 
-                def hook(module: nn.Module, inputs: tuple[Tensor], gate: Tensor = gate) -> tuple[Tensor]:
+                def hook(
+                    module: nn.Module, inputs: tuple[Tensor], gate: Tensor = gate
+                ) -> tuple[Tensor]:
                     parts = inputs[0].view(*inputs[0].shape[:-1], len(gate), -1)
                     return ((parts * gate.unsqueeze(-1)).flatten(-2),)
 
-                handles.append(MODELS[name].family.part(model, i, role).register_forward_pre_hook(hook))
+                handles.append(
+                    MODELS[name].family.part(model, i, role).register_forward_pre_hook(hook)
+                )
         ids = torch.from_numpy(row).unsqueeze(0)
         logits = model(input_ids=ids).logits
         if name == LANGUAGE_MODEL:
@@ -118,7 +128,9 @@ def test_a_unit_without_weights_scores_nothing(name: str, criterion: str) -> Non
     for matrix in family.weights(model, 0, "ffn"):
         matrix[7] = 0
     found = MEASURES[criterion](name, model)
-    assert [(i, h) for i in range(LAYERS) for h in range(HEADS) if found.heads[i][h] == 0] == [(1, 2)]
+    assert [(i, h) for i in range(LAYERS) for h in range(HEADS) if found.heads[i][h] == 0] == [
+        (1, 2)
+    ]
     assert [(i, n) for i in range(LAYERS) for n in range(FFN) if found.ffn[i][n] == 0] == [(0, 7)]
 
 
@@ -135,7 +147,9 @@ def test_measuring_repeats_and_leaves_the_model_as_it_was(name: str, criterion: 
 
 
 @each_model
-def test_fisher_is_the_mean_squared_gradient_of_each_example(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fisher_is_the_mean_squared_gradient_of_each_example(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fisher, "fast_math", nullcontext)
     found, expected = MEASURES["fisher"](name, build(name)), by_the_definition(name, build(name))
     np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-3)
@@ -143,13 +157,18 @@ def test_fisher_is_the_mean_squared_gradient_of_each_example(name: str, monkeypa
 
 @each_model
 def test_fisher_in_fast_arithmetic_ranks_alike(name: str) -> None:
-    found, expected = flat(MEASURES["fisher"](name, build(name))), flat(by_the_definition(name, build(name)))
+    found, expected = (
+        flat(MEASURES["fisher"](name, build(name))),
+        flat(by_the_definition(name, build(name))),
+    )
     ranks = [np.argsort(np.argsort(scores)) for scores in (found, expected)]
     assert np.asarray(np.corrcoef(ranks))[0, 1] > 0.98
 
 
 @each_model
-def test_fisher_does_not_depend_on_how_examples_are_batched(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fisher_does_not_depend_on_how_examples_are_batched(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(fisher, "fast_math", nullcontext)
     together = by_fisher(name, build(name), [slice(0, 7)])
     alone = by_fisher(name, build(name), [slice(i, i + 1) for i in range(7)])
@@ -165,8 +184,15 @@ def test_fisher_is_nothing_where_the_output_projection_is_zero(name: str) -> Non
 
 
 def test_magnitude_by_hand() -> None:
-    """Two heads of two dimensions and two neurons; squares of 1 and 49 with mean 25 give 0.2 and 1.4."""
-    config = BertConfig(vocab_size=50, hidden_size=4, num_hidden_layers=1, num_attention_heads=2, intermediate_size=2)
+    """Two heads of two dimensions and two neurons; squares of 1 and 49 with mean 25 give 0.2 and
+    1.4."""
+    config = BertConfig(
+        vocab_size=50,
+        hidden_size=4,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=2,
+    )
     model = AutoModelForSequenceClassification.from_config(config)  # type: ignore[no-untyped-call]
     query, key, value, attention_output = FAMILIES["bert"].weights(model, 0, "heads")
     ffn_input, ffn_output = FAMILIES["bert"].weights(model, 0, "ffn")

@@ -14,8 +14,15 @@ from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
 from autocompress.scores import Latency, Quality, Score, Timing
 
-INPUTS = {"model": "abc", "seed": 0, "space": {"parameters": {"layers.keep": "1.0 | 0.5"}}, "unlabeled": None}
-FAILED = Trial(3, {"layers.keep": [0, 9]}, "failed", reason="layers.keep names layer 9", seconds=0.25)
+INPUTS = {
+    "model": "abc",
+    "seed": 0,
+    "space": {"parameters": {"layers.keep": "1.0 | 0.5"}},
+    "unlabeled": None,
+}
+FAILED = Trial(
+    3, {"layers.keep": [0, 9]}, "failed", reason="layers.keep names layer 9", seconds=0.25
+)
 TIMING = Timing(
     Latency(1.25, 1.5, 2.0, (1.2, 1.3), 40, "p10", 0.9),
     3.3,
@@ -30,7 +37,11 @@ TIMING = Timing(
 ESTIMATE = Timing(Latency(9.0, 9.0, 9.0, (9.0, 9.0), 0, basis="datasheet"), 2.0, (2.0, 2.0))
 COMPLETE = Trial(
     number=12,
-    candidate={"layers.keep": [0, 2], "recovery.objectives": ["logits"], "quantization.scheme": "int8-dynamic"},
+    candidate={
+        "layers.keep": [0, 2],
+        "recovery.objectives": ["logits"],
+        "quantization.scheme": "int8-dynamic",
+    },
     state="complete",
     sizes={"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]},
     rungs=((0, 0.517), (32, 0.84375)),
@@ -70,7 +81,10 @@ def test_one_line_per_trial(run: Run) -> None:
 
 
 def test_the_description_is_kept(run: Run) -> None:
-    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8")) == {"inputs": INPUTS, "started": "today"}
+    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8")) == {
+        "inputs": INPUTS,
+        "started": "today",
+    }
 
 
 @pytest.mark.parametrize("lost", [1, 2, 100])
@@ -92,7 +106,9 @@ def test_a_first_line_cut_short_leaves_none(run: Run) -> None:
 
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_no_trace(run: Run) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        run.append(replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))}))
+        run.append(
+            replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))})
+        )
     assert run.trials_file.read_bytes() == b""
 
 
@@ -101,13 +117,18 @@ def test_a_number_that_json_does_not_have_is_refused_and_leaves_no_trace(run: Ru
     [
         ({"seed": 1}, "seed differs: the run in {folder} has 0, asked is 1"),
         ({"model": "abd"}, 'model differs: the run in {folder} has "abc", asked is "abd"'),
-        ({"unlabeled": "more.txt"}, 'unlabeled differs: the run in {folder} has null, asked is "more.txt"'),
+        (
+            {"unlabeled": "more.txt"},
+            'unlabeled differs: the run in {folder} has null, asked is "more.txt"',
+        ),
         ({"extra": 1}, "extra differs: the run in {folder} has null, asked is 1"),
         ({"space": {"parameters": {}}}, "space differs: "),
     ],
 )
 def test_other_inputs_are_refused_by_name(run: Run, change: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match="^" + re.escape("--resume: " + message.format(folder=run.folder))):
+    with pytest.raises(
+        UserError, match="^" + re.escape("--resume: " + message.format(folder=run.folder))
+    ):
         Run.resume(run.folder, {**INPUTS, **change})
 
 

@@ -1,4 +1,5 @@
-"""Language modeling: packing that loses nothing, windows that score each token once, perplexity against token by token."""
+"""Language modeling: packing that loses nothing, windows that score each token once, perplexity
+against token by token."""
 
 from __future__ import annotations
 
@@ -22,7 +23,14 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.hardware.agent import log_probabilities, negative_log_likelihood
-from autocompress.tasks.language_modeling import LanguageModeling, Score, Windows, compare, load, windows
+from autocompress.tasks.language_modeling import (
+    LanguageModeling,
+    Score,
+    Windows,
+    compare,
+    load,
+    windows,
+)
 from tests.conftest import END
 
 LENGTHS: dict[str, Any] = {"block_length": 32, "context": 24, "stride": 9, "positions": 64}
@@ -38,13 +46,22 @@ def tokenizer(byte_tokenizer: Any) -> Any:
 def model(tokenizer: Any) -> Any:
     """A GPT-2 of 2 layers whose random predictions are far from uniform."""
     torch.manual_seed(0)
-    config = GPT2Config(vocab_size=len(tokenizer), n_positions=64, n_embd=32, n_layer=2, n_head=4, initializer_range=0.2)
+    config = GPT2Config(
+        vocab_size=len(tokenizer),
+        n_positions=64,
+        n_embd=32,
+        n_layer=2,
+        n_head=4,
+        initializer_range=0.2,
+    )
     return GPT2LMHeadModel(config).eval()  # type: ignore[no-untyped-call]
 
 
 def write(path: Path, documents: list[str]) -> str:
     if path.suffix == ".jsonl":
-        path.write_text("".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8")
+        path.write_text(
+            "".join(json.dumps({"text": text}) + "\n" for text in documents), encoding="utf-8"
+        )
     else:
         path.write_text("\n\n".join(documents) + "\n", encoding="utf-8")
     return str(path)
@@ -75,7 +92,8 @@ def score(model: Any, found: Windows, batch_size: int = 4) -> Score:
 
 
 def token_by_token(model: Any, stream: Ids, context: int, stride: int) -> list[float]:
-    """Nats of every token but the first, each from a forward pass of its own over what precedes it, in fp64."""
+    """Nats of every token but the first, each from a forward pass of its own over what precedes it,
+    in fp64."""
     found = []
     exact = GPT2LMHeadModel(model.config).double().eval()  # type: ignore[no-untyped-call]
     exact.load_state_dict(model.state_dict())
@@ -88,34 +106,57 @@ def token_by_token(model: Any, stream: Ids, context: int, stride: int) -> list[f
     return found
 
 
-def test_blocks_hold_the_documents_one_after_the_other(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+def test_blocks_hold_the_documents_one_after_the_other(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
     task = load(tokenizer, write(tmp_path / "corpus.txt", documents), **LENGTHS)
-    assert {row.shape for row in task.train.rows} == {(1, 32)} and {row.dtype for row in task.train.rows} == {np.dtype(np.int64)}
+    assert {row.shape for row in task.train.rows} == {(1, 32)} and {
+        row.dtype for row in task.train.rows
+    } == {np.dtype(np.int64)}
     packed = train_texts(tokenizer, task)
-    missing = set(documents) - set(packed) - {*scored_texts(tokenizer, task.validation), *scored_texts(tokenizer, task.test)}
+    missing = (
+        set(documents)
+        - set(packed)
+        - {*scored_texts(tokenizer, task.validation), *scored_texts(tokenizer, task.test)}
+    )
     tokens = sum(len(ids) + 1 for ids in tokenizer([*packed, *missing])["input_ids"])
     assert len(task.train.rows) == tokens // 32
     assert len(missing) <= 1
 
 
-def test_splits_are_apart_complete_and_the_same_each_time(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+def test_splits_are_apart_complete_and_the_same_each_time(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
     source = write(tmp_path / "corpus.txt", documents)
     task, again = (load(tokenizer, source, **LENGTHS) for _ in range(2))
     validation, test = scored_texts(tokenizer, task.validation), scored_texts(tokenizer, task.test)
     assert len(validation) == len(test) == 60
-    assert not set(validation) & set(test) and not set(train_texts(tokenizer, task)) & {*validation, *test}
+    assert not set(validation) & set(test) and not set(train_texts(tokenizer, task)) & {
+        *validation,
+        *test,
+    }
     assert {*validation, *test, *train_texts(tokenizer, task)} <= set(documents)
     assert task.validation.text_bytes == sum(len(text.encode()) for text in validation)
     assert task.test.text_bytes == sum(len(text.encode()) for text in test)
     assert set(task.dropped.values()) == {0}
-    for one, other in ((task.train, again.train), (task.validation, again.validation), (task.test, again.test)):
+    for one, other in (
+        (task.train, again.train),
+        (task.validation, again.validation),
+        (task.test, again.test),
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(one.rows, other.rows, strict=True))
 
 
 def test_splits_that_are_given(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
-    """A document that stands in two is dropped from the earlier split, one that is repeated is counted once."""
-    train = write(tmp_path / "train.jsonl", [*documents[:100], documents[0], documents[200], documents[101], "", " \n"])
-    validation = write(tmp_path / "validation.txt", [documents[101], *documents[101:110], documents[200]])
+    """A document that stands in two is dropped from the earlier split, one that is repeated is
+    counted once."""
+    train = write(
+        tmp_path / "train.jsonl",
+        [*documents[:100], documents[0], documents[200], documents[101], "", " \n"],
+    )
+    validation = write(
+        tmp_path / "validation.txt", [documents[101], *documents[101:110], documents[200]]
+    )
     test = write(tmp_path / "test.txt", documents[200:205])
     task = load(tokenizer, train, validation=validation, test=test, **LENGTHS)
     assert scored_texts(tokenizer, task.validation) == documents[101:110]
@@ -135,17 +176,30 @@ def test_splits_that_are_given(tokenizer: Any, documents: list[str], tmp_path: P
     }
 
 
-def test_a_dataset_of_the_hub(tokenizer: Any, documents: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    parts = {"train": documents[:100], "validation": documents[100:110], "test": documents[110:120], "extra": documents[120:125]}
-    hub = datasets.DatasetDict({name: datasets.Dataset.from_dict({"text": texts}) for name, texts in parts.items()})
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name])
+def test_a_dataset_of_the_hub(
+    tokenizer: Any, documents: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = {
+        "train": documents[:100],
+        "validation": documents[100:110],
+        "test": documents[110:120],
+        "extra": documents[120:125],
+    }
+    hub = datasets.DatasetDict(
+        {name: datasets.Dataset.from_dict({"text": texts}) for name, texts in parts.items()}
+    )
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name]
+    )
     task = load(tokenizer, "made/here", test="extra", **LENGTHS)
     assert scored_texts(tokenizer, task.validation) == parts["validation"]
     assert scored_texts(tokenizer, task.test) == parts["extra"]
     assert set(train_texts(tokenizer, task)) <= set(parts["train"])
 
 
-def test_cleaning_is_of_the_training_documents_only(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+def test_cleaning_is_of_the_training_documents_only(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
     lines = [line for text in documents[:100] for line in text.split("\n")]
     train = [*documents[:100], f"<p>markup</p>\n{documents[150]}", "12345", lines[0]]
     train_file, test = write(tmp_path / "train.jsonl", train), [*documents[150:155], "<p>12345</p>"]
@@ -160,7 +214,9 @@ def test_cleaning_is_of_the_training_documents_only(tokenizer: Any, documents: l
     assert raw.cleaned is None and task.cleaned is not None
     assert train_texts(tokenizer, task) == train_texts(tokenizer, raw)
     cleaned = replace(task, train=task.cleaned)
-    assert {line for text in train_texts(tokenizer, cleaned) for line in text.split("\n")} <= set(lines)
+    assert {line for text in train_texts(tokenizer, cleaned) for line in text.split("\n")} <= set(
+        lines
+    )
     assert task.dropped["cleaned train lines with HTML"] == 1
     assert task.dropped["cleaned train repeated lines"] >= 1
     assert task.dropped["cleaned train documents left empty"] == 2
@@ -168,8 +224,12 @@ def test_cleaning_is_of_the_training_documents_only(tokenizer: Any, documents: l
     assert raw.dropped == {name: task.dropped[name] for name in raw.dropped}
 
 
-def test_where_cleaning_leaves_too_little_there_is_none(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
-    source = write(tmp_path / "train.jsonl", ["<p>" + text.replace("\n", " ") for text in documents[:60]])
+def test_where_cleaning_leaves_too_little_there_is_none(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
+    source = write(
+        tmp_path / "train.jsonl", ["<p>" + text.replace("\n", " ") for text in documents[:60]]
+    )
     task = load(tokenizer, source, **LENGTHS, with_cleaned=True)
     assert task.cleaned is None and len(task.train.rows) > 0
     assert task.dropped["cleaned train documents left empty"] == 36
@@ -193,8 +253,15 @@ def test_lengths_that_cannot_be(tokenizer: Any, lengths: dict[str, int], message
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_too_little_text(tokenizer: Any, documents: list[str], name: str, tmp_path: Path) -> None:
-    parts = {"train": documents[:50], "validation": documents[50:55], "test": documents[55:60], name: ["good", "film"]}
-    files: dict[str, Any] = {part: write(tmp_path / f"{part}.txt", texts) for part, texts in parts.items()}
+    parts = {
+        "train": documents[:50],
+        "validation": documents[50:55],
+        "test": documents[55:60],
+        name: ["good", "film"],
+    }
+    files: dict[str, Any] = {
+        part: write(tmp_path / f"{part}.txt", texts) for part, texts in parts.items()
+    }
     tokens = sum(len(ids) + 1 for ids in tokenizer(["good", "film"])["input_ids"])
     with pytest.raises(UserError) as caught:
         load(tokenizer, files.pop("train"), **files, **LENGTHS)
@@ -205,18 +272,35 @@ def test_too_little_text(tokenizer: Any, documents: list[str], name: str, tmp_pa
 
 @pytest.mark.parametrize("name", ["train", "validation", "test"])
 def test_just_enough_text(tokenizer: Any, documents: list[str], name: str, tmp_path: Path) -> None:
-    parts = {"train": documents[:50], "validation": documents[50:55], "test": documents[55:60], name: documents[60:61]}
-    files: dict[str, Any] = {part: write(tmp_path / f"{part}.txt", texts) for part, texts in parts.items()}
+    parts = {
+        "train": documents[:50],
+        "validation": documents[50:55],
+        "test": documents[55:60],
+        name: documents[60:61],
+    }
+    files: dict[str, Any] = {
+        part: write(tmp_path / f"{part}.txt", texts) for part, texts in parts.items()
+    }
     tokens = sum(len(ids) + 1 for ids in tokenizer(parts[name])["input_ids"])
-    lengths = {"block_length": tokens, "positions": tokens} if name == "train" else {"context": tokens, "positions": tokens}
+    lengths = (
+        {"block_length": tokens, "positions": tokens}
+        if name == "train"
+        else {"context": tokens, "positions": tokens}
+    )
     task = load(tokenizer, files.pop("train"), **files, **LENGTHS | lengths)
     assert len(getattr(task, name).rows) == (1 if name == "train" else 2)
 
 
-def test_one_document_cannot_be_cut_in_three(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+def test_one_document_cannot_be_cut_in_three(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
     source = write(tmp_path / "book.txt", ["\n".join(documents)])
     with pytest.raises(
-        UserError, match="no document is left for the validation split of 1; in a txt file blank lines separate documents"
+        UserError,
+        match=(
+            "no document is left for the validation split of 1; in a txt file blank lines "
+            "separate documents"
+        ),
     ):
         load(tokenizer, source, **LENGTHS)
 
@@ -233,7 +317,10 @@ def test_the_separator_stands_in_for_the_end_of_text(documents: list[str], tmp_p
 
 def test_no_end_of_text_at_all(tokenizer: Any) -> None:
     without = PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer)  # type: ignore[no-untyped-call]
-    message = r"the model's tokenizer has neither an end-of-text token \(eos_token\) nor a separator \(sep_token\)"
+    message = (
+        r"the model's tokenizer has neither an end-of-text token \(eos_token\) nor a "
+        r"separator \(sep_token\)"
+    )
     with pytest.raises(UserError, match=message):
         load(without, "never read", **LENGTHS)
 
@@ -254,14 +341,20 @@ def test_windows_by_hand() -> None:
     assert [row.tolist() for row in found.rows] == [[[0, 1, 2, 3]], [[3, 4, 5, 6]], [[6, 7, 8, 9]]]
     assert found.scored.tolist() == [3, 3, 3] and found.text_bytes == 50
     found = windows(np.arange(9), 5, 3, 0)
-    assert [row.tolist() for row in found.rows] == [[[0, 1, 2, 3, 4]], [[3, 4, 5, 6, 7]], [[4, 5, 6, 7, 8]]]
+    assert [row.tolist() for row in found.rows] == [
+        [[0, 1, 2, 3, 4]],
+        [[3, 4, 5, 6, 7]],
+        [[4, 5, 6, 7, 8]],
+    ]
     assert found.scored.tolist() == [4, 3, 1]
     found = windows(np.arange(3), 5, 2, 0)
     assert [row.tolist() for row in found.rows] == [[[0, 1, 2]]] and found.scored.tolist() == [2]
 
 
 @given(data=st.data(), tokens=st.integers(2, 200), context=st.integers(2, 50))
-def test_every_token_but_the_first_is_scored_once(data: st.DataObject, tokens: int, context: int) -> None:
+def test_every_token_but_the_first_is_scored_once(
+    data: st.DataObject, tokens: int, context: int
+) -> None:
     stride = data.draw(st.integers(1, context - 1))
     found = windows(np.arange(tokens), context, stride, 0)
     assert {row.shape for row in found.rows} == {(1, min(context, tokens))}
@@ -282,7 +375,9 @@ def test_log_probabilities_against_fp64() -> None:
     logits[3], logits[4, 7] = 0, 1e4
     targets = rng.integers(0, 300, 50)
     targets[4] = 7
-    expected = torch.log_softmax(torch.from_numpy(logits).double(), 1).numpy()[np.arange(50), targets]
+    expected = torch.log_softmax(torch.from_numpy(logits).double(), 1).numpy()[
+        np.arange(50), targets
+    ]
     before = logits.copy()
     found = log_probabilities(logits, targets)
     assert found.dtype == np.float64 and np.array_equal(logits, before)
@@ -303,14 +398,18 @@ def test_log_probabilities_take_little_memory() -> None:
 
 
 @pytest.mark.parametrize(("context", "stride"), [(16, 1), (16, 5), (16, 15), (64, 20), (64, 63)])
-def test_perplexity_against_token_by_token(tokenizer: Any, model: Any, documents: list[str], context: int, stride: int) -> None:
+def test_perplexity_against_token_by_token(
+    tokenizer: Any, model: Any, documents: list[str], context: int, stride: int
+) -> None:
     [ids] = tokenizer([END.join(["", *documents[:2], ""])])["input_ids"]
     stream = np.array(ids, np.int64)
     assert 2 * 64 < len(stream) < 400 and stream[0] == stream[-1] == tokenizer.eos_token_id
     found = score(model, windows(stream, context, stride, 321))
     expected = token_by_token(model, stream, context, stride)
     assert found.nll.sum() == pytest.approx(sum(expected), rel=1e-6)
-    assert found.nll.tolist() == pytest.approx([sum(some) for some in split_like(expected, found.tokens)], rel=1e-5)
+    assert found.nll.tolist() == pytest.approx(
+        [sum(some) for some in split_like(expected, found.tokens)], rel=1e-5
+    )
     assert found.perplexity == pytest.approx(math.exp(sum(expected) / (len(stream) - 1)), rel=1e-5)
     assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / 321, rel=1e-6)
     assert 1.2 * len(tokenizer) < found.perplexity
@@ -329,7 +428,9 @@ def test_text_within_the_context_is_scored_exactly(tokenizer: Any, model: Any) -
     assert len(found.nll) == 1 and found.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
 
 
-def test_a_model_that_knows_nothing_scores_at_chance(tokenizer: Any, documents: list[str], tmp_path: Path) -> None:
+def test_a_model_that_knows_nothing_scores_at_chance(
+    tokenizer: Any, documents: list[str], tmp_path: Path
+) -> None:
     task = load(tokenizer, write(tmp_path / "corpus.txt", documents), **LENGTHS)
     tokens = sum(len(ids) + 1 for ids in tokenizer(scored_texts(tokenizer, task.test))["input_ids"])
     nll = [
@@ -361,7 +462,9 @@ def test_compare_by_hand() -> None:
 def test_a_model_that_is_worse_everywhere_alike_is_so_for_certain() -> None:
     tokens = np.array([23, 9, 9, 9, 4])
     nll = np.random.default_rng(0).uniform(2, 5, 5) * tokens
-    increase, stderr = compare(Score(nll, tokens, 99), Score(nll + math.log(1.1) * tokens, tokens, 99))
+    increase, stderr = compare(
+        Score(nll, tokens, 99), Score(nll + math.log(1.1) * tokens, tokens, 99)
+    )
     assert increase == pytest.approx(10) and stderr == pytest.approx(0, abs=1e-9)
 
 
@@ -369,10 +472,15 @@ def test_the_standard_error_is_that_of_a_bootstrap_over_windows() -> None:
     rng = np.random.default_rng(0)
     tokens = np.array([63, *[32] * 148, 11])
     nll = rng.normal(3.5, 0.8, 150) * tokens
-    baseline, other = Score(nll, tokens, 9), Score(nll + rng.normal(0.1, 0.2, 150) * tokens, tokens, 9)
+    baseline, other = (
+        Score(nll, tokens, 9),
+        Score(nll + rng.normal(0.1, 0.2, 150) * tokens, tokens, 9),
+    )
     increase, stderr = compare(baseline, other)
     resampled = rng.integers(0, 150, (4000, 150))
-    drawn = [(Score(baseline.nll[i], tokens[i], 9), Score(other.nll[i], tokens[i], 9)) for i in resampled]
+    drawn = [
+        (Score(baseline.nll[i], tokens[i], 9), Score(other.nll[i], tokens[i], 9)) for i in resampled
+    ]
     increases = [100 * (b.perplexity / a.perplexity - 1) for a, b in drawn]
     assert increase == pytest.approx(np.mean(increases), abs=0.1)
     assert stderr == pytest.approx(np.std(increases), rel=0.05)

@@ -1,4 +1,5 @@
-"""What a search needs of the task: lessons, questions, evidence, scores; the same from every runtime."""
+"""What a search needs of the task: lessons, questions, evidence, scores; the same from every
+runtime."""
 
 from __future__ import annotations
 
@@ -13,16 +14,25 @@ import numpy as np
 import pytest
 import torch
 
+from autocompress.engine.workbench import torch_answer
 from autocompress.errors import CandidateFailed
-from autocompress.export import to_onnx
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import kept
 from autocompress.hardware.host import LocalHost, ask
 from autocompress.interfaces import Task
-from autocompress.onnx_runtime import predict
 from autocompress.tasks import TASKS
-from autocompress.tasks.language_modeling import LENGTH, Blocks, LanguageModeling, Score, Windows, compare, load, windows
-from autocompress.teacher import load_language_model
-from autocompress.workbench import torch_answer
+from autocompress.tasks.language_modeling import (
+    LENGTH,
+    Blocks,
+    LanguageModeling,
+    Score,
+    Windows,
+    compare,
+    load,
+    windows,
+)
+from autocompress.training.teacher import load_language_model
 from tests.test_language_modeling import score
 
 
@@ -67,7 +77,11 @@ def test_windows_that_are_taken_are_spread_evenly() -> None:
     assert whole.spread(1000) == list(range(10)) and whole.spread(100) == list(range(10))
     assert whole.spread(40) == [0, 3, 6, 9] and whole.spread(1) == [0, 9]
     part = whole.take([0, 3])
-    assert [row[0, 0] for row in part.rows] == [0, 30] and part.scored.tolist() == [10, 10] and part.text_bytes == 100
+    assert (
+        [row[0, 0] for row in part.rows] == [0, 30]
+        and part.scored.tolist() == [10, 10]
+        and part.text_bytes == 100
+    )
 
 
 def test_too_much_text_is_scored_in_part_and_said(
@@ -75,20 +89,31 @@ def test_too_much_text_is_scored_in_part_and_said(
 ) -> None:
     monkeypatch.setattr("autocompress.tasks.language_modeling.SCORED_TOKENS", 1000)
     part = load(byte_tokenizer, str(text_file), positions=64, context=48, stride=20)
-    assert 40 <= len(part.validation.rows) <= 50 and part.validation.scored.sum() == pytest.approx(1000, abs=40)
-    assert part.dropped["validation windows not scored"] == len(task.validation.rows) - len(part.validation.rows)
+    assert 40 <= len(part.validation.rows) <= 50 and part.validation.scored.sum() == pytest.approx(
+        1000, abs=40
+    )
+    assert part.dropped["validation windows not scored"] == len(task.validation.rows) - len(
+        part.validation.rows
+    )
     assert f"{part.validation.scored.sum()} of validation" in part.facts["text"]
 
 
 def test_questions_hold_all_windows_in_order(task: LanguageModeling) -> None:
     questions = task.questions(task.test, 8)
     assert {len(question["input_ids"]) for question in questions[:-1]} == {8}
-    assert np.array_equal(np.concatenate([question["input_ids"] for question in questions]), np.concatenate(task.test.rows))
-    assert np.array_equal(np.concatenate([question["scored"] for question in questions]), task.test.scored)
+    assert np.array_equal(
+        np.concatenate([question["input_ids"] for question in questions]),
+        np.concatenate(task.test.rows),
+    )
+    assert np.array_equal(
+        np.concatenate([question["scored"] for question in questions]), task.test.scored
+    )
     assert len(task.questions(task.test, 1000)[0]["input_ids"]) == 1024 // 48
 
 
-def test_every_runtime_gives_the_same_evidence(task: LanguageModeling, model: Any, tmp_path: Path) -> None:
+def test_every_runtime_gives_the_same_evidence(
+    task: LanguageModeling, model: Any, tmp_path: Path
+) -> None:
     part = task.validation.take(range(20))
     expected = score(model, part)
     to_onnx(model, tmp_path / "model.onnx", task.batch(task.train.rows[:2]))
@@ -96,9 +121,16 @@ def test_every_runtime_gives_the_same_evidence(task: LanguageModeling, model: An
     local = task.evidence(predict(tmp_path / "model.onnx", questions, kept), part)
     np.testing.assert_allclose(local, expected.nll, rtol=1e-4)
     assert task.score(local, part)[0] == pytest.approx(expected.perplexity, rel=1e-4)
-    asked = ask(LocalHost(), {"action": "score", "runtime": "onnxruntime-cpu", "threads": 1}, [tmp_path / "model.onnx"], questions)
+    asked = ask(
+        LocalHost(),
+        {"action": "score", "runtime": "onnxruntime-cpu", "threads": 1},
+        [tmp_path / "model.onnx"],
+        questions,
+    )
     assert np.array_equal(np.load(io.BytesIO(base64.b64decode(asked["npy"]))), local)
-    in_torch = task.evidence(np.concatenate([torch_answer(model, question) for question in questions]), part)
+    in_torch = task.evidence(
+        np.concatenate([torch_answer(model, question) for question in questions]), part
+    )
     np.testing.assert_allclose(in_torch, expected.nll, rtol=0.02)
 
 
@@ -108,13 +140,16 @@ def test_evidence_comes_back_as_it_was(task: LanguageModeling) -> None:
 
 
 def test_score_and_drop_by_hand() -> None:
-    """2 nats over 4 tokens, and a quarter more per token; the windows differ by a half each from their mean."""
+    """2 nats over 4 tokens, and a quarter more per token; the windows differ by a half each from
+    their mean."""
     task, part = by_hand([2, 2])
     baseline, other = np.array([1.5, 0.5]), np.array([2.5, 0.5])
     value, stderr = task.score(baseline, part)
     assert value == pytest.approx(math.exp(0.5))
     assert stderr == pytest.approx(math.exp(0.5) * math.sqrt(2 * (0.25 + 0.25)) / 4)
-    assert task.drop(baseline, other, part) == pytest.approx(compare(Score(baseline, part.scored, 1), Score(other, part.scored, 1)))
+    assert task.drop(baseline, other, part) == pytest.approx(
+        compare(Score(baseline, part.scored, 1), Score(other, part.scored, 1))
+    )
     assert task.drop(baseline, other, part)[0] == pytest.approx(100 * (math.exp(0.25) - 1))
 
 
@@ -128,11 +163,16 @@ def test_what_is_no_perplexity_fails_the_candidate(nats: float) -> None:
         task.drop(sane, mad, part)
 
 
-def test_a_window_is_scored_the_same_alone_and_among_others(task: LanguageModeling, model: Any) -> None:
+def test_a_window_is_scored_the_same_alone_and_among_others(
+    task: LanguageModeling, model: Any
+) -> None:
     ids, scored = np.concatenate(task.test.rows[:3]), task.test.scored[:3]
     with torch.inference_mode():
         logits = model(torch.from_numpy(ids)).logits.numpy()
     together = kept(logits, {"input_ids": ids, "scored": scored})
-    alone = [kept(logits[i : i + 1], {"input_ids": ids[i : i + 1], "scored": scored[i : i + 1]})[0] for i in range(3)]
+    alone = [
+        kept(logits[i : i + 1], {"input_ids": ids[i : i + 1], "scored": scored[i : i + 1]})[0]
+        for i in range(3)
+    ]
     assert together.tolist() == alone
     assert kept(logits, {"input_ids": ids}) is logits

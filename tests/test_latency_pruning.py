@@ -27,11 +27,16 @@ def additive(structure: Structure) -> float:
 
 
 def fisher(heads: Sequence[Sequence[float]], ffn: Sequence[Sequence[float]]) -> Importance:
-    return Importance(tuple(np.array(row, float) for row in heads), tuple(np.array(row, float) for row in ffn))
+    return Importance(
+        tuple(np.array(row, float) for row in heads), tuple(np.array(row, float) for row in ffn)
+    )
 
 
 def refine(
-    structure: Structure, share: float, latency: Callable[[Structure], float] | None = additive, scores: Importance | None = None
+    structure: Structure,
+    share: float,
+    latency: Callable[[Structure], float] | None = additive,
+    scores: Importance | None = None,
 ) -> Structure:
     knowledge = Knowledge({"fisher": scores or fisher(HEADS, FFN)}, latency)
     return TECHNIQUE.refine(structure, SETTINGS.candidate({"width.latency": share}), knowledge)
@@ -99,7 +104,8 @@ def test_all_heads_and_neurons_may_go() -> None:
 
 
 def test_the_share_is_of_what_earlier_techniques_left() -> None:
-    """Half the layers at 27 ms; scores are found through the layer's place in the original model."""
+    """Half the layers at 27 ms; scores are found through the layer's place in the original
+    model."""
     left = Structure((Layer(1, (0, 1), (0, 1, 2, 3)),))
     assert additive(left) == 26
     assert refine(left, 25 / 26) == Structure((Layer(1, (0, 1), (1, 2, 3)),))
@@ -127,24 +133,30 @@ def test_the_only_head_of_a_layer_takes_what_it_takes() -> None:
     """One head each, all else equal: 0.5 and 1.2 per millisecond, before neurons of more."""
     full = Structure.full([1, 1], [4, 4])
     scores = fisher(([5.0], [12.0]), ([9.0] * 4, [9.0] * 4))
-    assert refine(full, 20 / 30, additive, scores) == Structure((Layer(0, (), (0, 1, 2, 3)), Layer(1, (0,), (0, 1, 2, 3))))
+    assert refine(full, 20 / 30, additive, scores) == Structure(
+        (Layer(0, (), (0, 1, 2, 3)), Layer(1, (0,), (0, 1, 2, 3)))
+    )
 
 
 def test_out_of_reach_fails_the_candidate() -> None:
     with pytest.raises(
-        CandidateFailed, match=r"^width\.latency 0\.03 is out of reach: without any heads and neurons more is left$"
+        CandidateFailed,
+        match=r"^width\.latency 0\.03 is out of reach: without any heads and neurons more is left$",
     ):
         refine(FULL, 0.03)
 
 
 def test_without_a_table_the_candidate_fails() -> None:
-    with pytest.raises(CandidateFailed, match=r"^width\.latency needs a latency table, and none was measured$"):
+    with pytest.raises(
+        CandidateFailed, match=r"^width\.latency needs a latency table, and none was measured$"
+    ):
         refine(FULL, 0.5, latency=None)
 
 
 @st.composite
 def worlds(draw: st.DrawFn) -> tuple[Structure, Importance, Callable[[Structure], float]]:
-    """An uncut model of two heads and neurons at least per layer, its scores, and an additive latency with a price per layer."""
+    """An uncut model of two heads and neurons at least per layer, its scores, and an additive
+    latency with a price per layer."""
     layers = draw(st.integers(1, 3))
     heads = draw(st.lists(st.integers(2, 4), min_size=layers, max_size=layers))
     ffn = draw(st.lists(st.integers(2, 9), min_size=layers, max_size=layers))
@@ -174,7 +186,9 @@ def test_the_target_is_met_and_no_more_is_removed_than_that_takes(
     try:
         found = refine(full, share, latency, scores)
     except CandidateFailed:
-        assert latency(Structure(tuple(Layer(layer.source, (), ()) for layer in full.layers))) > target
+        assert (
+            latency(Structure(tuple(Layer(layer.source, (), ()) for layer in full.layers))) > target
+        )
         return
     assert latency(found) <= target
 
@@ -193,7 +207,10 @@ def test_the_target_is_met_and_no_more_is_removed_than_that_takes(
     assert all(worth(unit) >= worth(removed[-1]) * (1 - 1e-6) for unit in kept)
     # ties in worth may be broken either way; one of the last must have been needed
     last = [unit for unit in removed if worth(unit) >= worth(removed[-1]) * (1 - 1e-6)]
-    assert any(latency(without(full, [u for u in removed if u != unit])) > target * (1 - 1e-9) for unit in last)
+    assert any(
+        latency(without(full, [u for u in removed if u != unit])) > target * (1 - 1e-9)
+        for unit in last
+    )
 
 
 @given(worlds(), st.floats(0.3, 1), st.floats(0.3, 1))

@@ -13,11 +13,16 @@ from autocompress.techniques import SETTINGS
 from autocompress.techniques.layer_truncation import RULES, LayerTruncation
 
 
-def kept(layers: int, keep: object, rule: str = "uniform", structure: Structure | None = None) -> list[int]:
+def kept(
+    layers: int, keep: object, rule: str = "uniform", structure: Structure | None = None
+) -> list[int]:
     """Layers of the original model that are left."""
     structure = structure or Structure.full([2] * layers, [4] * layers)
     candidate = SETTINGS.candidate({"layers.keep": keep, "layers.rule": rule})
-    return [layer.source for layer in LayerTruncation().refine(structure, candidate, Knowledge({})).layers]
+    return [
+        layer.source
+        for layer in LayerTruncation().refine(structure, candidate, Knowledge({})).layers
+    ]
 
 
 @pytest.mark.parametrize(
@@ -55,7 +60,9 @@ def test_rules(rule: str, n: int, k: int, layers: list[int]) -> None:
 
 @settings(deadline=None)
 @given(st.sampled_from(sorted(RULES)), st.integers(1, 64), st.data())
-def test_every_rule_keeps_k_distinct_layers_of_the_model_in_order(rule: str, n: int, data: st.DataObject) -> None:
+def test_every_rule_keeps_k_distinct_layers_of_the_model_in_order(
+    rule: str, n: int, data: st.DataObject
+) -> None:
     k = data.draw(st.integers(1, n))
     layers = RULES[rule](n, k)
     assert len(layers) == k
@@ -97,5 +104,7 @@ def test_counts_the_layers_that_are_left() -> None:
 
 
 def test_a_layer_that_the_model_does_not_have() -> None:
-    with pytest.raises(CandidateFailed, match=re.escape("layers.keep names layer 6, the model has 6 (0 to 5)")):
+    with pytest.raises(
+        CandidateFailed, match=re.escape("layers.keep names layer 6, the model has 6 (0 to 5)")
+    ):
         kept(6, [0, 6])

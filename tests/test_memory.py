@@ -26,62 +26,116 @@ INT8 = SearchSpace.from_mapping("test", {"quantization": {"scheme": ["int8-dynam
 class Hungry(AdditiveDevice):
     """150 MB for every model but those in int8, which take 90."""
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         first, rest = super().time(baseline, models, final=final)
 
         def eaten(path: Path) -> int:
             scheme = json.loads((path / "autocompress.json").read_text())["quantization"]["scheme"]
             return 90_000_000 if scheme.startswith("int8") else 150_000_000
 
-        found = [replace(timing, memory_bytes=eaten(path)) for timing, path in zip(rest, models, strict=True)]
+        found = [
+            replace(timing, memory_bytes=eaten(path))
+            for timing, path in zip(rest, models, strict=True)
+        ]
         return replace(first, memory_bytes=eaten(baseline)), found
 
 
-def test_a_model_that_needs_too_much_memory_is_over_budget(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_a_model_that_needs_too_much_memory_is_over_budget(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     space = SearchSpace.from_mapping(
-        "test", {"layers": {"keep": [0.5]}, "recovery": {"steps": 40}, "quantization": {"scheme": ["fp32", "int8-dynamic"]}}
+        "test",
+        {
+            "layers": {"keep": [0.5]},
+            "recovery": {"steps": 40},
+            "quantization": {"scheme": ["fp32", "int8-dynamic"]},
+        },
     )
     profile = replace(PROFILE, memory_limit_mb=100.0)
-    found = search(tiny_model, data_file, profile, space, tmp_path / "run", trials=2, connect=Connected(Hungry))
+    found = search(
+        tiny_model, data_file, profile, space, tmp_path / "run", trials=2, connect=Connected(Hungry)
+    )
     states = {trial.candidate["quantization.scheme"]: trial for trial in found.trials[1:]}
     assert states["int8-dynamic"].state == "complete"
     refused = states["fp32"]
-    assert (refused.state, refused.reason) == ("over-budget", "150 MB of memory at the peak, the limit is 100")
+    assert (refused.state, refused.reason) == (
+        "over-budget",
+        "150 MB of memory at the peak, the limit is 100",
+    )
     assert (refused.rungs, refused.path) == ((), None)  # not trained, and no files are kept
-    assert [member.id for member in found.front.members] == [states["int8-dynamic"].id]  # nor is the baseline on the front
+    assert [member.id for member in found.front.members] == [
+        states["int8-dynamic"].id
+    ]  # nor is the baseline on the front
 
 
 @pytest.mark.parametrize("limit", [149.9, 150.0])
-def test_the_limit_is_in_millions_of_bytes(tiny_model: Path, data_file: Path, tmp_path: Path, limit: float) -> None:
+def test_the_limit_is_in_millions_of_bytes(
+    tiny_model: Path, data_file: Path, tmp_path: Path, limit: float
+) -> None:
     space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.5]}})
     profile = replace(PROFILE, memory_limit_mb=limit)
     if limit < 150:
         with pytest.raises(
-            RequestUnmet, match=r"none of 1 candidates meets the budget; the nearest is t00\d, limited by its memory:"
+            RequestUnmet,
+            match=(
+                r"none of 1 candidates meets the budget; the nearest is t00\d, limited by its "
+                r"memory:"
+            ),
         ):
-            search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
+            search(
+                tiny_model,
+                data_file,
+                profile,
+                space,
+                tmp_path / "run",
+                trials=1,
+                connect=Connected(Hungry),
+            )
     else:
-        found = search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
+        found = search(
+            tiny_model,
+            data_file,
+            profile,
+            space,
+            tmp_path / "run",
+            trials=1,
+            connect=Connected(Hungry),
+        )
         assert found.trials[1].state == "complete"
 
 
-def test_memory_that_is_too_much_only_at_the_end_is_named(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_memory_that_is_too_much_only_at_the_end_is_named(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     class Later(AdditiveDevice):
-        def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
             first, rest = super().time(baseline, models, final=final)
             eaten = 150_000_000 if final else 10_000_000
             return first, [replace(timing, memory_bytes=eaten) for timing in rest]
 
     profile = replace(PROFILE, memory_limit_mb=100.0)
     with pytest.raises(RequestUnmet, match=r"limited by its memory"):
-        search(tiny_model, data_file, profile, INT8, tmp_path / "run", trials=1, connect=Connected(Later))
+        search(
+            tiny_model,
+            data_file,
+            profile,
+            INT8,
+            tmp_path / "run",
+            trials=1,
+            connect=Connected(Later),
+        )
 
 
 def test_the_sampler_is_told_that_a_model_needs_too_much_memory(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As for a latency limit: by a violation, else the sampler takes fast models that do not fit for good ones."""
-    from autocompress.samplers.optuna_sampler import OptunaSampler
+    """As for a latency limit: by a violation, else the sampler takes fast models that do not fit
+    for good ones."""
+    from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 
     told: list[float] = []
 
@@ -92,19 +146,36 @@ def test_the_sampler_is_told_that_a_model_needs_too_much_memory(
 
     profile = replace(PROFILE, memory_limit_mb=100.0)
     space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.5]}})
-    monkeypatch.setattr("autocompress.engine.OptunaSampler", Listening)
+    monkeypatch.setattr("autocompress.engine.loop.OptunaSampler", Listening)
     with pytest.raises(RequestUnmet):
-        search(tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry))
+        search(
+            tiny_model,
+            data_file,
+            profile,
+            space,
+            tmp_path / "run",
+            trials=1,
+            connect=Connected(Hungry),
+        )
     assert told and told[0] > 0
 
 
 def test_memory_is_really_measured(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     """Half a megabyte is less than the int8 embedding alone, 30522 * 32 bytes."""
     with pytest.raises(RequestUnmet, match="limited by its memory"):
-        search(tiny_model, data_file, replace(QUICK, memory_limit_mb=0.5), INT8, tmp_path / "run", trials=1)
+        search(
+            tiny_model,
+            data_file,
+            replace(QUICK, memory_limit_mb=0.5),
+            INT8,
+            tmp_path / "run",
+            trials=1,
+        )
     baseline, trial = Run(tmp_path / "run").trials()
     assert trial.state == "over-budget"
-    assert trial.reason is not None and trial.reason.endswith(" MB of memory at the peak, the limit is 0.5")
+    assert trial.reason is not None and trial.reason.endswith(
+        " MB of memory at the peak, the limit is 0.5"
+    )
     eaten = trial.scores["cpu-1-thread"].timing.memory_bytes
     assert eaten is not None and 30522 * 32 < eaten < 500e6
     assert trial.reason.startswith(f"{eaten / 1e6:.0f} MB")
@@ -112,10 +183,14 @@ def test_memory_is_really_measured(tiny_model: Path, data_file: Path, tmp_path: 
     assert uncut is not None and uncut > eaten  # in fp32 the embedding alone is 3.9 MB
 
 
-def test_of_two_devices_the_one_with_the_limit_takes_no_model(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+def test_of_two_devices_the_one_with_the_limit_takes_no_model(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
     """Every model takes 1 MB."""
     tight = replace(OLD, memory_limit_mb=0.5)
-    found = search(tiny_model, data_file, (CPU, tight), space(DEPTH), tmp_path / "a", trials=2, connect=Farm())
+    found = search(
+        tiny_model, data_file, (CPU, tight), space(DEPTH), tmp_path / "a", trials=2, connect=Farm()
+    )
     assert {trial.state for trial in found.trials} == {"complete"}
     assert found.front.members and found.fronts["old"].members == ()
     with pytest.raises(RequestUnmet, match="limited by its memory"):

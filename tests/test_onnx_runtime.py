@@ -10,12 +10,12 @@ import onnx
 import onnxruntime
 import pytest
 
-from autocompress.export import to_onnx
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.reading import write_probe
+from autocompress.graphs.runtime import predict, quantize_dynamic_int8
+from autocompress.graphs.tidy import keep_normalization_apart
 from autocompress.interfaces import Batch
-from autocompress.onnx_graphs import write_probe
-from autocompress.onnx_runtime import predict, quantize_dynamic_int8
-from autocompress.onnx_tidy import keep_normalization_apart
-from autocompress.teacher import load_classifier
+from autocompress.training.teacher import load_classifier
 
 
 def example() -> Batch:
@@ -79,5 +79,7 @@ def test_probe_runs_and_has_the_weights_it_says(tmp_path: Path) -> None:
     path = tmp_path / "probe.onnx"
     write_probe(path, width=64, inner=128, layers=3)
     weights = {tensor.name: tuple(tensor.dims) for tensor in onnx.load(path).graph.initializer}
-    assert weights == {"embedding": (32, 64)} | {f"up{i}": (64, 128) for i in range(3)} | {f"down{i}": (128, 64) for i in range(3)}
+    assert weights == {"embedding": (32, 64)} | {f"up{i}": (64, 128) for i in range(3)} | {
+        f"down{i}": (128, 64) for i in range(3)
+    }
     assert predict(path, [{"input_ids": np.ones((2, 5), np.int64)}]).shape == (2, 5, 64)

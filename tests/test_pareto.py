@@ -23,16 +23,41 @@ from autocompress.pareto import (
 from autocompress.scores import Latency, Quality, Timing
 
 BASELINE_MS = 8.0
-DESIGN = [(1 / 2.25, 0.5), (1 / 3.3, 0.1), (1 / 4.75, 1.7), (1 / 7, 2.3), (1 / 10, 4.9), (1 / 12, 8.4)]
+DESIGN = [
+    (1 / 2.25, 0.5),
+    (1 / 3.3, 0.1),
+    (1 / 4.75, 1.7),
+    (1 / 7, 2.3),
+    (1 / 10, 4.9),
+    (1 / 12, 8.4),
+]
 """The front of hand-picked structures, (relative latency, drop in points)."""
 
 
-def member(id: str, ms: float, test: float, *, validation: float | None = None, spread: float = 0.0, size: int = 1000) -> Member:
-    """A member of a front whose baseline takes 8 ms and has 0.875 on both splits; ``spread`` is of its latency."""
+def member(
+    id: str,
+    ms: float,
+    test: float,
+    *,
+    validation: float | None = None,
+    spread: float = 0.0,
+    size: int = 1000,
+) -> Member:
+    """A member of a front whose baseline takes 8 ms and has 0.875 on both splits; ``spread`` is of
+    its latency."""
     validation = test if validation is None else validation
-    quality = Quality(validation, 100 * (0.875 - validation), 0.5, test, 0.01, 1000, 100 * (0.875 - test), 0.5)
+    quality = Quality(
+        validation, 100 * (0.875 - validation), 0.5, test, 0.01, 1000, 100 * (0.875 - test), 0.5
+    )
     latency = Latency(ms, 1.25 * ms, 1.5 * ms, (ms - spread, ms + spread), 40)
-    timing = Timing(latency, BASELINE_MS / ms, (BASELINE_MS / (ms + spread), BASELINE_MS / (ms - spread)), "int8-dynamic", ms, ms)
+    timing = Timing(
+        latency,
+        BASELINE_MS / ms,
+        (BASELINE_MS / (ms + spread), BASELINE_MS / (ms - spread)),
+        "int8-dynamic",
+        ms,
+        ms,
+    )
     candidate = {"layers.keep": [0, 2], "quantization.scheme": "int8-dynamic"}
     sizes = {"layers": [0, 2], "heads": [3, 4], "ffn": [384, 96]}
     return Member(id, candidate, quality, timing, size, f"models/{id}", sizes)
@@ -40,7 +65,15 @@ def member(id: str, ms: float, test: float, *, validation: float | None = None, 
 
 def front(*members: Member, name: str = "board") -> Front:
     hardware = {"name": name, "threads": 1}
-    return Front("accuracy", member("t000", BASELINE_MS, 0.875), hardware, {"max_drop": 9.0}, 0.5, members, verified=True)
+    return Front(
+        "accuracy",
+        member("t000", BASELINE_MS, 0.875),
+        hardware,
+        {"max_drop": 9.0},
+        0.5,
+        members,
+        verified=True,
+    )
 
 
 def write(folder: Path, *fronts: Front, schema: Any = 2) -> None:
@@ -48,7 +81,11 @@ def write(folder: Path, *fronts: Front, schema: Any = 2) -> None:
     (folder / "front.json").write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
 
 
-FAST, MIDDLE, GOOD = member("t003", 1.0, 0.8125), member("t002", 2.0, 0.84375), member("t001", 4.0, 0.875)
+FAST, MIDDLE, GOOD = (
+    member("t003", 1.0, 0.8125),
+    member("t002", 2.0, 0.84375),
+    member("t001", 4.0, 0.875),
+)
 """8x with 6.25 points lost, 4x with 3.125, 2x with none."""
 FRONT = front(FAST, MIDDLE, GOOD)
 
@@ -103,7 +140,9 @@ def test_members_are_not_dominated_and_all_others_are(points: list[tuple[int, in
 )
 def test_hypervolume_by_hand(points: list[tuple[float, float]], area: float) -> None:
     assert hypervolume(points, 5.0) == pytest.approx(area, abs=5e-5)
-    assert hypervolume([(relative, 10 * drop) for relative, drop in points], 50.0) == pytest.approx(area, abs=5e-5)
+    assert hypervolume([(relative, 10 * drop) for relative, drop in points], 50.0) == pytest.approx(
+        area, abs=5e-5
+    )
 
 
 @settings(deadline=None)
@@ -141,7 +180,10 @@ def test_pick(limits: dict[str, Any], picked: Member) -> None:
 
 
 def test_pick_goes_by_the_score_that_is_reported() -> None:
-    lucky, steady = member("t004", 1.0, 0.80, validation=0.90), member("t005", 2.0, 0.85, validation=0.85)
+    lucky, steady = (
+        member("t004", 1.0, 0.80, validation=0.90),
+        member("t005", 2.0, 0.85, validation=0.85),
+    )
     assert front(lucky, steady).pick(max_latency_ms=2) == steady
     assert front(lucky, steady).pick(min_quality=0.85) == steady
     untested = replace(lucky, quality=Quality(0.90, -2.5, 0.5))
@@ -154,7 +196,10 @@ def test_a_limit_admits_a_drop_that_equals_it_but_for_rounding() -> None:
     assert front(exact).pick(max_drop=0.7) == exact
 
 
-UNSURE_FAST, UNSURE_GOOD = member("t003", 1.0, 0.8125, spread=0.25), member("t001", 4.0, 0.875, spread=1.0)
+UNSURE_FAST, UNSURE_GOOD = (
+    member("t003", 1.0, 0.8125, spread=0.25),
+    member("t001", 4.0, 0.875, spread=1.0),
+)
 """From 0.75 to 1.25 ms and 6.4x to 10.7x; from 3 to 5 ms and 1.6x to 2.7x."""
 
 
@@ -187,19 +232,24 @@ def test_a_member_whose_interval_crosses_the_limit_is_picked_only_where_ties_are
     [
         (
             {"max_latency_ms": 1.2},
-            "t003 meets the request at 1 ms, but its interval (0.75 to 1.25 ms) crosses it; --allow-tie takes it",
+            "t003 meets the request at 1 ms, but its interval (0.75 to 1.25 ms) crosses it; "
+            "--allow-tie takes it",
         ),
         (
             {"min_speedup": 7.0},
-            "t003 meets the request at 8x, but its interval (6.4 to 10.7x) crosses it; --allow-tie takes it",
+            "t003 meets the request at 8x, but its interval (6.4 to 10.7x) crosses it; "
+            "--allow-tie takes it",
         ),
         (
             {"max_latency_ms": 4.5, "max_drop": 0.0},
-            "t001 meets the request at 4 ms, but its interval (3 to 5 ms) crosses it; --allow-tie takes it",
+            "t001 meets the request at 4 ms, but its interval (3 to 5 ms) crosses it; --allow-tie "
+            "takes it",
         ),
     ],
 )
-def test_when_only_ties_meet_a_request_the_refusal_says_so(limits: dict[str, Any], message: str) -> None:
+def test_when_only_ties_meet_a_request_the_refusal_says_so(
+    limits: dict[str, Any], message: str
+) -> None:
     unsure = front(UNSURE_FAST, UNSURE_GOOD)
     with pytest.raises(RequestUnmet, match="^" + re.escape(message) + "$"):
         unsure.pick(**limits)
@@ -216,14 +266,25 @@ def test_the_tie_that_is_named_is_the_one_that_would_be_taken() -> None:
     fast, good = member("t003", 1.0, 0.80, spread=0.5), member("t001", 1.2, 0.85, spread=0.5)
     crossing = front(fast, good)
     assert crossing.pick(max_latency_ms=1.25, allow_tie=True) == good
-    with pytest.raises(RequestUnmet, match=r"^t001 meets the request at 1\.2 ms, but its interval \(0\.7 to 1\.7 ms\) crosses it"):
+    with pytest.raises(
+        RequestUnmet,
+        match=(
+            r"^t001 meets the request at 1\.2 ms, but its interval \(0\.7 to 1\.7 ms\) crosses "
+            r"it"
+        ),
+    ):
         crossing.pick(max_latency_ms=1.25)
 
 
 def test_estimates_have_no_interval_to_cross() -> None:
     latency = Latency(1.0, 1.0, 1.0, (1.0, 1.0), 0, basis="datasheet")
     estimated = replace(FAST, timing=Timing(latency, 8.0, (8.0, 8.0)))
-    found = replace(front(estimated), baseline=replace(FRONT.baseline, timing=Timing(replace(latency, value=8.0), 1.0, (1.0, 1.0))))
+    found = replace(
+        front(estimated),
+        baseline=replace(
+            FRONT.baseline, timing=Timing(replace(latency, value=8.0), 1.0, (1.0, 1.0))
+        ),
+    )
     assert found.pick(max_latency_ms=1.0) == estimated
     assert found.estimated and not FRONT.estimated
 
@@ -247,12 +308,16 @@ def test_pick_among_equals() -> None:
     ],
 )
 def test_a_request_that_no_model_meets(limits: dict[str, Any], nearest: str, limiting: str) -> None:
-    with pytest.raises(RequestUnmet, match=f"the nearest is {nearest}, limited by its {limiting}: "):
+    with pytest.raises(
+        RequestUnmet, match=f"the nearest is {nearest}, limited by its {limiting}: "
+    ):
         FRONT.pick(**limits)
 
 
 def test_the_nearest_is_described() -> None:
-    with pytest.raises(RequestUnmet, match=re.escape("1 ms (8.00x), accuracy 0.8125 (drop 6.25 points)")):
+    with pytest.raises(
+        RequestUnmet, match=re.escape("1 ms (8.00x), accuracy 0.8125 (drop 6.25 points)")
+    ):
         FRONT.pick(max_latency_ms=0.5)
 
 
@@ -276,7 +341,8 @@ def test_an_empty_front_meets_no_request() -> None:
         ({"max_perplexity": 1.0}, "max_perplexity is 1: it must be more than 1"),
         (
             {"max_perplexity": 9.0},
-            "max_perplexity is set, but the models are scored by their accuracy; give min_quality or max_drop",
+            "max_perplexity is set, but the models are scored by their accuracy; give min_quality "
+            "or max_drop",
         ),
     ],
 )
@@ -289,10 +355,17 @@ def test_budget() -> None:
     budget = Budget(max_latency_ms=2.0, min_speedup=3.0, max_drop=1.0, min_quality=0.86)
     missed = budget.violations(latency_ms=3.0, speedup=2.0, quality=0.84, drop=3.0)
     assert missed == pytest.approx({"latency": 0.5, "speedup": 0.5, "drop": 0.02, "quality": 0.02})
-    assert budget.violations(2.0, 3.0, 0.86, 1.0) == {"latency": 0.0, "speedup": 0.0, "drop": 0.0, "quality": 0.0}
+    assert budget.violations(2.0, 3.0, 0.86, 1.0) == {
+        "latency": 0.0,
+        "speedup": 0.0,
+        "drop": 0.0,
+        "quality": 0.0,
+    }
     assert Budget(max_drop=1.0).of(MIDDLE) == pytest.approx({"drop": 0.02125})
     assert Budget(max_drop=1.0).as_dict() == {"max_drop": 1.0}
-    assert [budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))] == [True, False, False]
+    assert [
+        budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))
+    ] == [True, False, False]
     assert Budget().admits_speed(1e9, 1e-9)
 
 
@@ -302,9 +375,15 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
 
     def scored(m: Member) -> Member:
         value = perplexities[m.id]
-        return replace(m, quality=Quality(value, 5 * value - 100, 1.0, value, 0.5, 100, 5 * value - 100, 1.0))
+        return replace(
+            m, quality=Quality(value, 5 * value - 100, 1.0, value, 0.5, 100, 5 * value - 100, 1.0)
+        )
 
-    found = replace(front(*map(scored, (FAST, MIDDLE, GOOD))), metric="perplexity", baseline=scored(FRONT.baseline))
+    found = replace(
+        front(*map(scored, (FAST, MIDDLE, GOOD))),
+        metric="perplexity",
+        baseline=scored(FRONT.baseline),
+    )
     expected: tuple[tuple[dict[str, Any], str], ...] = (
         ({"max_latency_ms": 9.0}, "t001"),
         ({"max_latency_ms": 3.0}, "t002"),
@@ -317,10 +396,18 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
     for limits, picked in expected:
         assert found.pick(**limits).id == picked
     with pytest.raises(
-        RequestUnmet, match=re.escape("limited by its perplexity: 4 ms (2.00x), perplexity 19.00 (increase -5.00 percent)")
+        RequestUnmet,
+        match=re.escape(
+            "limited by its perplexity: 4 ms (2.00x), perplexity 19.00 (increase -5.00 percent)"
+        ),
     ):
         found.pick(max_perplexity=18.0)
-    with pytest.raises(UserError, match="min_quality is set, but the models are scored by their perplexity; give max_perplexity"):
+    with pytest.raises(
+        UserError,
+        match=(
+            "min_quality is set, but the models are scored by their perplexity; give max_perplexity"
+        ),
+    ):
         found.pick(min_quality=0.5)
     with pytest.raises(UserError, match="max_drop is 10001: it is in percent, from 0 to 10000"):
         found.pick(max_drop=10_001)
@@ -330,10 +417,15 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
 def test_a_budget_is_met_for_certain_at_the_slow_end_of_the_intervals() -> None:
     for limit, met, certain in ((5.0, True, True), (4.5, True, False), (3.9, False, False)):
         budget = Budget(max_latency_ms=limit)
-        assert (budget.admits(UNSURE_GOOD), budget.admits(UNSURE_GOOD, certain=True)) == (met, certain)
+        assert (budget.admits(UNSURE_GOOD), budget.admits(UNSURE_GOOD, certain=True)) == (
+            met,
+            certain,
+        )
         assert budget.of(UNSURE_GOOD) == pytest.approx({"latency": 4 / limit - 1})
         assert budget.of(UNSURE_GOOD, certain=True) == pytest.approx({"latency": 5 / limit - 1})
-    assert Budget(min_speedup=2.0).of(UNSURE_GOOD, certain=True) == pytest.approx({"speedup": 2.0 / 1.6 - 1})
+    assert Budget(min_speedup=2.0).of(UNSURE_GOOD, certain=True) == pytest.approx(
+        {"speedup": 2.0 / 1.6 - 1}
+    )
 
 
 def test_balanced() -> None:
@@ -346,7 +438,10 @@ def test_balanced() -> None:
 def test_member() -> None:
     assert FRONT.member("t002") == MIDDLE
     assert FRONT.member("t000") == FRONT.baseline
-    with pytest.raises(UserError, match=re.escape("trial 't009' is not in the front; its models are t000, t003, t002, t001")):
+    with pytest.raises(
+        UserError,
+        match=re.escape("trial 't009' is not in the front; its models are t000, t003, t002, t001"),
+    ):
         FRONT.member("t009")
 
 
@@ -366,7 +461,9 @@ def differing(stderr_points: float) -> Difference:
     ],
     ids=["tie", "wide", "intervals-apart", "precise", "quality-apart"],
 )
-def test_of_tied_members_the_smaller_file_stays(spread: float, better: float, stderr_points: float, stay: list[str]) -> None:
+def test_of_tied_members_the_smaller_file_stays(
+    spread: float, better: float, stderr_points: float, stay: list[str]
+) -> None:
     """Latencies 1.0 and 1.5 touch at a spread of 0.25."""
     large = member("large", 1.0, 0.0, validation=0.85, spread=spread, size=2000)
     small = member("small", 1.5, 0.0, validation=better, spread=spread, size=1000)
@@ -375,9 +472,15 @@ def test_of_tied_members_the_smaller_file_stays(spread: float, better: float, st
 
 
 def test_the_standard_error_is_that_of_the_pair() -> None:
-    members = [member(name, 1.0, 0.85, validation=v, spread=0.5) for name, v in (("a", 0.85), ("b", 0.86), ("c", 0.90))]
+    members = [
+        member(name, 1.0, 0.85, validation=v, spread=0.5)
+        for name, v in (("a", 0.85), ("b", 0.86), ("c", 0.90))
+    ]
     pairs = {frozenset("ab"): 2.0, frozenset("ac"): 1.0, frozenset("bc"): 1.0}
-    assert [m.id for m in without_ties(members, lambda a, b: differing(pairs[frozenset((a.id, b.id))])(a, b))] == ["a", "c"]
+    assert [
+        m.id
+        for m in without_ties(members, lambda a, b: differing(pairs[frozenset((a.id, b.id))])(a, b))
+    ] == ["a", "c"]
 
 
 def test_who_ties_with_a_dropped_member_alone_stays() -> None:

@@ -1,4 +1,5 @@
-"""A language model is timed in phases: what each runs, which one its latency is of, and how that is said."""
+"""A language model is timed in phases: what each runs, which one its latency is of, and how that is
+said."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ from numpy.typing import NDArray
 from autocompress import Budget, HardwareProfile, UserError, console, verbs
 from autocompress.cli import main
 from autocompress.errors import CandidateFailed
-from autocompress.export import to_onnx
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.reading import operations
+from autocompress.graphs.runtime import Model, past_of, predict
 from autocompress.hardware import agent, onnx_device
 from autocompress.hardware.datasheet import DatasheetDevice, roofline_ms
 from autocompress.hardware.host import LocalHost, ask
@@ -24,8 +27,6 @@ from autocompress.hardware.onnx_device import OnnxDevice
 from autocompress.hardware.profile import PHASES
 from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Batch
-from autocompress.onnx_graphs import operations
-from autocompress.onnx_runtime import Model, past_of, predict
 from autocompress.pareto import Front, Member
 from autocompress.scores import Latency, Quality, Timing
 from autocompress.structure import Layer, Structure
@@ -33,13 +34,23 @@ from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import quantize
 from tests.tiny_models import HIDDEN, MODELS, VOCABULARY, build
 
-PROFILE = HardwareProfile("test", "", "cpu", "onnxruntime-cpu", 2, 16, trial_seconds=0.1, final_seconds=0.1)
+PROFILE = HardwareProfile(
+    "test", "", "cpu", "onnxruntime-cpu", 2, 16, trial_seconds=0.1, final_seconds=0.1
+)
 GENERATION: dict[str, Any] = {"prompt_length": 5, "context_length": 7, "generated_tokens": 4}
-REQUEST = {"runtime": "onnxruntime-cpu", "threads": 1, "batch_size": 2, "lengths": [1], **GENERATION}
+REQUEST = {
+    "runtime": "onnxruntime-cpu",
+    "threads": 1,
+    "batch_size": 2,
+    "lengths": [1],
+    **GENERATION,
+}
 PRECISION = {"statistic": "median", "confidence": 0.95, "target_precision": 0.5, "seconds": 0.0}
 
 
-def graph(path: Path, name: str = "llama ungrouped, tied, with biases", structure: Structure | None = None) -> Path:
+def graph(
+    path: Path, name: str = "llama ungrouped, tied, with biases", structure: Structure | None = None
+) -> Path:
     model = build(name)
     ones = np.ones((1, 4), np.int64)
     smaller = MODELS[name].family.cut(model, structure) if structure else model
@@ -58,7 +69,8 @@ def classifier(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 class Watched:
-    """A session that notes what is run: tokens read, tokens in the cache, and the tokens themselves."""
+    """A session that notes what is run: tokens read, tokens in the cache, and the tokens
+    themselves."""
 
     def __init__(self, path: Path) -> None:
         self.made = agent.session(str(path), REQUEST)
@@ -71,7 +83,9 @@ class Watched:
     def run(self, names: None, feed: dict[str, NDArray[Any]]) -> Any:
         self.ids.append(feed["input_ids"])
         read, total = (feed[name].shape[1] for name in ("input_ids", "attention_mask"))
-        assert {array.shape[2] for name, array in feed.items() if name.startswith("past")} == {total - read}
+        assert {array.shape[2] for name, array in feed.items() if name.startswith("past")} == {
+            total - read
+        }
         self.seen.append((read, total - read))
         return self.made.run(names, feed)
 
@@ -94,7 +108,12 @@ def test_a_text_is_generated_greedily(model: Path) -> None:
     given = np.concatenate(watched.ids, axis=1)
     assert given.shape == (2, 8)
     for end in range(5, 8):
-        [scores] = [predict(model, [{"input_ids": given[:, :end], "attention_mask": np.ones((2, end), np.int64)}])]
+        [scores] = [
+            predict(
+                model,
+                [{"input_ids": given[:, :end], "attention_mask": np.ones((2, end), np.int64)}],
+            )
+        ]
         assert np.array_equal(scores[:, -1].argmax(-1), given[:, end])
 
 
@@ -110,7 +129,11 @@ def test_times_of_real_models(model: Path, phase: str, rounds: int) -> None:
     request = REQUEST | PRECISION | {"action": "time", "phase": phase, "memory": [True, False]}
     found = ask(LocalHost(), request, [model, model])
     assert np.shape(found["wall_ms"]) == np.shape(found["cpu_ms"]) == (3, rounds, 2)
-    assert np.min(found["cpu_ms"]) > 0 and found["memory_bytes"][0] > 0 and found["memory_bytes"][1] is None
+    assert (
+        np.min(found["cpu_ms"]) > 0
+        and found["memory_bytes"][0] > 0
+        and found["memory_bytes"][1] is None
+    )
 
 
 def test_more_tokens_than_positions_are_refused_in_one_line(tmp_path: Path) -> None:
@@ -123,8 +146,13 @@ def test_more_tokens_than_positions_are_refused_in_one_line(tmp_path: Path) -> N
 
 def test_scores_are_with_an_empty_cache(model: Path) -> None:
     rng = np.random.default_rng(0)
-    given = [{"input_ids": rng.integers(2, 50, (3, n)), "attention_mask": np.ones((3, n), np.int64)} for n in (6, 6)]
-    answer = ask(LocalHost(), {"runtime": "onnxruntime-cpu", "threads": 1, "action": "score"}, [model], given)
+    given = [
+        {"input_ids": rng.integers(2, 50, (3, n)), "attention_mask": np.ones((3, n), np.int64)}
+        for n in (6, 6)
+    ]
+    answer = ask(
+        LocalHost(), {"runtime": "onnxruntime-cpu", "threads": 1, "action": "score"}, [model], given
+    )
     np.testing.assert_array_equal(onnx_device._outputs(answer), predict(model, given))
     session = Model(model, threads=1)
     first = session.outputs({key: value[:, :4] for key, value in given[0].items()})
@@ -144,7 +172,10 @@ def timing(ms: float, speedup: float, **more: Any) -> Timing:
     return Timing(latency(ms), speedup, (speedup, speedup), **more)
 
 
-FOUND = {"decode": [timing(4.0, 1.0), timing(2.0, 2.0)], "prefill": [timing(30.0, 1.0), timing(10.0, 3.0)]}
+FOUND = {
+    "decode": [timing(4.0, 1.0), timing(2.0, 2.0)],
+    "prefill": [timing(30.0, 1.0), timing(10.0, 3.0)],
+}
 SECOND = timing(2.0, 2.0, phase="decode", others=(timing(10.0, 3.0, phase="prefill"),))
 
 
@@ -172,12 +203,20 @@ class Asked:
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
 
-    def __call__(self, host: Any, request: dict[str, Any], models: Sequence[Path] = ()) -> dict[str, Any]:
+    def __call__(
+        self, host: Any, request: dict[str, Any], models: Sequence[Path] = ()
+    ) -> dict[str, Any]:
         if request["action"] == "describe":
             return {"memory_bytes": 0, "providers": ["CPUExecutionProvider"]}
         self.requests.append(request)
         ms = [[[self.MS[request.get("phase")] * (i + 1) for i in range(len(models))]] * 10] * 3
-        return {"wall_ms": ms, "cpu_ms": ms, "clock": "cpu", "energy_mj": [None] * 2, "memory_bytes": [None] * 2}
+        return {
+            "wall_ms": ms,
+            "cpu_ms": ms,
+            "clock": "cpu",
+            "energy_mj": [None] * 2,
+            "memory_bytes": [None] * 2,
+        }
 
 
 @pytest.fixture
@@ -187,18 +226,38 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     return found
 
 
-def test_trials_are_timed_in_one_phase_and_reported_models_in_all(model: Path, asked: Asked) -> None:
+def test_trials_are_timed_in_one_phase_and_reported_models_in_all(
+    model: Path, asked: Asked
+) -> None:
     profile = replace(PROFILE, **GENERATION)
     device = OnnxDevice(profile, (16,), LocalHost())
     _, [trial] = device.time(model, [model], final=False)
-    assert (trial.phase, trial.latency_ms.value, trial.speedup, trial.others) == ("decode", 4.0, 0.5, ())
+    assert (trial.phase, trial.latency_ms.value, trial.speedup, trial.others) == (
+        "decode",
+        4.0,
+        0.5,
+        (),
+    )
     [request] = asked.requests
-    assert {key: request[key] for key in (*GENERATION, "lengths", "batch_size")} == {**GENERATION, "lengths": [1], "batch_size": 2}
+    assert {key: request[key] for key in (*GENERATION, "lengths", "batch_size")} == {
+        **GENERATION,
+        "lengths": [1],
+        "batch_size": 2,
+    }
 
-    _, [final] = OnnxDevice(replace(profile, phase="prefill"), (16,), LocalHost()).time(model, [model], final=True)
+    _, [final] = OnnxDevice(replace(profile, phase="prefill"), (16,), LocalHost()).time(
+        model, [model], final=True
+    )
     assert (final.phase, final.latency_ms.value) == ("prefill", 20.0)
-    assert [(other.phase, other.latency_ms.value) for other in final.others] == [("decode", 4.0), ("end-to-end", 40.0)]
-    assert [request["phase"] for request in asked.requests[1:]] == ["prefill", "decode", "end-to-end"]
+    assert [(other.phase, other.latency_ms.value) for other in final.others] == [
+        ("decode", 4.0),
+        ("end-to-end", 40.0),
+    ]
+    assert [request["phase"] for request in asked.requests[1:]] == [
+        "prefill",
+        "decode",
+        "end-to-end",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -206,12 +265,20 @@ def test_trials_are_timed_in_one_phase_and_reported_models_in_all(model: Path, a
     [
         ({}, None),
         ({"prompt_length": 56}, None),
-        ({"prompt_length": 57}, "prompt_length and generated_tokens together is 65, the model takes 64 tokens at most"),
+        (
+            {"prompt_length": 57},
+            "prompt_length and generated_tokens together is 65, the model takes 64 tokens at most",
+        ),
         ({"context_length": 63}, None),
-        ({"context_length": 64}, "context_length and the token after it is 65, the model takes 64 tokens at most"),
+        (
+            {"context_length": 64},
+            "context_length and the token after it is 65, the model takes 64 tokens at most",
+        ),
     ],
 )
-def test_what_is_not_named_counts_against_the_models_length_too(changes: dict[str, Any], message: str | None) -> None:
+def test_what_is_not_named_counts_against_the_models_length_too(
+    changes: dict[str, Any], message: str | None
+) -> None:
     """Half of the sequence length, 8 tokens, are generated."""
     profile = replace(PROFILE, **changes)
     if message is None:
@@ -229,13 +296,18 @@ def test_what_generates_nothing_is_timed_as_ever(classifier: Path, asked: Asked)
 
 
 @pytest.mark.parametrize(("key", "value"), [*((key, 3) for key in GENERATION), ("phase", "decode")])
-def test_a_key_of_language_models_is_refused_for_what_is_none(classifier: Path, asked: Asked, key: str, value: Any) -> None:
+def test_a_key_of_language_models_is_refused_for_what_is_none(
+    classifier: Path, asked: Asked, key: str, value: Any
+) -> None:
     pi = HardwareProfile.load("edge-raspberry-pi-5")
     for device in (
         OnnxDevice(replace(PROFILE, **{key: value}), (16,), LocalHost()),
         DatasheetDevice(replace(pi, **{key: value}), (16,)),
     ):
-        expected = f"^hardware profile {device.profile.name}: {key} is for language models, and this model generates nothing$"
+        expected = (
+            f"^hardware profile {device.profile.name}: {key} is for language models, and "
+            f"this model generates nothing$"
+        )
         with pytest.raises(UserError, match=expected):
             device.time(classifier, [], final=False)
 
@@ -250,13 +322,17 @@ def test_a_key_of_language_models_is_refused_for_what_is_none(classifier: Path, 
         (GENERATION, (32,), (5, 7, 4)),
     ],
 )
-def test_what_a_profile_does_not_say_is_half_of_its_length(given: Any, lengths: Sequence[int], expected: tuple[int, ...]) -> None:
+def test_what_a_profile_does_not_say_is_half_of_its_length(
+    given: Any, lengths: Sequence[int], expected: tuple[int, ...]
+) -> None:
     assert tuple(replace(PROFILE, **given).generation(lengths).values()) == expected
 
 
 @pytest.mark.parametrize("final", [False, True])
 @pytest.mark.parametrize("phase", [None, *PHASES])
-def test_decode_is_what_latency_means_unless_the_profile_says_otherwise(phase: str | None, final: bool) -> None:
+def test_decode_is_what_latency_means_unless_the_profile_says_otherwise(
+    phase: str | None, final: bool
+) -> None:
     first, *others = replace(PROFILE, phase=phase).phases(final)
     assert first == (phase or "decode")
     assert {first, *others} == set(PHASES) if final else not others
@@ -264,11 +340,17 @@ def test_decode_is_what_latency_means_unless_the_profile_says_otherwise(phase: s
 
 def test_the_shipped_profile_for_language_models() -> None:
     profile = HardwareProfile.load("cpu-1-thread-generate")
-    assert profile.generation((1,)) == {"prompt_length": 128, "context_length": 256, "generated_tokens": 64}
+    assert profile.generation((1,)) == {
+        "prompt_length": 128,
+        "context_length": 256,
+        "generated_tokens": 64,
+    }
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic", "int4-weights"])
-def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(model: Path, scheme: str, tmp_path: Path) -> None:
+def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(
+    model: Path, scheme: str, tmp_path: Path
+) -> None:
     file = tmp_path / "model.onnx"
     quantize(model, file, SETTINGS.candidate({"quantization.scheme": scheme}), [])
     products, operators = operations(file)
@@ -296,7 +378,10 @@ def test_a_limit_can_name_its_phase(phase: str) -> None:
     assert verbs._budgets(options(f"{phase}=12ms")) == (Budget(max_latency_ms=12.0), {})
     both = [f"{phase}=12ms", "board=0.1s"]
     assert verbs._in_phase(PROFILE, both) == replace(PROFILE, phase=phase)
-    assert verbs._budgets(options(*both)) == (Budget(max_latency_ms=12.0), {"board": Budget(max_latency_ms=100.0)})
+    assert verbs._budgets(options(*both)) == (
+        Budget(max_latency_ms=12.0),
+        {"board": Budget(max_latency_ms=100.0)},
+    )
 
 
 def test_limits_that_name_no_phase_leave_the_profiles() -> None:
@@ -304,7 +389,13 @@ def test_limits_that_name_no_phase_leave_the_profiles() -> None:
 
 
 def test_limits_that_name_two_phases_are_refused() -> None:
-    with pytest.raises(UserError, match=r"^--max-latency names decode and prefill: one of them is what latency means in a search$"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"^--max-latency names decode and prefill: one of them is what latency means in a "
+            r"search$"
+        ),
+    ):
         verbs._in_phase(PROFILE, ["prefill=3ms", "decode=1ms"])
     with pytest.raises(UserError, match=r"^--max-latency is given twice$"):
         verbs._budgets(options("decode=3ms", "4ms"))
@@ -319,18 +410,36 @@ def run(tmp_path: Path) -> Path:
         for i, t in (("t0", FOUND["decode"][0]), ("t1", SECOND))
     )
     baseline = replace(baseline, timing=replace(baseline.timing, phase="decode"))
-    front = Front("accuracy", baseline, PROFILE.as_dict() | PROFILE.generation((16,)), {}, 0.5, (member,), True)
+    front = Front(
+        "accuracy",
+        baseline,
+        PROFILE.as_dict() | PROFILE.generation((16,)),
+        {},
+        0.5,
+        (member,),
+        True,
+    )
     (tmp_path / "front.json").write_text(json.dumps({"schema": 2, "fronts": [front.as_dict()]}))
     return tmp_path
 
 
-def test_the_front_says_what_its_latencies_are_of(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_front_says_what_its_latencies_are_of(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["front", str(run)]) == 0
-    assert "1 models on test (accuracy on test, latencies of decode after 8 tokens)" in capsys.readouterr().out
+    assert (
+        "1 models on test (accuracy on test, latencies of decode after 8 tokens)"
+        in capsys.readouterr().out
+    )
 
 
-def test_picking_by_the_phase_that_was_searched(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_picking_by_the_phase_that_was_searched(
+    run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["pick", str(run), "--max-latency", "decode=3ms"]) == 0
     assert "t1: decode 2 ms" in capsys.readouterr().out
     assert main(["pick", str(run), "--max-latency", "prefill=3ms"]) == 2
-    assert "--max-latency prefill=3ms: the latencies of this front are of decode" in capsys.readouterr().err
+    assert (
+        "--max-latency prefill=3ms: the latencies of this front are of decode"
+        in capsys.readouterr().err
+    )

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed
-from autocompress.hardware.predictor import MOST_MEASUREMENTS, LatencyTable, Shape, probes, shape_of
+from autocompress.latency.predictor import MOST_MEASUREMENTS, LatencyTable, Shape, probes, shape_of
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 
 Costs = Mapping[str, tuple[float, float, float, float, float, float]]
-"""By number format: of what is in no layer, of a layer, of having heads, per head, of having an FFN, per neuron."""
+"""By number format: of what is in no layer, of a layer, of having heads, per head, of having an
+FFN, per neuron."""
 
 WORLD: Costs = {
     "fp32": (0.04, 0.01, 0.012, 0.004, 0.008, 0.00005),
@@ -35,7 +36,13 @@ def latency(shape: Shape, world: Costs = WORLD) -> float:
     total = world[shape.rest][0]
     for heads, ffn, name in shape.layers:
         _, layer, any_heads, per_head, any_ffn, per_neuron = world[name]
-        total += layer + any_heads * (heads > 0) + per_head * heads + any_ffn * (ffn > 0) + per_neuron * ffn
+        total += (
+            layer
+            + any_heads * (heads > 0)
+            + per_head * heads
+            + any_ffn * (ffn > 0)
+            + per_neuron * ffn
+        )
     return total
 
 
@@ -48,8 +55,12 @@ def even(layers: int, heads: int, ffn: int, name: str = "fp32") -> Shape:
 
 
 @pytest.mark.parametrize("count", range(1, 8))
-@pytest.mark.parametrize("sizes", [(6, 12, 1536), (12, 12, 3072), (4, 4, 64), (2, 2, 8), (6, 1, 1536), (24, 16, 4096)])
-def test_probes_are_few_distinct_and_of_every_format(sizes: tuple[int, int, int], count: int) -> None:
+@pytest.mark.parametrize(
+    "sizes", [(6, 12, 1536), (12, 12, 3072), (4, 4, 64), (2, 2, 8), (6, 1, 1536), (24, 16, 4096)]
+)
+def test_probes_are_few_distinct_and_of_every_format(
+    sizes: tuple[int, int, int], count: int
+) -> None:
     layers, heads, ffn = sizes
     formats = [f"format-{i}" for i in range(count)]
     found = probes(layers, heads, ffn, formats)
@@ -77,7 +88,13 @@ def test_probes_stay_few_for_more_formats_than_there_are(count: int) -> None:
 def test_probes_by_hand() -> None:
     """What tells depth, heads and neurons apart."""
     found = probes(6, 12, 1536, ["fp32"])
-    for shape in (even(6, 12, 1536), even(1, 12, 1536), even(6, 3, 1536), even(6, 12, 192), even(3, 6, 768)):
+    for shape in (
+        even(6, 12, 1536),
+        even(1, 12, 1536),
+        even(6, 3, 1536),
+        even(6, 12, 192),
+        even(3, 6, 768),
+    ):
         assert shape in found
 
 
@@ -85,12 +102,20 @@ def test_probes_of_more_formats_begin_with_the_same_shapes() -> None:
     """So a search with one more format finds the others' measurements again."""
     for count in range(1, 9):
         formats = [f"format-{i}" for i in range(count + 1)]
-        before, after = set(probes(LAYERS, HEADS, FFN, formats[:-1])), set(probes(LAYERS, HEADS, FFN, formats))
+        before, after = (
+            set(probes(LAYERS, HEADS, FFN, formats[:-1])),
+            set(probes(LAYERS, HEADS, FFN, formats)),
+        )
         assert {shape for shape in after if shape.rest != formats[-1]} <= before
 
 
 def structure(*counts: tuple[int, int]) -> Structure:
-    return Structure(tuple(Layer(i, tuple(range(heads)), tuple(range(ffn))) for i, (heads, ffn) in enumerate(counts)))
+    return Structure(
+        tuple(
+            Layer(i, tuple(range(heads)), tuple(range(ffn)))
+            for i, (heads, ffn) in enumerate(counts)
+        )
+    )
 
 
 def candidate(**chosen: object) -> Candidate:
@@ -99,9 +124,13 @@ def candidate(**chosen: object) -> Candidate:
 
 def test_a_shape_is_counts_and_formats() -> None:
     cut = Structure((Layer(0, (1, 3), (0, 5, 9)), Layer(4, (), (2,)), Layer(5, (0,), ())))
-    assert shape_of(cut, candidate()) == Shape(((2, 3, "fp32"), (0, 1, "fp32"), (1, 0, "fp32")), "fp32")
+    assert shape_of(cut, candidate()) == Shape(
+        ((2, 3, "fp32"), (0, 1, "fp32"), (1, 0, "fp32")), "fp32"
+    )
     named = candidate(scheme="int8-dynamic")
-    assert shape_of(cut, named) == Shape(((2, 3, "int8-dynamic"), (0, 1, "int8-dynamic"), (1, 0, "int8-dynamic")), "int8-dynamic")
+    assert shape_of(cut, named) == Shape(
+        ((2, 3, "int8-dynamic"), (0, 1, "int8-dynamic"), (1, 0, "int8-dynamic")), "int8-dynamic"
+    )
 
 
 @pytest.mark.parametrize("scheme", ["int8-weights", "int4-weights"])
@@ -122,14 +151,18 @@ def test_weights_in_blocks_are_a_format_by_block(scheme: str, block: int) -> Non
         ("int4-weights", (1,), ("int4-weights/32", "int8-weights/32", "int4-weights/32")),
     ],
 )
-def test_spared_layers_have_a_format_of_their_own(scheme: str, spared: object, expected: tuple[str, ...]) -> None:
+def test_spared_layers_have_a_format_of_their_own(
+    scheme: str, spared: object, expected: tuple[str, ...]
+) -> None:
     found = shape_of(structure((2, 8), (1, 4), (2, 2)), candidate(scheme=scheme, spared=spared))
     assert tuple(name for *_, name in found.layers) == expected
     assert found.rest == (f"{scheme}/32" if scheme.endswith("-weights") else scheme)
 
 
 def test_a_spared_layer_that_is_not_there_fails_the_candidate() -> None:
-    with pytest.raises(CandidateFailed, match=r"quantization.spared names layer 2, the model has 2"):
+    with pytest.raises(
+        CandidateFailed, match=r"quantization.spared names layer 2, the model has 2"
+    ):
         shape_of(structure((2, 8), (2, 8)), candidate(scheme="int8-dynamic", spared=(0, 2)))
 
 
@@ -154,7 +187,9 @@ def test_an_additive_world_is_foretold_exactly(exact: LatencyTable, shape: Shape
 
 def test_an_additive_world_is_foretold_also_where_weights_might_not_fit_a_cache() -> None:
     table = LatencyTable(measured(list(WORLD)), MINILM)
-    mixed = Shape(((3, 100, "fp32"), (12, 7, "int8-dynamic"), (5, 1500, "int4-weights/32")), "int8-dynamic")
+    mixed = Shape(
+        ((3, 100, "fp32"), (12, 7, "int8-dynamic"), (5, 1500, "int4-weights/32")), "int8-dynamic"
+    )
     for shape in (even(4, 9, 400), even(6, 1, 1), even(2, 7, 1536, "int8-dynamic"), mixed):
         assert table.predict(shape) == pytest.approx(latency(shape), rel=1e-6)
 
@@ -165,21 +200,35 @@ def test_weights_that_do_not_fit_the_caches_cost_extra() -> None:
 
     def true(shape: Shape) -> float:
         byte = {"fp32": 4, "int8-dynamic": 1}
-        megabytes = sum(byte[name] * (heads * MINILM[0] + ffn * MINILM[1]) for heads, ffn, name in shape.layers) / 1e6
+        megabytes = (
+            sum(
+                byte[name] * (heads * MINILM[0] + ffn * MINILM[1])
+                for heads, ffn, name in shape.layers
+            )
+            / 1e6
+        )
         return latency(shape) + 0.02 * max(0.0, megabytes - 2) + 0.01 * max(0.0, megabytes - 16)
 
-    table = LatencyTable([(shape, true(shape)) for shape in probes(LAYERS, HEADS, FFN, formats)], MINILM)
+    table = LatencyTable(
+        [(shape, true(shape)) for shape in probes(LAYERS, HEADS, FFN, formats)], MINILM
+    )
     assert table.caches == (2.0, 16.0)
     mixed = Shape(((3, 100, "fp32"), (12, 7, "int8-dynamic"), (5, 1500, "fp32")), "int8-dynamic")
-    for shape in (even(4, 9, 400), even(6, 1, 1), even(6, 12, 1000), even(2, 7, 1536, "int8-dynamic"), mixed):
+    for shape in (
+        even(4, 9, 400),
+        even(6, 1, 1),
+        even(6, 12, 1000),
+        even(2, 7, 1536, "int8-dynamic"),
+        mixed,
+    ):
         assert table.predict(shape) == pytest.approx(true(shape), rel=1e-6)
 
 
 @pytest.mark.parametrize(("heads", "ffn"), [(0, FFN), (HEADS, 0), (0, 0)])
 @pytest.mark.parametrize("count", [1, 2, 5, 7])
 def test_layers_without_heads_or_neurons_are_foretold_too(count: int, heads: int, ffn: int) -> None:
-    """heads.keep and ffn.keep may be 0 (a corner of the space ``encoder``, which has 7 formats), and latency pruning may empty a
-    layer."""
+    """heads.keep and ffn.keep may be 0 (a corner of the space ``encoder``, which has 7 formats),
+    and latency pruning may empty a layer."""
     costs = WORLD["fp32"]
     world: Costs = {f"fp32/{i}": (*(cost / (1 + i) for cost in costs),) for i in range(count)}  # type: ignore[misc]
     table = LatencyTable(measured(list(world), world), SMALL)
@@ -200,7 +249,10 @@ def test_no_error_where_the_world_is_additive() -> None:
 def test_costs_are_never_negative(seed: int, noise: float) -> None:
     """So that fewer units are never foretold to take longer, however noisy the measurements."""
     rng = np.random.default_rng(seed)
-    rows = [(shape, value * float(np.exp(noise * rng.standard_normal()))) for shape, value in measured(["fp32", "int8-dynamic"])]
+    rows = [
+        (shape, value * float(np.exp(noise * rng.standard_normal())))
+        for shape, value in measured(["fp32", "int8-dynamic"])
+    ]
     table = LatencyTable(rows, SMALL)
     assert (table.costs >= 0).all() and np.isfinite(table.costs).all()
     for name in ("fp32", "int8-dynamic"):
@@ -210,7 +262,10 @@ def test_costs_are_never_negative(seed: int, noise: float) -> None:
 
 def test_noise_is_averaged_out() -> None:
     rng = np.random.default_rng(0)
-    rows = [(shape, value * (1 + 0.02 * float(rng.standard_normal()))) for shape, value in measured(["fp32", "int8-dynamic"])]
+    rows = [
+        (shape, value * (1 + 0.02 * float(rng.standard_normal())))
+        for shape, value in measured(["fp32", "int8-dynamic"])
+    ]
     table = LatencyTable(rows, SMALL)
     assert 0 < np.median(np.abs(table.errors())) < 0.04
     for shape in (even(4, 9, 400), even(2, 5, 1000, "int8-dynamic")):
@@ -218,7 +273,8 @@ def test_noise_is_averaged_out() -> None:
 
 
 def test_errors_by_hand() -> None:
-    """Two measurements of one shape that contradict each other: relative errors are balanced, the smaller one counts more."""
+    """Two measurements of one shape that contradict each other: relative errors are balanced, the
+    smaller one counts more."""
     shape = even(1, 1, 1)
     table = LatencyTable([(shape, 1.0), (shape, 2.0)], SMALL)
     # (p / 1 - 1)^2 + (p / 2 - 1)^2 is least at p = 1.2
@@ -229,7 +285,10 @@ def test_errors_by_hand() -> None:
 
 def test_the_errors_are_of_tables_without_the_row() -> None:
     rng = np.random.default_rng(0)
-    rows = [(shape, value * float(np.exp(0.03 * rng.standard_normal()))) for shape, value in measured(["fp32", "int8-dynamic"])]
+    rows = [
+        (shape, value * float(np.exp(0.03 * rng.standard_normal())))
+        for shape, value in measured(["fp32", "int8-dynamic"])
+    ]
     table = LatencyTable(rows, SMALL)
     expected = []
     for i, (shape, relative) in enumerate(rows):
@@ -237,7 +296,9 @@ def test_the_errors_are_of_tables_without_the_row() -> None:
         same = others.caches == table.caches and ((others.costs > 0) == (table.costs > 0)).all()
         expected.append(others.predict(shape) / relative - 1 if same else None)
     pairs = zip(table.errors(), expected, strict=True)
-    compared = [(error, other) for error, other in pairs if other is not None and np.isfinite(error)]
+    compared = [
+        (error, other) for error, other in pairs if other is not None and np.isfinite(error)
+    ]
     assert len(compared) >= len(rows) // 4
     for error, other in compared:
         assert error == pytest.approx(other, abs=1e-6)
@@ -271,7 +332,9 @@ def test_trials_set_a_table_right_that_is_off() -> None:
     rng = np.random.default_rng(0)
     for _ in range(8):
         for _ in range(5):
-            shape = even(int(rng.integers(1, 7)), int(rng.integers(1, 13)), int(rng.integers(1, 1537)))
+            shape = even(
+                int(rng.integers(1, 7)), int(rng.integers(1, 13)), int(rng.integers(1, 1537))
+            )
             table.add(shape, latency(shape))
         found.append(error())
     assert found[0] > 0.08

@@ -22,9 +22,22 @@ PROFILE: dict[str, Any] = {
     "sequence_length": 64,
 }
 BOARD = PROFILE | {"class": "edge", "location": "ssh://pi@board"}
-CUDA = {key: value for key, value in PROFILE.items() if key != "threads"} | {"class": "gpu", "runtime": "torch-cuda"}
-PEAKS = {"gops": {"fp32": 10.0, "int8-dynamic": 40.0}, "memory_gb_per_s": 12.5, "overhead_us": 3, "efficiency": 0.5}
-DATASHEET = PROFILE | {"basis": "datasheet", "source": "its datasheet", "date": "2026-01-31", "peaks": PEAKS}
+CUDA = {key: value for key, value in PROFILE.items() if key != "threads"} | {
+    "class": "gpu",
+    "runtime": "torch-cuda",
+}
+PEAKS = {
+    "gops": {"fp32": 10.0, "int8-dynamic": 40.0},
+    "memory_gb_per_s": 12.5,
+    "overhead_us": 3,
+    "efficiency": 0.5,
+}
+DATASHEET = PROFILE | {
+    "basis": "datasheet",
+    "source": "its datasheet",
+    "date": "2026-01-31",
+    "peaks": PEAKS,
+}
 EVERY_KEY: dict[str, Any] = BOARD | {
     "python": "/opt/python",
     "ssh_config": "my.config",
@@ -53,9 +66,23 @@ def read(values: dict[str, Any], **changes: Any) -> HardwareProfile:
 
 def test_one_thread() -> None:
     profile = HardwareProfile.load("cpu-1-thread")
-    assert (profile.name, profile.device_class, profile.runtime) == ("cpu-1-thread", "cpu", "onnxruntime-cpu")
-    assert (profile.threads, profile.intra_op_threads, profile.batch_size, profile.sequence_length) == (1, 1, 1, 32)
-    assert (profile.location, profile.statistic, profile.confidence, profile.estimated) == ("local", "p10", 0.95, False)
+    assert (profile.name, profile.device_class, profile.runtime) == (
+        "cpu-1-thread",
+        "cpu",
+        "onnxruntime-cpu",
+    )
+    assert (
+        profile.threads,
+        profile.intra_op_threads,
+        profile.batch_size,
+        profile.sequence_length,
+    ) == (1, 1, 1, 32)
+    assert (profile.location, profile.statistic, profile.confidence, profile.estimated) == (
+        "local",
+        "p10",
+        0.95,
+        False,
+    )
 
 
 def test_all_cores() -> None:
@@ -77,22 +104,36 @@ def test_shipped_profiles(name: str) -> None:
 def test_a_file(tmp_path: Path) -> None:
     path = tmp_path / "board.toml"
     path.write_text(
-        'description = "mine"\nclass = "cpu"\nruntime = "onnxruntime-cpu"\nthreads = 2\nbatch_size = 8\nsequence_length = 64\n'
+        'description = "mine"\nclass = "cpu"\nruntime = "onnxruntime-cpu"\nthreads = 2\nbatch_size = 8\nsequence_length = 64\n'  # noqa: E501
         "final_seconds = 3\n",
         encoding="utf-8",
     )
     profile = HardwareProfile.load(str(path))
-    assert profile == HardwareProfile("board", "mine", "cpu", "onnxruntime-cpu", 8, 64, threads=2, final_seconds=3.0)
+    assert profile == HardwareProfile(
+        "board", "mine", "cpu", "onnxruntime-cpu", 8, 64, threads=2, final_seconds=3.0
+    )
     assert profile.intra_op_threads == 2
-    assert profile.precisions == ("fp32", "int8-dynamic", "int8-static", "int8-weights", "int4-weights")
-    assert (profile.target_precision, profile.trial_seconds, profile.confidence) == (0.02, 2.0, 0.95)
+    assert profile.precisions == (
+        "fp32",
+        "int8-dynamic",
+        "int8-static",
+        "int8-weights",
+        "int4-weights",
+    )
+    assert (profile.target_precision, profile.trial_seconds, profile.confidence) == (
+        0.02,
+        2.0,
+        0.95,
+    )
 
 
 def test_every_key_comes_back() -> None:
     profile = read(EVERY_KEY)
     assert {key: value for key, value in profile.as_dict().items() if key in EVERY_KEY} == EVERY_KEY
     assert profile.as_dict().keys() - EVERY_KEY.keys() == {"name", "cuda_graphs", "basis", "peaks"}
-    assert read({key: value for key, value in profile.as_dict().items() if key != "name"}) == profile
+    assert (
+        read({key: value for key, value in profile.as_dict().items() if key != "name"}) == profile
+    )
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)
@@ -119,12 +160,22 @@ def test_a_profile_extends_another_by_path_or_by_name(tmp_path: Path) -> None:
     write(tmp_path, base='extends = "cpu-all-cores"\ndescription = "base"\nbatch_size = 4\n')
     write(tmp_path / "sub", mine='extends = "../base.toml"\nbatch_size = 7\nstatistic = "mean"\n')
     profile = HardwareProfile.load(str(tmp_path / "sub" / "mine.toml"))
-    assert profile == HardwareProfile("mine", "base", "cpu", "onnxruntime-cpu", 7, 32, threads=0, statistic="mean")
+    assert profile == HardwareProfile(
+        "mine", "base", "cpu", "onnxruntime-cpu", 7, 32, threads=0, statistic="mean"
+    )
 
 
 def test_profiles_that_extend_each_other(tmp_path: Path) -> None:
-    write(tmp_path, first='extends = "second.toml"\n', second='extends = "third.toml"\n', third='extends = "second.toml"\n')
-    message = f"{tmp_path / 'second.toml'}: profiles extend each other in a loop: second.toml -> third.toml -> second.toml"
+    write(
+        tmp_path,
+        first='extends = "second.toml"\n',
+        second='extends = "third.toml"\n',
+        third='extends = "second.toml"\n',
+    )
+    message = (
+        f"{tmp_path / 'second.toml'}: profiles extend each other in a loop: second.toml -> "
+        f"third.toml -> second.toml"
+    )
     with pytest.raises(UserError, match=re.escape(message) + "$"):
         HardwareProfile.load(str(tmp_path / "first.toml"))
     write(tmp_path, alone='extends = "alone.toml"\n')
@@ -133,11 +184,16 @@ def test_profiles_that_extend_each_other(tmp_path: Path) -> None:
 
 
 def test_a_profile_that_extends_nothing_there_is(tmp_path: Path) -> None:
-    write(tmp_path, path='extends = "no.toml"\n', name='extends = "cpu-7"\n', number="extends = 7\n")
+    write(
+        tmp_path, path='extends = "no.toml"\n', name='extends = "cpu-7"\n', number="extends = 7\n"
+    )
     for name, message in (
         ("path", f"hardware profile file {tmp_path / 'no.toml'} does not exist"),
         ("name", "unknown hardware profile 'cpu-7': give a path to a .toml file or one of "),
-        ("number", f"{tmp_path / 'number.toml'}: extends is 7, it must be a profile's name or path"),
+        (
+            "number",
+            f"{tmp_path / 'number.toml'}: extends is 7, it must be a profile's name or path",
+        ),
     ):
         with pytest.raises(UserError, match="^" + re.escape(message)):
             HardwareProfile.load(str(tmp_path / f"{name}.toml"))
@@ -159,49 +215,112 @@ NAMES = "fp32, fp16, bf16, int8-dynamic, int8-static, int8-weights, int4-weights
         ("threads", "2", "board.toml: threads is '2', it must be of type int"),
         ("threads", 2.0, "board.toml: threads is 2.0, it must be of type int"),
         ("threads", True, "board.toml: threads is True, it must be of type int"),
-        ("final_seconds", True, "board.toml: final_seconds is True, it must be of type int or float"),
+        (
+            "final_seconds",
+            True,
+            "board.toml: final_seconds is True, it must be of type int or float",
+        ),
         ("final_seconds", "3", "board.toml: final_seconds is '3', it must be of type int or float"),
-        ("memory_limit_mb", "a lot", "board.toml: memory_limit_mb is 'a lot', it must be of type int or float"),
+        (
+            "memory_limit_mb",
+            "a lot",
+            "board.toml: memory_limit_mb is 'a lot', it must be of type int or float",
+        ),
         ("description", 3, "board.toml: description is 3, it must be of type str"),
         ("class", 3, "board.toml: class is 3, it must be of type str"),
         ("cuda_graphs", 1, "board.toml: cuda_graphs is 1, it must be of type bool"),
-        ("sequence_length", 64.0, "board.toml: sequence_length is 64.0, it must be of type int or str"),
-        ("sequence_length", True, "board.toml: sequence_length is True, it must be of type int or str"),
-        ("precisions", "fp32", "board.toml: precisions is 'fp32', it must be of type a list of names"),
+        (
+            "sequence_length",
+            64.0,
+            "board.toml: sequence_length is 64.0, it must be of type int or str",
+        ),
+        (
+            "sequence_length",
+            True,
+            "board.toml: sequence_length is True, it must be of type int or str",
+        ),
+        (
+            "precisions",
+            "fp32",
+            "board.toml: precisions is 'fp32', it must be of type a list of names",
+        ),
         ("precisions", [32], "board.toml: precisions is [32], it must be of type a list of names"),
         ("fingerprint", "a cpu", "board.toml: fingerprint is 'a cpu', it must be of type dict"),
         ("peaks", 10, "board.toml: peaks is 10, it must be of type dict"),
         ("class", "tpu", "hardware profile board: class is 'tpu', allowed is cpu, gpu, edge"),
-        ("threads", -1, "hardware profile board: threads is -1, allowed is a whole number from 0 (all cores) to 1024"),
+        (
+            "threads",
+            -1,
+            "hardware profile board: threads is -1, allowed is a whole number from 0 (all cores) "
+            "to 1024",
+        ),
         ("threads", 1025, "hardware profile board: threads is 1025"),
-        ("batch_size", 0, "hardware profile board: batch_size is 0, allowed is a whole number from 1 to 4096"),
+        (
+            "batch_size",
+            0,
+            "hardware profile board: batch_size is 0, allowed is a whole number from 1 to 4096",
+        ),
         ("batch_size", 4097, "hardware profile board: batch_size is 4097"),
         (
             "sequence_length",
             0,
-            'hardware profile board: sequence_length is 0, allowed is a whole number from 1 to 100000, or "task"',
+            'hardware profile board: sequence_length is 0, allowed is a whole number from 1 to 100000, or "task"',  # noqa: E501
         ),
         ("sequence_length", "long", "hardware profile board: sequence_length is 'long'"),
-        ("target_precision", 0.0, "hardware profile board: target_precision is 0.0, allowed is a share from 0.001 to 0.5"),
+        (
+            "target_precision",
+            0.0,
+            "hardware profile board: target_precision is 0.0, allowed is a share from 0.001 to 0.5",
+        ),
         ("target_precision", float("nan"), "hardware profile board: target_precision is nan"),
         ("trial_seconds", 601, "hardware profile board: trial_seconds is 601"),
-        ("final_seconds", 0, "hardware profile board: final_seconds is 0, allowed is seconds from 0.1 to 3600"),
-        ("memory_limit_mb", 0, "hardware profile board: memory_limit_mb is 0, allowed is megabytes more than 0"),
-        ("statistic", "max", "hardware profile board: statistic is 'max', allowed is median, mean, p10"),
-        ("confidence", 95, "hardware profile board: confidence is 95, allowed is a share from 0.5 to 0.999"),
+        (
+            "final_seconds",
+            0,
+            "hardware profile board: final_seconds is 0, allowed is seconds from 0.1 to 3600",
+        ),
+        (
+            "memory_limit_mb",
+            0,
+            "hardware profile board: memory_limit_mb is 0, allowed is megabytes more than 0",
+        ),
+        (
+            "statistic",
+            "max",
+            "hardware profile board: statistic is 'max', allowed is median, mean, p10",
+        ),
+        (
+            "confidence",
+            95,
+            "hardware profile board: confidence is 95, allowed is a share from 0.5 to 0.999",
+        ),
         ("confidence", 0.4, "hardware profile board: confidence is 0.4"),
-        ("basis", "guess", "hardware profile board: basis is 'guess', allowed is measured, datasheet"),
+        (
+            "basis",
+            "guess",
+            "hardware profile board: basis is 'guess', allowed is measured, datasheet",
+        ),
         (
             "location",
             "pi@board",
-            "hardware profile board: location is 'pi@board', allowed is local, ssh://[user@]host[:port] or cmd:",
+            "hardware profile board: location is 'pi@board', allowed is local, "
+            "ssh://[user@]host[:port] or cmd:",
         ),
-        ("precisions", ["fp32", "int3"], f"hardware profile board: precisions is ['fp32', 'int3'], allowed is a list of {NAMES}"),
-        ("precisions", ["fp32", "fp32"], "hardware profile board: precisions is ['fp32', 'fp32'], allowed is"),
+        (
+            "precisions",
+            ["fp32", "int3"],
+            f"hardware profile board: precisions is ['fp32', 'int3'], allowed is a list of {NAMES}",
+        ),
+        (
+            "precisions",
+            ["fp32", "fp32"],
+            "hardware profile board: precisions is ['fp32', 'fp32'], allowed is",
+        ),
         (
             "runtime",
             "tensorrt",
-            "hardware profile board: runtime is 'tensorrt', allowed is onnxruntime-cpu, onnxruntime-cuda, torch-cuda",
+            "hardware profile board: runtime is 'tensorrt', allowed is onnxruntime-cpu, "
+            "onnxruntime-cuda, torch-cuda",
         ),
     ],
 )
@@ -211,13 +330,21 @@ def test_mistakes(key: str, value: object, message: str) -> None:
 
 
 def test_the_memory_of_an_estimate_is_limited_whatever_the_runtime() -> None:
-    changes = {"class": "edge", "runtime": "onnxruntime-cuda", "threads": None, "memory_limit_mb": 100}
+    changes = {
+        "class": "edge",
+        "runtime": "onnxruntime-cuda",
+        "threads": None,
+        "memory_limit_mb": 100,
+    }
     assert read(DATASHEET, **changes).memory_limit_mb == 100
 
 
 def test_an_empty_list_of_number_formats_is_refused() -> None:
     """It is no way to ask for the runtime's own."""
-    with pytest.raises(UserError, match=re.escape("hardware profile board: precisions is [], allowed is a list of fp32, ")):
+    with pytest.raises(
+        UserError,
+        match=re.escape("hardware profile board: precisions is [], allowed is a list of fp32, "),
+    ):
         read(PROFILE, precisions=[])
 
 
@@ -226,17 +353,50 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
     [
         (PROFILE, {"class": "gpu"}, "class is gpu, but the runtime is onnxruntime-cpu"),
         (CUDA, {"class": "cpu"}, "class is cpu, but the runtime is torch-cuda"),
-        (CUDA, {"class": "cpu", "runtime": "onnxruntime-cuda"}, "class is cpu, but the runtime is onnxruntime-cuda"),
+        (
+            CUDA,
+            {"class": "cpu", "runtime": "onnxruntime-cuda"},
+            "class is cpu, but the runtime is onnxruntime-cuda",
+        ),
         (CUDA, {"threads": 2}, "threads mean nothing to a CUDA runtime; leave them out"),
-        (CUDA, {"threads": 0, "runtime": "onnxruntime-cuda"}, "threads mean nothing to a CUDA runtime; leave them out"),
+        (
+            CUDA,
+            {"threads": 0, "runtime": "onnxruntime-cuda"},
+            "threads mean nothing to a CUDA runtime; leave them out",
+        ),
         (PROFILE, {"cuda_graphs": True}, "cuda_graphs are of torch-cuda only"),
-        (CUDA, {"cuda_graphs": True, "runtime": "onnxruntime-cuda"}, "cuda_graphs are of torch-cuda only"),
-        (CUDA, {"class": "edge", "location": "ssh://board"}, "torch-cuda runs on this machine only"),
-        (CUDA, {"precisions": ["fp32", "int8-dynamic"]}, "torch-cuda computes in fp32, fp16 and bf16 only"),
-        (BOARD, {"threads": 0}, "threads is 0 (all cores of this machine), but the device is another; give their number"),
+        (
+            CUDA,
+            {"cuda_graphs": True, "runtime": "onnxruntime-cuda"},
+            "cuda_graphs are of torch-cuda only",
+        ),
+        (
+            CUDA,
+            {"class": "edge", "location": "ssh://board"},
+            "torch-cuda runs on this machine only",
+        ),
+        (
+            CUDA,
+            {"precisions": ["fp32", "int8-dynamic"]},
+            "torch-cuda computes in fp32, fp16 and bf16 only",
+        ),
+        (
+            BOARD,
+            {"threads": 0},
+            "threads is 0 (all cores of this machine), but the device is another; give their "
+            "number",
+        ),
         (PROFILE, {"python": "/opt/python"}, "python is for a device that is not local"),
-        (PROFILE, {"ssh_config": "my.config"}, "ssh_config is for a location that begins with ssh://"),
-        (BOARD, {"location": "cmd:adb shell", "ssh_config": "c"}, "ssh_config is for a location that begins with ssh://"),
+        (
+            PROFILE,
+            {"ssh_config": "my.config"},
+            "ssh_config is for a location that begins with ssh://",
+        ),
+        (
+            BOARD,
+            {"location": "cmd:adb shell", "ssh_config": "c"},
+            "ssh_config is for a location that begins with ssh://",
+        ),
         (
             DATASHEET,
             {"class": "edge", "location": "ssh://board"},
@@ -246,11 +406,23 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
         (DATASHEET, {"source": None}, "datasheet needs peaks, source and date"),
         (DATASHEET, {"date": None}, "datasheet needs peaks, source and date"),
         (DATASHEET, {"basis": None}, "peaks are for basis = datasheet only"),
-        (DATASHEET, {"fingerprint": {"cpu": "a cpu"}}, "a fingerprint is of a measured device, the basis is datasheet"),
-        (DATASHEET, {"threads": 0}, "threads is 0 (all cores of this machine), but a datasheet is of another device"),
+        (
+            DATASHEET,
+            {"fingerprint": {"cpu": "a cpu"}},
+            "a fingerprint is of a measured device, the basis is datasheet",
+        ),
+        (
+            DATASHEET,
+            {"threads": 0},
+            "threads is 0 (all cores of this machine), but a datasheet is of another device",
+        ),
         (DATASHEET, {"statistic": "median"}, "statistic is of timings, the basis is datasheet"),
         (DATASHEET, {"confidence": 0.9}, "confidence is of timings, the basis is datasheet"),
-        (DATASHEET, {"target_precision": 0.1}, "target_precision is of timings, the basis is datasheet"),
+        (
+            DATASHEET,
+            {"target_precision": 0.1},
+            "target_precision is of timings, the basis is datasheet",
+        ),
         (DATASHEET, {"trial_seconds": 1.0}, "trial_seconds is of timings, the basis is datasheet"),
         (DATASHEET, {"final_seconds": 1.0}, "final_seconds is of timings, the basis is datasheet"),
         (
@@ -275,7 +447,9 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
         ),
     ],
 )
-def test_keys_that_contradict_each_other(values: dict[str, Any], changes: dict[str, Any], message: str) -> None:
+def test_keys_that_contradict_each_other(
+    values: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(UserError, match="^" + re.escape(f"hardware profile board: {message}")):
         read(values, **changes)
 
@@ -292,7 +466,10 @@ def test_keys_that_contradict_each_other(values: dict[str, Any], changes: dict[s
         ({"overhead_us": float("inf")}, "overhead_us is inf, it must be more than zero"),
         ({"efficiency": 1.5}, "efficiency is 1.5, allowed is a share more than 0 and at most 1"),
         ({"efficiency": None}, "missing key 'efficiency'"),
-        ({"watts": 5}, "unknown key 'watts'; known are gops, memory_gb_per_s, overhead_us, efficiency"),
+        (
+            {"watts": 5},
+            "unknown key 'watts'; known are gops, memory_gb_per_s, overhead_us, efficiency",
+        ),
     ],
 )
 def test_mistakes_in_the_peaks(changes: dict[str, Any], message: str) -> None:

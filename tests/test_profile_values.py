@@ -1,4 +1,5 @@
-"""Every key of a hardware profile: a wrong type and a value out of range are refused in one line that names the key."""
+"""Every key of a hardware profile: a wrong type and a value out of range are refused in one line
+that names the key."""
 
 from __future__ import annotations
 
@@ -22,19 +23,51 @@ CPU: dict[str, Any] = {
     "batch_size": 1,
     "sequence_length": 32,
 }
-PEAKS: dict[str, Any] = {"gops": {"fp32": 10.0}, "memory_gb_per_s": 5.0, "overhead_us": 1.0, "efficiency": 0.5}
-DATASHEET = CPU | {"class": "edge", "basis": "datasheet", "source": "a datasheet", "date": "2026-01-01", "peaks": PEAKS}
+PEAKS: dict[str, Any] = {
+    "gops": {"fp32": 10.0},
+    "memory_gb_per_s": 5.0,
+    "overhead_us": 1.0,
+    "efficiency": 0.5,
+}
+DATASHEET = CPU | {
+    "class": "edge",
+    "basis": "datasheet",
+    "source": "a datasheet",
+    "date": "2026-01-01",
+    "peaks": PEAKS,
+}
 BOARD = CPU | {"class": "edge", "location": "ssh://board"}
 
-KEYS = {"class" if f.name == "device_class" else f.name for f in dataclasses.fields(HardwareProfile)} - {"name"}
+KEYS = {
+    "class" if f.name == "device_class" else f.name for f in dataclasses.fields(HardwareProfile)
+} - {"name"}
 PEAK_KEYS = {f.name for f in dataclasses.fields(Peaks)}
 
 text = st.text(max_size=8)
 whole = st.integers(-(10**9), 10**9)
 number = st.floats(allow_nan=False, allow_infinity=False)
-anything = st.one_of(st.booleans(), whole, number, text, st.lists(text, max_size=2), st.dictionaries(text, text, max_size=2))
+anything = st.one_of(
+    st.booleans(),
+    whole,
+    number,
+    text,
+    st.lists(text, max_size=2),
+    st.dictionaries(text, text, max_size=2),
+)
 ALLOWED: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("description", "class", "runtime", "location", "python", "ssh_config", "statistic", "basis"), (str,)),
+    **dict.fromkeys(
+        (
+            "description",
+            "class",
+            "runtime",
+            "location",
+            "python",
+            "ssh_config",
+            "statistic",
+            "basis",
+        ),
+        (str,),
+    ),
     **dict.fromkeys(("source", "date"), (str,)),
     **dict.fromkeys(("threads", "batch_size"), (int,)),
     "sequence_length": (int, str),
@@ -42,7 +75,10 @@ ALLOWED: dict[str, tuple[type, ...]] = {
     "phase": (str,),
     "cuda_graphs": (bool,),
     "precisions": (list,),
-    **dict.fromkeys(("confidence", "target_precision", "trial_seconds", "final_seconds", "memory_limit_mb"), (int, float)),
+    **dict.fromkeys(
+        ("confidence", "target_precision", "trial_seconds", "final_seconds", "memory_limit_mb"),
+        (int, float),
+    ),
     "fingerprint": (dict,),
     "peaks": (dict,),
 }
@@ -51,7 +87,11 @@ ALLOWED: dict[str, tuple[type, ...]] = {
 def of_another_type(key: str) -> st.SearchStrategy[Any]:
     """Any value but those that TOML would have of the right type; true is no number."""
     allowed = ALLOWED[key]
-    return anything.filter(lambda value: not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed))
+    return anything.filter(
+        lambda value: (
+            not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed)
+        )
+    )
 
 
 def outside(low: float, high: float) -> st.SearchStrategy[Any]:
@@ -73,21 +113,29 @@ def none_of(*names: str) -> st.SearchStrategy[Any]:
 OUT_OF_RANGE: dict[str, st.SearchStrategy[Any]] = {
     "class": none_of(*CLASSES),
     "runtime": none_of(*RUNTIMES),
-    "location": text.filter(lambda value: value != "local" and not value.startswith(("ssh://", "cmd:"))),
+    "location": text.filter(
+        lambda value: value != "local" and not value.startswith(("ssh://", "cmd:"))
+    ),
     "python": none_of("python3"),  # of this machine
     "ssh_config": text.filter(bool),  # likewise
     "threads": whole_outside(0, 1024),
     "batch_size": whole_outside(1, 4096),
     "sequence_length": st.one_of(whole_outside(1, 100_000), none_of("task")),
-    **dict.fromkeys(("prompt_length", "context_length", "generated_tokens"), whole_outside(1, 100_000)),
+    **dict.fromkeys(
+        ("prompt_length", "context_length", "generated_tokens"), whole_outside(1, 100_000)
+    ),
     "phase": none_of(*PHASES),
     "cuda_graphs": st.just(True),  # of onnxruntime
     "precisions": st.one_of(
         st.just([]),
         st.lists(none_of(*SCHEMES), min_size=1, max_size=3),
-        st.lists(st.sampled_from(SCHEMES), min_size=1, max_size=3).map(lambda names: [*names, names[0]]),
+        st.lists(st.sampled_from(SCHEMES), min_size=1, max_size=3).map(
+            lambda names: [*names, names[0]]
+        ),
     ),
-    "memory_limit_mb": st.one_of(st.floats(max_value=0), st.just(float("nan")), st.just(float("inf"))),
+    "memory_limit_mb": st.one_of(
+        st.floats(max_value=0), st.just(float("nan")), st.just(float("inf"))
+    ),
     "statistic": none_of(*STATISTICS),
     "confidence": outside(0.5, 0.999),
     "target_precision": outside(0.001, 0.5),
@@ -133,7 +181,10 @@ def test_a_value_out_of_range_names_the_key(key: str, data: st.DataObject) -> No
 
 @pytest.mark.parametrize("key", sorted(CPU))
 def test_a_missing_key_is_named(key: str) -> None:
-    assert refusal({name: value for name, value in CPU.items() if name != key}) == f"mine.toml: missing key {key!r}"
+    assert (
+        refusal({name: value for name, value in CPU.items() if name != key})
+        == f"mine.toml: missing key {key!r}"
+    )
 
 
 @given(st.text(min_size=1).filter(lambda key: key not in KEYS))
@@ -149,7 +200,9 @@ def test_an_unknown_key_is_named(key: str) -> None:
 @settings(deadline=None)
 def test_a_peak_of_a_wrong_type_is_named(key: str, data: st.DataObject) -> None:
     allowed = (dict,) if key == "gops" else (int, float)
-    wrong = data.draw(anything.filter(lambda value: isinstance(value, bool) or not isinstance(value, allowed)))
+    wrong = data.draw(
+        anything.filter(lambda value: isinstance(value, bool) or not isinstance(value, allowed))
+    )
     assert names(refusal(DATASHEET | {"peaks": PEAKS | {key: wrong}}), key)
 
 
@@ -158,7 +211,9 @@ def test_a_peak_of_a_wrong_type_is_named(key: str, data: st.DataObject) -> None:
 @settings(deadline=None)
 def test_a_peak_out_of_range_is_named(key: str, data: st.DataObject) -> None:
     most = [st.floats(min_value=1.0, exclude_min=True)] if key == "efficiency" else []
-    wrong = data.draw(st.one_of(st.floats(max_value=0), st.just(float("inf")), st.just(float("nan")), *most))
+    wrong = data.draw(
+        st.one_of(st.floats(max_value=0), st.just(float("inf")), st.just(float("nan")), *most)
+    )
     assert names(refusal(DATASHEET | {"peaks": PEAKS | {key: wrong}}), key)
 
 
@@ -182,7 +237,9 @@ def test_peaks_by_format_are_checked(gops: dict[str, Any], named: str) -> None:
 def test_an_unknown_or_a_missing_peak_is_named() -> None:
     assert "unknown key 'gflops'" in refusal(DATASHEET | {"peaks": PEAKS | {"gflops": 1.0}})
     for key in PEAKS:
-        assert f"missing key {key!r}" in refusal(DATASHEET | {"peaks": {k: v for k, v in PEAKS.items() if k != key}})
+        assert f"missing key {key!r}" in refusal(
+            DATASHEET | {"peaks": {k: v for k, v in PEAKS.items() if k != key}}
+        )
 
 
 @pytest.mark.parametrize(
@@ -193,7 +250,10 @@ def test_an_unknown_or_a_missing_peak_is_named() -> None:
         (CPU | {"class": "gpu", "runtime": "torch-cuda", "threads": 4}, "threads"),
         (CPU | {"class": "gpu", "runtime": "onnxruntime-cuda", "cuda_graphs": True}, "cuda_graphs"),
         (CPU | {"class": "edge", "runtime": "torch-cuda", "location": "ssh://board"}, "torch-cuda"),
-        (CPU | {"class": "gpu", "runtime": "torch-cuda", "precisions": ["int8-dynamic"]}, "fp32, fp16 and bf16"),
+        (
+            CPU | {"class": "gpu", "runtime": "torch-cuda", "precisions": ["int8-dynamic"]},
+            "fp32, fp16 and bf16",
+        ),
         (BOARD | {"threads": 0}, "threads"),
         (BOARD | {"location": "cmd:adb shell", "ssh_config": "config"}, "ssh_config"),
         (DATASHEET | {"location": "ssh://board"}, "location"),
@@ -241,10 +301,12 @@ def test_what_is_in_range_is_taken_as_it_is(values: dict[str, Any]) -> None:
 
 def test_every_key_of_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "base.toml").write_text(
-        'description = "base"\nclass = "edge"\nruntime = "onnxruntime-cpu"\nbatch_size = 1\nsequence_length = 32\nthreads = 2\n'
+        'description = "base"\nclass = "edge"\nruntime = "onnxruntime-cpu"\nbatch_size = 1\nsequence_length = 32\nthreads = 2\n'  # noqa: E501
         '[fingerprint]\ncpu = "x"\ncores = 4\n'
     )
-    (tmp_path / "mine.toml").write_text('extends = "base.toml"\nthreads = 3\n[fingerprint]\ncpu = "y"\n')
+    (tmp_path / "mine.toml").write_text(
+        'extends = "base.toml"\nthreads = 3\n[fingerprint]\ncpu = "y"\n'
+    )
     profile = HardwareProfile.load(str(tmp_path / "mine.toml"))
     assert (profile.name, profile.description, profile.threads) == ("mine", "base", 3)
     assert dict(profile.fingerprint) == {"cpu": "y"}  # tables are replaced whole

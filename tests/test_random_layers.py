@@ -20,11 +20,15 @@ def made(matching: Matching, hidden_size: int = 2, **more: Any) -> RandomLayers:
     chosen = {"steps": 500, "objectives": ["logits", "random-layers"], **more}
     model: Any = SimpleNamespace(config=SimpleNamespace(hidden_size=hidden_size))
     candidate = SETTINGS.candidate({f"recovery.{name}": value for name, value in chosen.items()})
-    return RandomLayers(Lesson(candidate, matching, model, model, torch.Generator().manual_seed(0), 500))
+    return RandomLayers(
+        Lesson(candidate, matching, model, model, torch.Generator().manual_seed(0), 500)
+    )
 
 
 def features(*states: torch.Tensor) -> Features:
-    return Features(torch.zeros(2, 2), MASK, {f"hidden.{i}": state for i, state in enumerate(states, 1)})
+    return Features(
+        torch.zeros(2, 2), MASK, {f"hidden.{i}": state for i, state in enumerate(states, 1)}
+    )
 
 
 def drawn(objective: RandomLayers, step: int) -> list[int]:
@@ -69,7 +73,8 @@ ALONG = torch.tensor([[[2.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 9.0]]])
     ("kind", "expected"),
     [
         ("layer-wise", ((0.4**2 + 0.8**2) + 0) / 2),
-        # (3, 4, 2, 0) from (2, 0, 2, 0), each of length 1; the second example is (3, 0, 1, 0) from (1, 0, 1, 0)
+        # (3, 4, 2, 0) from (2, 0, 2, 0), each of length 1; the second example is (3, 0, 1, 0) from
+        # (1, 0, 1, 0)
         ("concatenated", (2 - 2 * 10 / (29**0.5 * 8**0.5) + 2 - 2 * 4 / (10**0.5 * 2**0.5)) / 2),
     ],
 )
@@ -82,7 +87,9 @@ def test_the_distance_by_hand(kind: str, expected: float) -> None:
 @pytest.mark.parametrize("kind", ["layer-wise", "concatenated"])
 def test_like_layers_are_at_no_distance_and_only_the_students_projection_learns(kind: str) -> None:
     objective = made(THREE, random_layers=kind)
-    assert objective.loss(features(FIRST, ALONG), features(FIRST, ALONG)).item() == pytest.approx(0, abs=1e-6)
+    assert objective.loss(features(FIRST, ALONG), features(FIRST, ALONG)).item() == pytest.approx(
+        0, abs=1e-6
+    )
     assert [name for name, _ in objective.named_parameters()] == ["projection"]
     objective.loss(features(FIRST, ALONG), features(ALONG, FIRST)).backward()  # type: ignore[no-untyped-call]
     assert objective.projection.grad is not None and objective.projection.grad.abs().max() > 1e-3

@@ -10,12 +10,12 @@ import pytest
 
 from autocompress import resources
 from autocompress.cli import main
+from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.errors import UserError
 from autocompress.interfaces import Knowledge
 from autocompress.journal import Run
 from autocompress.pareto import load_front
 from autocompress.recipes import Recipe
-from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS, TECHNIQUES
@@ -28,7 +28,12 @@ each_recipe = pytest.mark.parametrize("name", NAMES)
 @each_recipe
 def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
     recipe = Recipe.load(name)
-    assert recipe.name == name and recipe.description and re.search(r" \d{4}, ", recipe.paper) and recipe.section
+    assert (
+        recipe.name == name
+        and recipe.description
+        and re.search(r" \d{4}, ", recipe.paper)
+        and recipe.section
+    )
     space = recipe.space
     sampler = OptunaSampler(space, "tpe", 0)
     found = [space.candidate(sampler.ask()[1]) for _ in range(3)]
@@ -37,19 +42,28 @@ def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
 
 
 def test_no_two_recipes_are_the_same_point() -> None:
-    assert len({SETTINGS.candidate(Recipe.load(name).settings) for name in NAMES}) == len(NAMES) >= 16
+    assert (
+        len({SETTINGS.candidate(Recipe.load(name).settings) for name in NAMES}) == len(NAMES) >= 16
+    )
 
 
 def test_the_decoder_space_tries_distilgpt2_in_int8() -> None:
     recipe, space = Recipe.load("distilgpt2"), SearchSpace.load("decoder")
     smaller = {"quantization.scheme": "int8-weights", "quantization.block_size": 128}
-    assert SETTINGS.candidate({**recipe.settings, **smaller}) in [space.candidate(corner) for corner in space.corners]
+    assert SETTINGS.candidate({**recipe.settings, **smaller}) in [
+        space.candidate(corner) for corner in space.corners
+    ]
 
 
 def kept(name: str) -> list[int]:
     candidate = SETTINGS.candidate(Recipe.load(name).settings)
     truncation = TECHNIQUES[0]
-    return [layer.source for layer in truncation.refine(Structure.full([2] * 12, [4] * 12), candidate, Knowledge({})).layers]
+    return [
+        layer.source
+        for layer in truncation.refine(
+            Structure.full([2] * 12, [4] * 12), candidate, Knowledge({})
+        ).layers
+    ]
 
 
 @pytest.mark.parametrize(
@@ -73,7 +87,10 @@ def weights(name: str) -> dict[str, float]:
     candidate = SETTINGS.candidate(Recipe.load(name).settings)
     labels = candidate.number("recovery.hard_label_weight")
     objectives: Any = candidate.get("recovery.objectives")
-    found = {one: candidate.number(f"recovery.{one.replace('-', '_')}_weight", 1.0) * (1 - labels) for one in objectives}
+    found = {
+        one: candidate.number(f"recovery.{one.replace('-', '_')}_weight", 1.0) * (1 - labels)
+        for one in objectives
+    }
     return {one: weight / labels for one, weight in found.items()}
 
 
@@ -84,7 +101,15 @@ def weights(name: str) -> dict[str, float]:
         ("distilbert", {"logits": 5 / 2, "cosine": 1 / 2}),
         ("rail-kd", {"logits": 1, "random-layers": 1}),
         ("mate-kd", {"logits": 1, "adversarial-logits": 1}),
-        ("pkd-minilm", {"logits": 1.65, "normalized-hidden-states": 0.008, "attention-maps": 1, "value-relations": 1}),
+        (
+            "pkd-minilm",
+            {
+                "logits": 1.65,
+                "normalized-hidden-states": 0.008,
+                "attention-maps": 1,
+                "value-relations": 1,
+            },
+        ),
     ],
 )
 def test_weights_are_those_of_the_paper(name: str, expected: dict[str, float]) -> None:
@@ -92,8 +117,15 @@ def test_weights_are_those_of_the_paper(name: str, expected: dict[str, float]) -
 
 
 def test_changes_take_the_place_of_what_the_recipe_says() -> None:
-    changes = ["recovery.steps=7", "layers.keep = [0, 2]", "recovery.objectives=['logits']", "recovery.random_layers=concatenated"]
-    with pytest.raises(UserError, match=r"^--set: recovery\.random_layers means nothing beside the other settings$"):
+    changes = [
+        "recovery.steps=7",
+        "layers.keep = [0, 2]",
+        "recovery.objectives=['logits']",
+        "recovery.random_layers=concatenated",
+    ]
+    with pytest.raises(
+        UserError, match=r"^--set: recovery\.random_layers means nothing beside the other settings$"
+    ):
         Recipe.load("rail-kd", changes)
     recipe = Recipe.load("rail-kd", [*changes[:2], changes[3]])
     assert (recipe.settings["recovery.steps"], recipe.settings["layers.keep"]) == (7, (0, 2))
@@ -106,8 +138,14 @@ def test_changes_take_the_place_of_what_the_recipe_says() -> None:
     [
         ("recovery.steps", "--set recovery.steps: give key=value, such as recovery.steps=500"),
         ("recovery.step=5", "--set: unknown setting 'recovery.step'; known are layers.keep, "),
-        ("recovery.steps=many", "--set: recovery.steps is 'many', allowed is a whole number from 0 to 1000000"),
-        ("quantization.block_size=32", "--set: quantization.block_size means nothing beside the other settings"),
+        (
+            "recovery.steps=many",
+            "--set: recovery.steps is 'many', allowed is a whole number from 0 to 1000000",
+        ),
+        (
+            "quantization.block_size=32",
+            "--set: quantization.block_size means nothing beside the other settings",
+        ),
     ],
 )
 def test_mistakes_in_changes(change: str, message: str) -> None:
@@ -119,8 +157,14 @@ def test_mistakes_in_changes(change: str, message: str) -> None:
     ("text", "message"),
     [
         ("[layers]\nkeep = 0.5", "description is None, it must be text"),
-        ('description = "x"\npaper = 3\nsection = "1"\n[layers]\nkeep = 0.5', "paper is 3, it must be text"),
-        ('description = "x"\npaper = "y"\nsection = "1"\n[layers]\nkeep = [0.5, 0.25]', "layers.keep is [0.5, 0.25], allowed is"),
+        (
+            'description = "x"\npaper = 3\nsection = "1"\n[layers]\nkeep = 0.5',
+            "paper is 3, it must be text",
+        ),
+        (
+            'description = "x"\npaper = "y"\nsection = "1"\n[layers]\nkeep = [0.5, 0.25]',
+            "layers.keep is [0.5, 0.25], allowed is",
+        ),
         (
             'description = "x"\npaper = "y"\nsection = "1"\n[recovery]\ntemperature = 2.0',
             "recovery.temperature means nothing beside the other settings",
@@ -135,16 +179,27 @@ def test_mistakes_in_a_file(text: str, message: str, tmp_path: Path) -> None:
 
 
 def command(tiny_model: Path, data_file: Path, out: Path, recipe: str, *more: str) -> list[str]:
-    inputs = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file), "--hardware", "cpu-1-thread"]
+    inputs = [
+        "--model",
+        str(tiny_model),
+        "--task",
+        "text-classification",
+        "--data",
+        str(data_file),
+        "--hardware",
+        "cpu-1-thread",
+    ]
     return ["evaluate", "--recipe", recipe, *inputs, "--out", str(out), *more]
 
 
 @pytest.fixture
 def _sizes(monkeypatch: pytest.MonkeyPatch) -> None:
-    from autocompress import session
+    from autocompress.engine import session
 
     original = session.search_for
-    monkeypatch.setattr(session, "search_for", lambda request, listener: original(request, listener, SizeDevice))
+    monkeypatch.setattr(
+        session, "search_for", lambda request, listener: original(request, listener, SizeDevice)
+    )
 
 
 @pytest.mark.usefixtures("_sizes")
@@ -156,16 +211,21 @@ def test_evaluate_tries_the_recipe_alone_and_prints_its_scores(
     printed = capsys.readouterr().out
     baseline, trial = Run(out).trials()
     assert trial.state == "complete" and trial.sizes is not None and trial.sizes["layers"] == [0, 3]
-    assert trial.candidate["recovery.steps"] == 3 and trial.candidate["recovery.cosine_weight"] == 0.5
+    assert (
+        trial.candidate["recovery.steps"] == 3 and trial.candidate["recovery.cosine_weight"] == 0.5
+    )
     assert "distilgpt2: Sanh et al. 2019" in printed
     for one in (baseline, trial):
-        [line] = [line for line in printed.splitlines() if line.startswith(f"{one.id} on cpu-1-thread: ")]
+        [line] = [
+            line for line in printed.splitlines() if line.startswith(f"{one.id} on cpu-1-thread: ")
+        ]
         score = one.scores["cpu-1-thread"]
         assert score.quality is not None and one.sizes is not None
         for shown in (
             f" {score.timing.latency_ms.value:.3g} ms ({score.timing.speedup:.2f}x), ",
             f" {(one.weight_bytes or 0) / 1e6:.1f} MB, ",
-            f" accuracy {score.quality.validation:.4f} on validation (drop {score.quality.drop_validation:.2f} points ± ",
+            f" accuracy {score.quality.validation:.4f} on validation (drop "
+            f"{score.quality.drop_validation:.2f} points ± ",
             f"; {one.seconds:.0f} s; {len(one.sizes['layers'])} layers, ",
         ):
             assert shown in line
@@ -177,17 +237,43 @@ def test_evaluate_tries_the_recipe_alone_and_prints_its_scores(
 def test_evaluate_without_a_teacher_and_from_embeddings(
     tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tiny_model, data_file, tmp_path / "run", "embeddings-only", "--set", "recovery.steps=2")) == 0
+    assert (
+        main(
+            command(
+                tiny_model,
+                data_file,
+                tmp_path / "run",
+                "embeddings-only",
+                "--set",
+                "recovery.steps=2",
+            )
+        )
+        == 0
+    )
     line = capsys.readouterr().out.splitlines()[2]
     assert line.startswith("t001 on cpu-1-thread: ")
-    assert line.endswith("2 layers, heads 4, FFN 64, fp32, start embeddings, 2 steps without a teacher")
+    assert line.endswith(
+        "2 layers, heads 4, FFN 64, fp32, start embeddings, 2 steps without a teacher"
+    )
 
 
 @pytest.mark.usefixtures("_sizes")
 def test_a_recipe_that_changes_nothing_is_said(
     tiny_model: Path, data_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tiny_model, data_file, tmp_path / "run", "uniform-truncation", "--set", "layers.keep=1.0")) == 1
+    assert (
+        main(
+            command(
+                tiny_model,
+                data_file,
+                tmp_path / "run",
+                "uniform-truncation",
+                "--set",
+                "layers.keep=1.0",
+            )
+        )
+        == 1
+    )
     assert "recipe uniform-truncation leaves this model as it is" in capsys.readouterr().err
 
 
@@ -196,7 +282,8 @@ def test_an_unknown_recipe_is_told_the_known_ones(
 ) -> None:
     assert main(command(tiny_model, data_file, tmp_path / "run", "distilgtp2")) == 2
     assert capsys.readouterr().err == (
-        f"autocompress: unknown recipe 'distilgtp2': give a path to a .toml file or one of {', '.join(NAMES)}\n"
+        "autocompress: unknown recipe 'distilgtp2': give a path to a .toml file or one of "
+        f"{', '.join(NAMES)}\n"
     )
     assert not (tmp_path / "run").exists()
 

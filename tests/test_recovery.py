@@ -1,4 +1,5 @@
-"""Recovery: it repeats, it can stop and go on, it learns, and its teacher's outputs are the teacher's."""
+"""Recovery: it repeats, it can stop and go on, it learns, and its teacher's outputs are the
+teacher's."""
 
 from __future__ import annotations
 
@@ -19,28 +20,45 @@ from autocompress.distillation.settings import OBJECTIVES
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
-from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.structure import Layer, Structure
 from autocompress.tasks.data import Columns
 from autocompress.tasks.text_classification import TextClassification
 from autocompress.tasks.text_classification import load as load_task
-from autocompress.teacher import load_classifier
 from autocompress.techniques import SETTINGS
-from autocompress.training import fast_math, tensors, watch
+from autocompress.training.recovery import Recovery, Teacher, TransferSet
+from autocompress.training.steps import fast_math, tensors, watch
+from autocompress.training.teacher import load_classifier
 from tests.tiny_models import FFN, MODELS, build
 
 FAMILY = FAMILIES["bert"]
-CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(2, (), tuple(range(40))), Layer(3, (1, 3), (5, 6))))
+CUT = Structure(
+    (
+        Layer(0, (0, 2), tuple(range(0, 64, 2))),
+        Layer(2, (), tuple(range(40))),
+        Layer(3, (1, 3), (5, 6)),
+    )
+)
 HEADLESS_END = Structure((Layer(0, (0, 2), tuple(range(64))), Layer(3, (), (5, 6))))
 OUTPUTS = ("hidden.1", "hidden.2", "hidden.4", "query", "key", "value")
 
 
 @pytest.fixture(scope="module")
-def task(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> TextClassification:
+def task(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TextClassification:
     """400 real sentences, and 100 unlabelled ones."""
     unlabelled = tmp_path_factory.mktemp("unlabelled") / "lines.txt"
-    unlabelled.write_text("".join(f"{a} and {b} are not in the data .\n" for a in range(10) for b in range(10)))
-    return load_task(AutoTokenizer.from_pretrained(tiny_model), str(data_file), Columns(), 64, None, unlabeled=str(unlabelled))
+    unlabelled.write_text(
+        "".join(f"{a} and {b} are not in the data .\n" for a in range(10) for b in range(10))
+    )
+    return load_task(
+        AutoTokenizer.from_pretrained(tiny_model),
+        str(data_file),
+        Columns(),
+        64,
+        None,
+        unlabeled=str(unlabelled),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,14 +79,20 @@ def teacher_of(model: nn.Module, transfer: TransferSet) -> Teacher:
 
 @pytest.fixture(scope="module")
 def teacher(model: nn.Module, task: TextClassification) -> Teacher:
-    return teacher_of(model, TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch))
+    return teacher_of(
+        model, TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
+    )
 
 
 def candidate(steps: int, **more: Any) -> Candidate:
-    return SETTINGS.candidate({"recovery.steps": steps, **{f"recovery.{name}": value for name, value in more.items()}})
+    return SETTINGS.candidate(
+        {"recovery.steps": steps, **{f"recovery.{name}": value for name, value in more.items()}}
+    )
 
 
-def recovery(teacher: Teacher, chosen: Candidate, seed: tuple[int, ...] = (0, 1), structure: Structure = CUT) -> Recovery:
+def recovery(
+    teacher: Teacher, chosen: Candidate, seed: tuple[int, ...] = (0, 1), structure: Structure = CUT
+) -> Recovery:
     return Recovery(FAMILY.cut(teacher.model, structure), structure, chosen, teacher, seed)
 
 
@@ -82,7 +106,9 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("unlabeled_share", [0.0, 0.25])
-def test_stopping_and_going_on_changes_no_bit(teacher: Teacher, objective: str, unlabeled_share: float) -> None:
+def test_stopping_and_going_on_changes_no_bit(
+    teacher: Teacher, objective: str, unlabeled_share: float
+) -> None:
     chosen = candidate(6, objectives=[objective], unlabeled_share=unlabeled_share)
     at_once, in_parts = recovery(teacher, chosen), recovery(teacher, chosen)
     at_once.advance(6)
@@ -106,7 +132,9 @@ def test_same_seed_same_weights(teacher: Teacher) -> None:
         one = recovery(teacher, candidate(3, objectives=["logits", "value-relations"]), seed)
         one.advance(3)
         found.append(weights(one))
-    assert same(found[0], found[1]) and not same(found[0], found[2]) and not same(found[0], found[3])
+    assert (
+        same(found[0], found[1]) and not same(found[0], found[2]) and not same(found[0], found[3])
+    )
 
 
 def test_shape_of_the_student_stays_and_the_teacher_is_untouched(teacher: Teacher) -> None:
@@ -117,13 +145,16 @@ def test_shape_of_the_student_stays_and_the_teacher_is_untouched(teacher: Teache
     assert (left.head_counts, left.ffn_widths) == (CUT.head_counts, CUT.ffn_widths)
     assert same(dict(teacher.model.state_dict()), before)
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in one.student.modules())
+    assert not any(
+        module._forward_hooks or module._forward_pre_hooks for module in one.student.modules()
+    )
 
 
 def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -> None:
     rows, labels = task.train.rows[:64], task.train.labels[:64]
     one = recovery(
-        teacher_of(model, TransferSet(rows, labels, task.batch)), candidate(60, hard_label_weight=1.0, learning_rate=3e-3)
+        teacher_of(model, TransferSet(rows, labels, task.batch)),
+        candidate(60, hard_label_weight=1.0, learning_rate=3e-3),
     )
 
     def loss() -> float:
@@ -139,7 +170,9 @@ def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_students_learn_from_the_teacher(teacher: Teacher, objective: str) -> None:
     """The loss of a fixed batch falls, without labels."""
-    one = recovery(teacher, candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=2e-3))
+    one = recovery(
+        teacher, candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=2e-3)
+    )
     indices = list(range(64))
 
     def loss() -> float:
@@ -152,10 +185,15 @@ def test_students_learn_from_the_teacher(teacher: Teacher, objective: str) -> No
 
 
 @pytest.mark.parametrize(("weight", "matters"), [(0.0, False), (0.5, True), (1.0, True)])
-def test_labels_count_by_their_weight(model: nn.Module, task: TextClassification, weight: float, matters: bool) -> None:
+def test_labels_count_by_their_weight(
+    model: nn.Module, task: TextClassification, weight: float, matters: bool
+) -> None:
     found = []
     for labels in (task.train.labels, 1 - task.train.labels):
-        one = recovery(teacher_of(model, TransferSet(task.train.rows, labels, task.batch)), candidate(2, hard_label_weight=weight))
+        one = recovery(
+            teacher_of(model, TransferSet(task.train.rows, labels, task.batch)),
+            candidate(2, hard_label_weight=weight),
+        )
         one.advance(2)
         found.append(weights(one))
     assert same(*found) != matters
@@ -172,24 +210,37 @@ def test_teacher_counts_for_nothing_beside_full_weight_on_labels(teacher: Teache
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
 def test_unlabelled_rows_take_their_share_and_no_labels(teacher: Teacher, share: float) -> None:
-    one = recovery(teacher, candidate(2, unlabeled_share=share, objectives=["logits", "hidden-states"]))
+    one = recovery(
+        teacher, candidate(2, unlabeled_share=share, objectives=["logits", "hidden-states"])
+    )
     labelled = len(teacher.transfer.labels)
     drawn = [next(one.batches) for _ in range(20)]
     assert sum(index >= labelled for batch in drawn for index in batch) == 20 * 32 * share
     one.advance(2)
-    assert one.done == 2 and all(torch.isfinite(tensor).all() for tensor in one.student.state_dict().values())
+    assert one.done == 2 and all(
+        torch.isfinite(tensor).all() for tensor in one.student.state_dict().values()
+    )
 
 
-def test_unlabelled_share_without_unlabelled_text_fails_the_candidate(model: nn.Module, task: TextClassification) -> None:
+def test_unlabelled_share_without_unlabelled_text_fails_the_candidate(
+    model: nn.Module, task: TextClassification
+) -> None:
     bare = teacher_of(model, TransferSet(task.train.rows, task.train.labels, task.batch))
-    with pytest.raises(CandidateFailed, match=r"^recovery\.unlabeled_share is more than 0, but there is no unlabelled text"):
+    with pytest.raises(
+        CandidateFailed,
+        match=r"^recovery\.unlabeled_share is more than 0, but there is no unlabelled text",
+    ):
         recovery(bare, candidate(2, unlabeled_share=0.5))
 
 
 def test_a_last_layer_without_heads_can_be_recovered_by_attention(teacher: Teacher) -> None:
     """The attention objectives are zero there, so the labels alone train."""
     found = []
-    for objectives in (["attention-maps"], ["value-relations"], ["attention-maps", "value-relations"]):
+    for objectives in (
+        ["attention-maps"],
+        ["value-relations"],
+        ["attention-maps", "value-relations"],
+    ):
         one = recovery(teacher, candidate(2, objectives=objectives), structure=HEADLESS_END)
         one.advance(2)
         found.append(weights(one))
@@ -197,8 +248,14 @@ def test_a_last_layer_without_heads_can_be_recovered_by_attention(teacher: Teach
     assert not same(found[0], dict(FAMILY.cut(teacher.model, HEADLESS_END).state_dict()))
 
 
-def test_attention_alone_without_heads_or_labels_has_nothing_to_learn_but_runs(teacher: Teacher) -> None:
-    one = recovery(teacher, candidate(2, objectives=["attention-maps"], hard_label_weight=0.0), structure=HEADLESS_END)
+def test_attention_alone_without_heads_or_labels_has_nothing_to_learn_but_runs(
+    teacher: Teacher,
+) -> None:
+    one = recovery(
+        teacher,
+        candidate(2, objectives=["attention-maps"], hard_label_weight=0.0),
+        structure=HEADLESS_END,
+    )
     one.advance(2)
     assert one.done == 2
 
@@ -214,12 +271,20 @@ def test_a_diverging_run_fails_the_candidate(model: nn.Module, task: TextClassif
 
 
 @pytest.mark.parametrize("unlabelled", [False, True])
-def test_remembered_features_are_the_teacher_s(model: nn.Module, task: TextClassification, unlabelled: bool) -> None:
+def test_remembered_features_are_the_teacher_s(
+    model: nn.Module, task: TextClassification, unlabelled: bool
+) -> None:
     rows = [*task.train.rows, *task.unlabeled]
     teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch))
     teacher.remember(OUTPUTS[:2], unlabelled)
     teacher.remember(OUTPUTS, unlabelled)
-    indices = [3, 0, len(task.train.rows) - 1, 17, *([len(task.train.rows), len(rows) - 1] if unlabelled else [])]
+    indices = [
+        3,
+        0,
+        len(task.train.rows) - 1,
+        17,
+        *([len(task.train.rows), len(rows) - 1] if unlabelled else []),
+    ]
     batch = task.batch([rows[i] for i in indices])
     real = torch.from_numpy(batch.inputs["attention_mask"]).unsqueeze(-1)
     length = real.shape[1]
@@ -232,7 +297,9 @@ def test_remembered_features_are_the_teacher_s(model: nn.Module, task: TextClass
         assert found[1, : real[1].sum()].abs().max() > 0.1
 
 
-def test_logits_are_the_teacher_s_whatever_is_asked_first(model: nn.Module, task: TextClassification) -> None:
+def test_logits_are_the_teacher_s_whatever_is_asked_first(
+    model: nn.Module, task: TextClassification
+) -> None:
     rows, labelled = [*task.train.rows, *task.unlabeled], len(task.train.rows)
     with torch.inference_mode(), fast_math():
         expected = model(**tensors(task.batch(rows))).logits.float()
@@ -260,13 +327,18 @@ def padded(rows: Sequence[Row]) -> Batch:
 def test_cut_decoders_learn_from_their_teacher(name: str, objective: str, tmp_path: Path) -> None:
     rng, family = np.random.default_rng(0), MODELS[name].family
     rows = [rng.integers(5, 50, (1, length)) for length in rng.integers(2, 12, 64)]
-    teacher = Teacher(build(name), family, TransferSet(rows, rng.integers(0, 2, 64), padded), tmp_path / "scratch")
+    teacher = Teacher(
+        build(name), family, TransferSet(rows, rng.integers(0, 2, 64), padded), tmp_path / "scratch"
+    )
     structure = Structure((Layer(0, (1, 2), tuple(range(FFN))), Layer(2, (0, 3), (1, 4, 5))))
     chosen = candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=5e-3)
     one = Recovery(family.cut(teacher.model, structure), structure, chosen, teacher, (0, 1))
 
     def loss() -> float:
-        with torch.no_grad(), watch(one.student, family, len(structure.layers), one.watched) as seen:
+        with (
+            torch.no_grad(),
+            watch(one.student, family, len(structure.layers), one.watched) as seen,
+        ):
             return one._loss(list(range(64)), seen).item()
 
     before = loss()

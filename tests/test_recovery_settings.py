@@ -1,4 +1,5 @@
-"""What the settings of recovery do to a student: weights of the objectives, the phase of labels, the share of the data."""
+"""What the settings of recovery do to a student: weights of the objectives, the phase of labels,
+the share of the data."""
 
 from __future__ import annotations
 
@@ -12,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from autocompress.distillation.settings import OBJECTIVES
-from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
-from autocompress.training import watch
+from autocompress.training.recovery import Recovery, Teacher, TransferSet
+from autocompress.training.steps import watch
 from tests.test_recovery import padded, same, weights
 from tests.tiny_models import FFN, MODELS, build
 
@@ -28,12 +29,19 @@ ROWS, LABELS = 64, np.random.default_rng(1).integers(0, 2, 64)
 def teacher(tmp_path: Path) -> Teacher:
     """GPT-2 as a classifier of 64 texts, that differ in their first token."""
     rng = np.random.default_rng(0)
-    rows = [np.array([[5 + i % 45, *rng.integers(5, 50, int(rng.integers(2, 9))).tolist()]]) for i in range(ROWS)]
+    rows = [
+        np.array([[5 + i % 45, *rng.integers(5, 50, int(rng.integers(2, 9))).tolist()]])
+        for i in range(ROWS)
+    ]
     return Teacher(build("gpt2"), FAMILY, TransferSet(rows, LABELS, padded), tmp_path / "scratch")
 
 
-def recovery(teacher: Teacher, steps: int = 4, seed: tuple[int, int] = (0, 1), **more: Any) -> Recovery:
-    chosen = SETTINGS.candidate({"recovery.steps": steps, **{f"recovery.{name}": value for name, value in more.items()}})
+def recovery(
+    teacher: Teacher, steps: int = 4, seed: tuple[int, int] = (0, 1), **more: Any
+) -> Recovery:
+    chosen = SETTINGS.candidate(
+        {"recovery.steps": steps, **{f"recovery.{name}": value for name, value in more.items()}}
+    )
     return Recovery(FAMILY.cut(teacher.model, CUT), CUT, chosen, teacher, seed)
 
 
@@ -52,7 +60,13 @@ def of_labels(teacher: Teacher) -> float:
 
 def test_the_loss_is_the_weighted_sum_of_labels_and_objectives(teacher: Teacher) -> None:
     """DistilGPT2's weights, 5 to 2 to 1."""
-    one = recovery(teacher, objectives=["logits", "cosine"], logits_weight=2.5, cosine_weight=0.5, hard_label_weight=0.5)
+    one = recovery(
+        teacher,
+        objectives=["logits", "cosine"],
+        logits_weight=2.5,
+        cosine_weight=0.5,
+        hard_label_weight=0.5,
+    )
     found = 4 * loss(one).item()
     parts = (alone(teacher, "logits"), of_labels(teacher), alone(teacher, "cosine"))
     assert found == pytest.approx(5 * parts[0] + 2 * parts[1] + parts[2], rel=1e-4)
@@ -61,19 +75,26 @@ def test_the_loss_is_the_weighted_sum_of_labels_and_objectives(teacher: Teacher)
 
 def test_weights_are_one_where_none_are_given(teacher: Teacher) -> None:
     found = loss(recovery(teacher, objectives=["logits", "cosine"], hard_label_weight=0.25)).item()
-    expected = 0.25 * of_labels(teacher) + 0.75 * (alone(teacher, "logits") + alone(teacher, "cosine"))
+    expected = 0.25 * of_labels(teacher) + 0.75 * (
+        alone(teacher, "logits") + alone(teacher, "cosine")
+    )
     assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_loss_of_labels_is_theirs(teacher: Teacher) -> None:
     one = recovery(teacher, hard_label_weight=1.0)
-    inputs = {key: torch.from_numpy(value) for key, value in padded(teacher.transfer.rows[:32]).inputs.items()}
+    inputs = {
+        key: torch.from_numpy(value)
+        for key, value in padded(teacher.transfer.rows[:32]).inputs.items()
+    }
     with torch.no_grad():
         expected = cross_entropy(one.student(**inputs).logits, torch.from_numpy(LABELS[:32]))
     assert loss(one).item() == pytest.approx(expected.item(), rel=0.02)
 
 
-def test_without_a_teacher_it_is_never_asked(teacher: Teacher, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_teacher_it_is_never_asked(
+    teacher: Teacher, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def refuse(*_: Any) -> Any:
         raise AssertionError("the teacher was asked")
 
@@ -87,7 +108,10 @@ def test_without_a_teacher_it_is_never_asked(teacher: Teacher, monkeypatch: pyte
 @pytest.mark.parametrize(("phase", "guided"), [(0.0, 10), (0.3, 7), (0.9, 1)])
 def test_labels_alone_guide_the_last_phase(teacher: Teacher, phase: float, guided: int) -> None:
     one = recovery(teacher, 10, label_phase=phase, objectives=["logits"], hard_label_weight=0.0)
-    labels, soft = recovery(teacher, 10, hard_label_weight=1.0), recovery(teacher, 10, hard_label_weight=0.0)
+    labels, soft = (
+        recovery(teacher, 10, hard_label_weight=1.0),
+        recovery(teacher, 10, hard_label_weight=0.0),
+    )
     assert one.lesson.steps == guided
     for step in range(10):
         one.done = step
@@ -95,7 +119,9 @@ def test_labels_alone_guide_the_last_phase(teacher: Teacher, phase: float, guide
 
 
 @pytest.mark.parametrize(("share", "count"), [(1.0, 64), (0.5, 32), (0.25, 16), (0.001, 1)])
-def test_a_share_of_the_data_is_drawn_by_the_seed_of_the_run(teacher: Teacher, share: float, count: int) -> None:
+def test_a_share_of_the_data_is_drawn_by_the_seed_of_the_run(
+    teacher: Teacher, share: float, count: int
+) -> None:
     def rows(seed: tuple[int, int], share: float = share) -> set[int]:
         one = recovery(teacher, data_share=share, seed=seed)
         return {index for _ in range(20) for index in next(one.batches)}
@@ -107,13 +133,17 @@ def test_a_share_of_the_data_is_drawn_by_the_seed_of_the_run(teacher: Teacher, s
 
 
 def test_what_objectives_train_of_their_own_does_not_ship(teacher: Teacher) -> None:
-    one = recovery(teacher, 8, objectives=["random-layers"], hard_label_weight=0.0, learning_rate=1e-2)
+    one = recovery(
+        teacher, 8, objectives=["random-layers"], hard_label_weight=0.0, learning_rate=1e-2
+    )
     [(objective, _)] = one.objectives
     assert isinstance(objective, nn.Module)
     before = {name: tensor.clone() for name, tensor in objective.state_dict().items()}
     one.advance(8)
     after = objective.state_dict()
-    assert not torch.equal(before["projection"], after["projection"]) and torch.equal(before["target"], after["target"])
+    assert not torch.equal(before["projection"], after["projection"]) and torch.equal(
+        before["target"], after["target"]
+    )
     assert one.student.state_dict().keys() == FAMILY.cut(teacher.model, CUT).state_dict().keys()
 
 
@@ -127,7 +157,9 @@ def test_no_gradient_reaches_the_teacher(teacher: Teacher, objective: str) -> No
     assert not same(weights(one), weights(recovery(teacher)))
 
 
-def test_a_student_of_one_layer_learns_from_the_labels_under_random_layers(teacher: Teacher) -> None:
+def test_a_student_of_one_layer_learns_from_the_labels_under_random_layers(
+    teacher: Teacher,
+) -> None:
     structure = Structure((Layer(1, (0,), (1, 2)),))
     chosen = SETTINGS.candidate({"recovery.steps": 3, "recovery.objectives": ["random-layers"]})
     one = Recovery(FAMILY.cut(teacher.model, structure), structure, chosen, teacher, (0, 1))

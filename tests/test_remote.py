@@ -1,4 +1,5 @@
-"""Boards over a real OpenSSH server on the loopback, and through ``sh -c``; their faults are in test_remote_faults.py."""
+"""Boards over a real OpenSSH server on the loopback, and through ``sh -c``; their faults are in
+test_remote_faults.py."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ from tests.test_agent import graph
 
 SCORE = {"action": "score", "runtime": "onnxruntime-cpu", "threads": 1}
 DESCRIBE = {"action": "describe"}
-BATCH: dict[str, NDArray[np.int64]] = {"input_ids": np.array([[2, 7, 9]]), "attention_mask": np.ones((1, 3), np.int64)}
+BATCH: dict[str, NDArray[np.int64]] = {
+    "input_ids": np.array([[2, 7, 9]]),
+    "attention_mask": np.ones((1, 3), np.int64),
+}
 SSHD = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin:/usr/local/sbin")
 
 
@@ -42,10 +46,22 @@ class Server:
 
     def client(self, target: Path, **options: str | Path) -> str:
         """An ssh_config in which this server is called ``board``."""
-        known = {"HostName": "127.0.0.1", "Port": self.port, "User": getpass.getuser(), "IdentitiesOnly": "yes"}
+        known = {
+            "HostName": "127.0.0.1",
+            "Port": self.port,
+            "User": getpass.getuser(),
+            "IdentitiesOnly": "yes",
+        }
         known["KexAlgorithms"] = "curve25519-sha256"
-        files = {"IdentityFile": self.folder / "user", "UserKnownHostsFile": self.folder / "known", "GlobalKnownHostsFile": "none"}
-        target.write_text("Host board 127.0.0.1\n" + "".join(f'{k} "{v}"\n' for k, v in (known | files | options).items()))
+        files = {
+            "IdentityFile": self.folder / "user",
+            "UserKnownHostsFile": self.folder / "known",
+            "GlobalKnownHostsFile": "none",
+        }
+        target.write_text(
+            "Host board 127.0.0.1\n"
+            + "".join(f'{k} "{v}"\n' for k, v in (known | files | options).items())
+        )
         return str(target)
 
 
@@ -55,7 +71,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("openssh-server is not installed")
     folder = tmp_path_factory.mktemp("sshd")
     for name in ("host", "user", "stranger"):
-        subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)], check=True)  # noqa: S607
+        made = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
+        subprocess.run(made, check=True)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     (folder / "known").write_text(f"[127.0.0.1]:{port} {(folder / 'host.pub').read_text()}")
@@ -80,7 +97,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     if subprocess.run([SSHD, "-t", "-f", str(config)], capture_output=True).returncode != 0:
         config.write_text(settings)
     log = folder / "log"
-    with log.open("w") as file, subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=file) as process:
+    with (
+        log.open("w") as file,
+        subprocess.Popen([SSHD, "-D", "-e", "-f", str(config)], stderr=file) as process,
+    ):
         while "Server listening" not in log.read_text():
             assert process.poll() is None, log.read_text()
             time.sleep(0.02)
@@ -125,7 +145,10 @@ def script(path: Path, text: str) -> str:
 
 def quick_python(path: Path) -> str:
     """A Python that answers at once with the nonce and, as ``cores``, 3."""
-    return script(path, """sed 's/.*"nonce": "\\([0-9a-f]*\\)".*/{"nonce": "\\1", "sha256": [], "cores": 3}/'; echo""")
+    return script(
+        path,
+        """sed 's/.*"nonce": "\\([0-9a-f]*\\)".*/{"nonce": "\\1", "sha256": [], "cores": 3}/'; echo""",  # noqa: E501
+    )
 
 
 def folder_of(board: Board) -> Path:
@@ -148,21 +171,41 @@ def test_a_board_describes_itself(reach: Reach) -> None:
     here = ask(LocalHost(), DESCRIBE)
     with reach() as board:
         found = ask(board, DESCRIBE)
-    for key in ("system", "cpu", "cores", "features", "memory_bytes", "python", "onnxruntime", "providers"):
+    for key in (
+        "system",
+        "cpu",
+        "cores",
+        "features",
+        "memory_bytes",
+        "python",
+        "onnxruntime",
+        "providers",
+    ):
         assert found[key] == here[key]
 
 
-def test_scores_are_those_of_this_machine_bit_for_bit(reach: Reach, model: Path, scores: str) -> None:
+def test_scores_are_those_of_this_machine_bit_for_bit(
+    reach: Reach, model: Path, scores: str
+) -> None:
     with reach() as board:
         assert ask(board, SCORE, [model], [BATCH])["npy"] == scores
 
 
 def test_models_are_timed_in_turn(reach: Reach, model: Path) -> None:
-    shape = {"batch_size": 1, "lengths": [4], "statistic": "median", "confidence": 0.95, "target_precision": 0.5}
+    shape = {
+        "batch_size": 1,
+        "lengths": [4],
+        "statistic": "median",
+        "confidence": 0.95,
+        "target_precision": 0.5,
+    }
     with reach() as board:
         request = SCORE | shape | {"action": "time", "seconds": 0.0, "memory": [True, False]}
         found = ask(board, request, [model, model])
-    assert np.shape(found["wall_ms"]) == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2) and np.min(found["wall_ms"]) > 0
+    assert (
+        np.shape(found["wall_ms"]) == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
+        and np.min(found["wall_ms"]) > 0
+    )
     assert found["memory_bytes"][0] > 0 and found["memory_bytes"][1] is None
 
 
@@ -182,9 +225,19 @@ def test_the_folder_is_private_and_gone_after_close(reach: Reach, tmp_path: Path
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"UserKnownHostsFile": "empty"}, "its host key is not known; run 'ssh -F {config} {port}' once by hand to accept it"),
-        ({"UserKnownHostsFile": "changed"}, "its host key is another than before; if it is the same device, set up anew, "),
-        ({"IdentityFile": "stranger"}, "Permission denied (publickey). 'ssh -F {config} {port}' must log in without a password"),
+        (
+            {"UserKnownHostsFile": "empty"},
+            "its host key is not known; run 'ssh -F {config} {port}' once by hand to accept it",
+        ),
+        (
+            {"UserKnownHostsFile": "changed"},
+            "its host key is another than before; if it is the same device, set up anew, ",
+        ),
+        (
+            {"IdentityFile": "stranger"},
+            "Permission denied (publickey). 'ssh -F {config} {port}' must log in without a "
+            "password",
+        ),
         ({"Nonsense": "yes"}, "terminating, 1 bad configuration options"),
         ({"HostName": "no..host"}, "ssh: Could not resolve hostname no..host: "),
     ],
@@ -193,13 +246,19 @@ def test_the_folder_is_private_and_gone_after_close(reach: Reach, tmp_path: Path
 def test_a_server_that_ssh_refuses_is_a_clear_error_and_runs_nothing(
     server: Server, options: dict[str, str], message: str, tmp_path: Path
 ) -> None:
-    paths: dict[str, str | Path] = {k: server.folder / v if k.endswith("File") else v for k, v in options.items()}
+    paths: dict[str, str | Path] = {
+        k: server.folder / v if k.endswith("File") else v for k, v in options.items()
+    }
     config, logins = server.client(tmp_path / "ssh_config", **paths), server.logins
     location = f"ssh://127.0.0.1:{server.port}" if "HostName" not in options else "ssh://board"
     with pytest.raises(UserError) as caught, Board(location, sys.executable, config) as board:
         ask(board, DESCRIBE)
     expected = message.format(config=config, port=f"-p {server.port} 127.0.0.1")
-    assert expected in str(caught.value) and str(caught.value).startswith(f"{location}: ") and "\n" not in str(caught.value)
+    assert (
+        expected in str(caught.value)
+        and str(caught.value).startswith(f"{location}: ")
+        and "\n" not in str(caught.value)
+    )
     assert server.logins == logins
 
 
@@ -210,13 +269,17 @@ def test_a_port_that_refuses_is_a_clear_error_at_once(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         location = f"ssh://127.0.0.1:{taken.getsockname()[1]}"
-        with pytest.raises(UserError, match=rf"^{location}: ssh: connect to host 127.0.0.1 port \d+: Connection refused$"):
+        with pytest.raises(
+            UserError,
+            match=rf"^{location}: ssh: connect to host 127.0.0.1 port \d+: Connection refused$",
+        ):
             ask(Board(location, ssh_config=str(tmp_path / "ssh_config")), DESCRIBE)
 
 
 @pytest.fixture
 def cutting(tmp_path: Path, reach: Reach) -> Callable[..., Board]:
-    """A board whose Python cuts the connection the first times that it is started, and goes on running."""
+    """A board whose Python cuts the connection the first times that it is started, and goes on
+    running."""
 
     def make(times: int, first: str = "") -> Board:
         text = f"""
@@ -261,7 +324,9 @@ def test_a_connection_lost_once_is_made_again(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
-def test_a_connection_lost_always_fails_the_candidate(cutting: Callable[..., Board], model: Path, tmp_path: Path) -> None:
+def test_a_connection_lost_always_fails_the_candidate(
+    cutting: Callable[..., Board], model: Path, tmp_path: Path
+) -> None:
     with cutting(99) as board:
         folder = folder_of(board)
         with pytest.raises(CandidateFailed, match=rf"^{board.location}: connection lost: [^\n]+$"):
@@ -270,7 +335,9 @@ def test_a_connection_lost_always_fails_the_candidate(cutting: Callable[..., Boa
     assert not folder.exists() and no_orphans(tmp_path)
 
 
-def test_a_board_that_forgot_its_folder_gets_it_again(reach: Reach, model: Path, scores: str) -> None:
+def test_a_board_that_forgot_its_folder_gets_it_again(
+    reach: Reach, model: Path, scores: str
+) -> None:
     with reach() as board:
         assert ask(board, SCORE, [model], [BATCH])["npy"] == scores
         folder = folder_of(board)
@@ -284,5 +351,8 @@ def test_a_process_that_is_killed_is_no_lost_connection(reach: Reach, tmp_path: 
     with reach(script(tmp_path / "python", f"echo x >> {tmp_path}/runs; kill -9 $$")) as board:
         with pytest.raises(CandidateFailed) as caught:
             ask(board, DESCRIBE)
-        assert str(caught.value) == f"{board.location}: the process there was killed by signal 9 (out of memory?)"
+        assert (
+            str(caught.value)
+            == f"{board.location}: the process there was killed by signal 9 (out of memory?)"
+        )
     assert lines(tmp_path / "runs") == 1

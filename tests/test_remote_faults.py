@@ -61,7 +61,9 @@ def test_a_file_is_sent_once(model: Path, tmp_path: Path) -> None:
         ask(host, SCORE, [model, model], [BATCH])
     host.close()
     commands = log.read_text()
-    assert [commands.count(f"cat > {name}.part") for name in ("agent.py", f"{sha256(model)}.onnx")] == [1, 1]
+    assert [
+        commands.count(f"cat > {name}.part") for name in ("agent.py", f"{sha256(model)}.onnx")
+    ] == [1, 1]
     assert commands.count("cat > ") == 3
 
 
@@ -69,7 +71,11 @@ def test_a_file_is_sent_once(model: Path, tmp_path: Path) -> None:
     ("complaint", "at_first", "later"),
     [
         ("ssh: connect to host pi port 22: Connection refused", UserError, CandidateFailed),
-        ("ssh: Could not resolve hostname pi: Name or service not known", UserError, CandidateFailed),
+        (
+            "ssh: Could not resolve hostname pi: Name or service not known",
+            UserError,
+            CandidateFailed,
+        ),
         ("ssh: connect to host pi port 22: No route to host", UserError, CandidateFailed),
         ("Error: No such container: board", CandidateFailed, CandidateFailed),
         ("Host key verification failed.", UserError, UserError),
@@ -77,12 +83,16 @@ def test_a_file_is_sent_once(model: Path, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_reached_at_all_is_an_error_and_what_was_there_is_tried_again(
-    complaint: str, at_first: type[AutocompressError], later: type[AutocompressError], quick: str, tmp_path: Path
+    complaint: str,
+    at_first: type[AutocompressError],
+    later: type[AutocompressError],
+    quick: str,
+    tmp_path: Path,
 ) -> None:
     away, tries = tmp_path / "away", tmp_path / "tries"
     board = wrapper(
         tmp_path / "wrapper",
-        f'if [ -e {away} ]; then echo x >> {tries}; echo "{complaint}" >&2; exit 255; fi\nexec sh -c "$1"',
+        f'if [ -e {away} ]; then echo x >> {tries}; echo "{complaint}" >&2; exit 255; fi\nexec sh -c "$1"',  # noqa: E501
         quick,
     )
     for present, error in ((False, at_first), (True, later)):
@@ -95,7 +105,10 @@ def test_what_cannot_be_reached_at_all_is_an_error_and_what_was_there_is_tried_a
             ask(board, DESCRIBE)
         assert type(caught.value) is error and str(caught.value).startswith(board.location)
         assert lines(tries) == (1 if error is UserError else 3)
-        assert error is UserError or str(caught.value) == f"{board.location}: connection lost: {complaint}"
+        assert (
+            error is UserError
+            or str(caught.value) == f"{board.location}: connection lost: {complaint}"
+        )
     away.unlink()
     board.close()
 
@@ -105,24 +118,38 @@ def test_what_cannot_be_reached_at_all_is_an_error_and_what_was_there_is_tried_a
     [
         (None, "/nowhere/python: "),
         ('exec {python} -S "$@"', "No module named 'numpy'"),
-        ("echo 'SyntaxError: future feature annotations is not defined' >&2; exit 1", "SyntaxError: future feature"),
+        (
+            "echo 'SyntaxError: future feature annotations is not defined' >&2; exit 1",
+            "SyntaxError: future feature",
+        ),
     ],
     ids=["no Python", "no numpy", "an old Python"],
 )
 def test_what_a_board_lacks_is_told(text: str | None, message: str, tmp_path: Path) -> None:
-    python = "/nowhere/python" if text is None else script(tmp_path / "python", text.format(python=sys.executable))
+    python = (
+        "/nowhere/python"
+        if text is None
+        else script(tmp_path / "python", text.format(python=sys.executable))
+    )
     with Board("cmd:sh -c", python) as board, pytest.raises(UserError) as caught:
         ask(board, DESCRIBE)
     assert message in str(caught.value) and "\n" not in str(caught.value)
-    assert str(caught.value).endswith(f"with onnxruntime and numpy; run there: {python} -m pip install onnxruntime numpy")
+    assert str(caught.value).endswith(
+        f"with onnxruntime and numpy; run there: {python} -m pip install onnxruntime numpy"
+    )
 
 
 def test_an_answer_to_another_request_is_refused(quick: str, tmp_path: Path) -> None:
     old = tmp_path / "old"
-    text = f"[ -e {old} ] || {{ {quick} > {old}; cat {old}; exit; }}; cat > {tmp_path}/request; cat {old}"
+    text = (
+        f"[ -e {old} ] || {{ {quick} > {old}; cat {old}; exit; }}; cat > {tmp_path}/request; "
+        f"cat {old}"
+    )
     with Board("cmd:sh -c", script(tmp_path / "python", text)) as board:
         ask(board, DESCRIBE)
-        with pytest.raises(CandidateFailed, match=r"^the device answered another request than the one asked$"):
+        with pytest.raises(
+            CandidateFailed, match=r"^the device answered another request than the one asked$"
+        ):
             ask(board, DESCRIBE)
 
 
@@ -136,7 +163,9 @@ def test_a_model_that_changed_on_the_board_is_refused(model: Path, tmp_path: Pat
 
 
 def test_a_file_that_arrives_incomplete_is_refused(quick: str, tmp_path: Path) -> None:
-    text = 'case "$1" in *"cat > "*probe*) exec head -c 100 | sh -c "$1";; *) exec sh -c "$1";; esac'
+    text = (
+        'case "$1" in *"cat > "*probe*) exec head -c 100 | sh -c "$1";; *) exec sh -c "$1";; esac'
+    )
     with wrapper(tmp_path / "wrapper", text, quick) as board:
         with pytest.raises(CandidateFailed) as caught:
             board.place(Path(__file__), "probe")
@@ -152,10 +181,12 @@ def small_disk(tmp_path: Path) -> Iterator[Board]:
     full = 'echo "cat: write error: No space left on device" >&2; exit 1'
     script(
         tmp_path / "bin" / "cat",
-        f'echo x >> {tmp_path}/tries; [ "$(ls | wc -l)" -le 3 ] || {{ {full}; }}; exec {shutil.which("cat")}',
+        f'echo x >> {tmp_path}/tries; [ "$(ls | wc -l)" -le 3 ] || {{ {full}; }}; exec {shutil.which("cat")}',  # noqa: E501
     )
     with wrapper(
-        tmp_path / "wrapper", f'export PATH={tmp_path}/bin:$PATH; exec sh -c "$1"', script(tmp_path / "python", "ls")
+        tmp_path / "wrapper",
+        f'export PATH={tmp_path}/bin:$PATH; exec sh -c "$1"',
+        script(tmp_path / "python", "ls"),
     ) as board:
         yield board
 
@@ -164,24 +195,40 @@ def test_a_full_board_makes_room_of_what_is_not_needed(small_disk: Board) -> Non
     for name in ("1.onnx", "2.onnx", "3.onnx"):
         small_disk.place(Path(__file__), name)
     assert small_disk.run_agent('{"models": ["3.onnx"]}').split() == ["3.onnx", "agent.py"]
-    assert small_disk.run_agent('{"models": ["2.onnx", "3.onnx"]}').split() == ["2.onnx", "3.onnx", "agent.py"]
-    assert small_disk.run_agent('{"models": ["1.onnx", "3.onnx"]}').split() == ["1.onnx", "3.onnx", "agent.py"]
+    assert small_disk.run_agent('{"models": ["2.onnx", "3.onnx"]}').split() == [
+        "2.onnx",
+        "3.onnx",
+        "agent.py",
+    ]
+    assert small_disk.run_agent('{"models": ["1.onnx", "3.onnx"]}').split() == [
+        "1.onnx",
+        "3.onnx",
+        "agent.py",
+    ]
 
 
-def test_a_board_too_small_fails_the_candidate_without_another_try(small_disk: Board, tmp_path: Path) -> None:
+def test_a_board_too_small_fails_the_candidate_without_another_try(
+    small_disk: Board, tmp_path: Path
+) -> None:
     for name in ("1.onnx", "2.onnx", "3.onnx"):
         small_disk.place(Path(__file__), name)
     (tmp_path / "tries").unlink()
     with pytest.raises(CandidateFailed) as caught:
         small_disk.run_agent('{"models": ["1.onnx", "2.onnx", "3.onnx"]}')
     message = "2.onnx cannot be written there: cat: write error: No space left on device"
-    assert str(caught.value) == f"{small_disk.location}: {message}" and lines(tmp_path / "tries") == 2
+    assert (
+        str(caught.value) == f"{small_disk.location}: {message}" and lines(tmp_path / "tries") == 2
+    )
 
 
-def test_logins_that_greet_and_have_odd_temporary_folders_of_their_own_are_fine(quick: str, tmp_path: Path) -> None:
+def test_logins_that_greet_and_have_odd_temporary_folders_of_their_own_are_fine(
+    quick: str, tmp_path: Path
+) -> None:
     odd = tmp_path / "it's a $HOME"
     odd.mkdir()
-    text = f'echo Welcome; export TMPDIR={shlex.quote(str(odd))}/$$; mkdir "$TMPDIR"; exec sh -c "$1"'
+    text = (
+        f'echo Welcome; export TMPDIR={shlex.quote(str(odd))}/$$; mkdir "$TMPDIR"; exec sh -c "$1"'
+    )
     with wrapper(tmp_path / "wrapper", text, quick) as board:
         assert folder_of(board).parent.parent == odd and ask(board, DESCRIBE)["cores"] == 3
     assert list(odd.glob("*/*")) == []
@@ -189,13 +236,20 @@ def test_logins_that_greet_and_have_odd_temporary_folders_of_their_own_are_fine(
 
 def test_a_device_without_a_place_for_files_is_told(tmp_path: Path) -> None:
     with (
-        wrapper(tmp_path / "wrapper", f'export TMPDIR={tmp_path}/nowhere; exec sh -c "$1"') as board,
-        pytest.raises(CandidateFailed, match=rf"^{board.location}: no folder with the agent can be made there: mkdir: [^\n]+$"),
+        wrapper(
+            tmp_path / "wrapper", f'export TMPDIR={tmp_path}/nowhere; exec sh -c "$1"'
+        ) as board,
+        pytest.raises(
+            CandidateFailed,
+            match=rf"^{board.location}: no folder with the agent can be made there: mkdir: [^\n]+$",
+        ),
     ):
         ask(board, DESCRIBE)
 
 
-def test_no_answer_in_time_counts_as_a_lost_connection(quick: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_answer_in_time_counts_as_a_lost_connection(
+    quick: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     limits: list[float] = []
     real = subprocess.run
 
@@ -208,14 +262,18 @@ def test_no_answer_in_time_counts_as_a_lost_connection(quick: str, monkeypatch: 
     monkeypatch.setattr(subprocess, "run", run)
     with Board("cmd:sh -c", quick) as board, pytest.raises(CandidateFailed) as caught:
         ask(board, DESCRIBE | {"seconds": 7})
-    assert str(caught.value) == "cmd:sh -c: connection lost: no answer within 370 s" and limits == [370.0] * 3
+    assert (
+        str(caught.value) == "cmd:sh -c: connection lost: no answer within 370 s"
+        and limits == [370.0] * 3
+    )
 
 
 @pytest.mark.parametrize("end", ["", "raise KeyboardInterrupt"])
 def test_nothing_is_left_at_the_end_of_the_process(end: str) -> None:
     code = (
         "from pathlib import Path; from autocompress.hardware.remote import Board;"
-        f"board = Board('cmd:sh -c'); print(board.place(Path({__file__!r}), 'probe'), flush=True); {end}"
+        f"board = Board('cmd:sh -c'); print(board.place(Path({__file__!r}), 'probe'), "
+        f"flush=True); {end}"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.stdout.endswith("/probe\n") and ("KeyboardInterrupt" in done.stderr) == bool(end)
@@ -246,7 +304,9 @@ def test_closing_is_quiet_when_the_device_is_gone(quick: str, tmp_path: Path) ->
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", ".hidden", "-rf", "a/b", "a b", "a\n", "$HOME", "a'b", "ü.onnx", "a;b"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", ".hidden", "-rf", "a/b", "a b", "a\n", "$HOME", "a'b", "ü.onnx", "a;b"]
+)
 def test_names_with_odd_characters_are_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot be a file's name on a device"):
         wrapper(tmp_path / "wrapper", "exit 1").place(Path(__file__), name)
@@ -294,7 +354,10 @@ def test_malformed_locations_are_refused(location: str) -> None:
     assert "secret" not in str(caught.value)
 
 
-SSH = "ssh -T -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+SSH = (
+    "ssh -T -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o "
+    "ServerAliveInterval=5 -o ServerAliveCountMax=3"
+)
 
 
 @pytest.mark.parametrize(
@@ -322,19 +385,40 @@ def test_locations_become_commands_and_a_missing_program_is_a_clear_error(
         ask(Board(location), DESCRIBE)
     [[*words, line]] = commands
     assert words == shlex.split(command) and line.startswith("exec sh -c ") and "\n" not in line
-    assert str(caught.value) == f"{location}: {words[0]} cannot be started: [Errno 2] No such file or directory: {words[0]!r}"
+    assert (
+        str(caught.value) == f"{location}: {words[0]} cannot be started: [Errno 2] "
+        f"No such file or directory: {words[0]!r}"
+    )
 
 
 @pytest.mark.parametrize(
     ("location", "options", "message"),
     [
-        ("ssh://board", {"python": "~/venv/bin/python"}, "python of ssh://board is '~/venv/bin/python'; allowed is a name "),
-        ("ssh://board", {"python": "venv/bin/python"}, "python of ssh://board is 'venv/bin/python'; allowed is a name "),
-        ("ssh://board", {"ssh_config": "/nowhere/config"}, "device location 'ssh://board': no file /nowhere/config"),
-        ("cmd:adb shell", {"ssh_config": "/dev/null"}, "device location 'cmd:adb shell': ssh_config is for ssh:// only"),
+        (
+            "ssh://board",
+            {"python": "~/venv/bin/python"},
+            "python of ssh://board is '~/venv/bin/python'; allowed is a name ",
+        ),
+        (
+            "ssh://board",
+            {"python": "venv/bin/python"},
+            "python of ssh://board is 'venv/bin/python'; allowed is a name ",
+        ),
+        (
+            "ssh://board",
+            {"ssh_config": "/nowhere/config"},
+            "device location 'ssh://board': no file /nowhere/config",
+        ),
+        (
+            "cmd:adb shell",
+            {"ssh_config": "/dev/null"},
+            "device location 'cmd:adb shell': ssh_config is for ssh:// only",
+        ),
     ],
 )
-def test_settings_that_cannot_be_are_refused(location: str, options: dict[str, str], message: str) -> None:
+def test_settings_that_cannot_be_are_refused(
+    location: str, options: dict[str, str], message: str
+) -> None:
     with pytest.raises(UserError) as caught:
         Board(location, **options)
     assert str(caught.value).startswith(message)

@@ -11,15 +11,26 @@ from typing import Any
 
 import pytest
 
+from autocompress.engine.verification import write_fronts
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Front, Member
 from autocompress.report import _front_figure, write_report
 from autocompress.scores import Latency, Quality, Score, Timing
-from autocompress.verification import write_fronts
 
-CPU: dict[str, Any] = {"name": "cpu", "description": "a </script> machine", "threads": 1, "fingerprint": {}, "source": ""}
-PHONE: dict[str, Any] = {"name": "<phone>", "description": "a phone", "source": "its <datasheet>", "date": "2026-01-31"}
+CPU: dict[str, Any] = {
+    "name": "cpu",
+    "description": "a </script> machine",
+    "threads": 1,
+    "fingerprint": {},
+    "source": "",
+}
+PHONE: dict[str, Any] = {
+    "name": "<phone>",
+    "description": "a phone",
+    "source": "its <datasheet>",
+    "date": "2026-01-31",
+}
 DESCRIPTION: dict[str, Any] = {
     "inputs": {
         "model": "models/<mine>",
@@ -28,8 +39,23 @@ DESCRIPTION: dict[str, Any] = {
         "sampler": "tpe",
         "seed": 0,
     },
-    "data": {"source": "d.csv", "train": 1, "validation": 2, "test": 3, "unlabeled": 0, "dropped": {"train repeated": 4}},
-    "devices": {"cpu": {"cpu": "a <cpu>", "cores": 2, "memory_bytes": 2**34, "features": ["avx2"], "gpu": ""}},
+    "data": {
+        "source": "d.csv",
+        "train": 1,
+        "validation": 2,
+        "test": 3,
+        "unlabeled": 0,
+        "dropped": {"train repeated": 4},
+    },
+    "devices": {
+        "cpu": {
+            "cpu": "a <cpu>",
+            "cores": 2,
+            "memory_bytes": 2**34,
+            "features": ["avx2"],
+            "gpu": "",
+        }
+    },
     "versions": {"torch": "2"},
     "started": "2026-11-20T00:00:00+00:00",
 }
@@ -40,7 +66,15 @@ def member(number: int, ms: float, drop: float) -> Member:
     quality = Quality(0.9 - drop / 100, drop, 0.5, 0.88 - drop / 100, 0.01, 1000, drop, 0.5)
     speedup = 6 / ms
     latency = Latency(ms, ms * 1.1, ms * 1.2, (ms * 0.99, ms * 1.01), 30, "median")
-    timing = Timing(latency, speedup, (speedup * 0.98, speedup * 1.02), "int8-dynamic", ms, ms, memory_bytes=7_000_000)
+    timing = Timing(
+        latency,
+        speedup,
+        (speedup * 0.98, speedup * 1.02),
+        "int8-dynamic",
+        ms,
+        ms,
+        memory_bytes=7_000_000,
+    )
     settings = {"heads.keep": 0.5, "quantization.scheme": "int8-dynamic"}
     return Member(f"t{number:03}", settings, quality, timing, 10**6, f"models/t{number:03}", SIZES)
 
@@ -49,7 +83,12 @@ def estimated(found: Member, factor: float) -> Member:
     """The same model on a device known from its datasheet, so many times slower."""
     ms = factor * found.latency_ms.value
     latency = Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet")
-    return replace(found, timing=Timing(latency, found.speedup, (found.speedup, found.speedup), memory_bytes=3_000_000))
+    return replace(
+        found,
+        timing=Timing(
+            latency, found.speedup, (found.speedup, found.speedup), memory_bytes=3_000_000
+        ),
+    )
 
 
 BASELINE = member(0, 6.0, 0.0)
@@ -57,12 +96,29 @@ BASELINE = member(0, 6.0, 0.0)
 MEMBERS = (member(1, 1.0, 3.0), member(2, 2.0, 0.5), member(3, 3.0, 0.5 - 0.05))
 FRONT = Front("accuracy", BASELINE, CPU, {}, 0.7, MEMBERS, verified=True)
 ESTIMATED = Front(
-    "accuracy", estimated(BASELINE, 10), PHONE, {"max_latency_ms": 25.0}, 0.25, (estimated(MEMBERS[1], 10),), verified=True
+    "accuracy",
+    estimated(BASELINE, 10),
+    PHONE,
+    {"max_latency_ms": 25.0},
+    0.25,
+    (estimated(MEMBERS[1], 10),),
+    verified=True,
 )
 
 
 def trial(found: Member, scores: dict[str, Score], predicted: dict[str, float]) -> Trial:
-    return Trial(int(found.id[1:]), found.candidate, "complete", SIZES, None, ((0, 0.9),), scores, predicted, 5, seconds=15.0)
+    return Trial(
+        int(found.id[1:]),
+        found.candidate,
+        "complete",
+        SIZES,
+        None,
+        ((0, 0.9),),
+        scores,
+        predicted,
+        5,
+        seconds=15.0,
+    )
 
 
 def start(folder: Path, description: dict[str, Any], fronts: Sequence[Front]) -> Run:
@@ -87,8 +143,12 @@ def pair(tmp_path: Path) -> Run:
     """A run on two devices, one of them estimated."""
     description = DESCRIPTION | {
         "inputs": DESCRIPTION["inputs"] | {"hardware": [CPU, PHONE]},
-        "devices": DESCRIPTION["devices"] | {"<phone>": {"source": "its <datasheet>", "date": "2026-01-31"}},
-        "prediction": {"cpu": {"mean_abs_error": 0.0314, "n": 17}, "<phone>": {"mean_abs_error": 0.02, "n": 17}},
+        "devices": DESCRIPTION["devices"]
+        | {"<phone>": {"source": "its <datasheet>", "date": "2026-01-31"}},
+        "prediction": {
+            "cpu": {"mean_abs_error": 0.0314, "n": 17},
+            "<phone>": {"mean_abs_error": 0.02, "n": 17},
+        },
     }
     return start(tmp_path / "run", description, [FRONT, ESTIMATED])
 
@@ -111,20 +171,32 @@ def section(page: str, index: int) -> str:
 
 def row(page: str, id: str) -> dict[str, str]:
     """Cells of a table's row by the heads of their columns."""
-    table = next(found for found in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in found)
+    table = next(
+        found for found in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in found
+    )
     [cells] = re.findall(rf'<tr id="{id}"[^>]*>(.*?)</tr>', table)
-    return dict(zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True))
+    return dict(
+        zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True)
+    )
 
 
 def test_errors_of_predictions_say_of_what(pair: Run) -> None:
     page = page_of(pair)
     assert "predicted before each trial on cpu with a mean error of 3.1 % over 17 trials" in page
-    assert "predicted before each trial on &lt;phone&gt; with a mean error of 2.0 % of the estimate over 17 trials" in page
+    assert (
+        "predicted before each trial on &lt;phone&gt; with a mean error of 2.0 % of the estimate "
+        "over 17 trials" in page
+    )
 
 
 def test_members_that_count_nothing_do_not_stretch_the_picture() -> None:
     counting = _front_figure(FRONT, []).layout.yaxis.range
-    assert counting == _front_figure(replace(FRONT, members=(member(4, 0.5, 40.0), *MEMBERS)), []).layout.yaxis.range
+    assert (
+        counting
+        == _front_figure(
+            replace(FRONT, members=(member(4, 0.5, 40.0), *MEMBERS)), []
+        ).layout.yaxis.range
+    )
     assert counting == (-4.5, 1.0)  # 1.5 times the largest drop, a fifth of five points
 
 
@@ -140,14 +212,21 @@ def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
     assert f"decode latency, ms ({statistic})" in page
     found = row(page, "row-0-t001")
     for name in ("prefill", "end-to-end"):
-        assert found[f"{name} ms, speedup"] == f"{found[f'decode ms ({statistic})']}, {found['speedup']}"
+        assert (
+            found[f"{name} ms, speedup"]
+            == f"{found[f'decode ms ({statistic})']}, {found['speedup']}"
+        )
 
 
 def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> None:
     page = page_of(run)
     [device] = script_value(page, "devices")
     models = device["models"]
-    assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [("t001", 1.0, 6.0), ("t002", 2.0, 3.0), ("t003", 3.0, 2.0)]
+    assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [
+        ("t001", 1.0, 6.0),
+        ("t002", 2.0, 3.0),
+        ("t003", 3.0, 2.0),
+    ]
     assert [m["drop"] for m in models] == pytest.approx([3.0, 0.5, 0.45])
     assert [m["slow"] for m in models] == pytest.approx([1.01, 2.02, 3.03])
     assert models[1]["qualityText"] == "accuracy 0.8750 (-0.50 points)"
@@ -158,7 +237,10 @@ def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> No
 
 def test_the_page_counts_what_happened(run: Run) -> None:
     page = page_of(run)
-    assert "3 models on the front of cpu, from 4 candidates (3 complete, 1 failed) in 1.0 minutes." in page
+    assert (
+        "3 models on the front of cpu, from 4 candidates (3 complete, 1 failed) in 1.0 minutes."
+        in page
+    )
     assert "cpu: budget without limit, hypervolume 0.700." in page
     assert "<dt>examples dropped</dt><dd>4 train repeated</dd>" in page
     assert page.count('<tr class="baseline">') == 1
@@ -201,8 +283,15 @@ def test_each_device_has_a_section_and_the_first_is_shown(pair: Run) -> None:
     assert page.count("<section ") == 2
     assert not section(page, 0).startswith(" hidden") and section(page, 1).startswith(" hidden")
     assert '<option value="0">cpu</option><option value="1">&lt;phone&gt;</option>' in page
-    assert "<h2>The front on cpu</h2>" in section(page, 0) and "<h2>The front on &lt;phone&gt;</h2>" in section(page, 1)
-    assert re.findall(r'<tr id="([^"]+)"', page) == ["row-0-t001", "row-0-t002", "row-0-t003", "row-1-t002"]
+    assert "<h2>The front on cpu</h2>" in section(
+        page, 0
+    ) and "<h2>The front on &lt;phone&gt;</h2>" in section(page, 1)
+    assert re.findall(r'<tr id="([^"]+)"', page) == [
+        "row-0-t001",
+        "row-0-t002",
+        "row-0-t003",
+        "row-1-t002",
+    ]
     assert "<phone>" not in page.replace(json.dumps("<phone>"), "")
     first, second = script_value(page, "devices")
     assert [m["latency"] for m in first["models"]] == [1.0, 2.0, 3.0]
@@ -211,27 +300,50 @@ def test_each_device_has_a_section_and_the_first_is_shown(pair: Run) -> None:
 
 
 def test_the_command_for_another_device_names_it(pair: Run) -> None:
-    """The trial need not be on the front of the first device, which ``autocompress export`` takes by default."""
+    """The trial need not be on the front of the first device, which ``autocompress export`` takes
+    by default."""
     assert "--hardware" in page_of(pair)
 
 
 def test_the_summary_of_two_devices(pair: Run) -> None:
     page = page_of(pair)
-    counted = "3 models on the front of cpu and 1 models on the front of &lt;phone&gt;, from 4 candidates (3 complete, 1 failed)"
+    counted = (
+        "3 models on the front of cpu and 1 models on the front of &lt;phone&gt;, from 4 "
+        "candidates (3 complete, 1 failed)"
+    )
     assert f"{counted} in 1.0 minutes." in page
-    assert "cpu: budget without limit, hypervolume 0.700. &lt;phone&gt;: budget max latency ms 25, hypervolume 0.250." in page
-    assert "Latency was predicted before each trial on cpu with a mean error of 3.1 % over 17 trials." in page
-    assert "<dt>device of &lt;phone&gt;</dt><dd>source its &lt;datasheet&gt;, date 2026-01-31</dd>" in page
+    assert (
+        "cpu: budget without limit, hypervolume 0.700. &lt;phone&gt;: budget max latency ms 25, "
+        "hypervolume 0.250." in page
+    )
+    assert (
+        "Latency was predicted before each trial on cpu with a mean error of 3.1 % over 17 trials."
+        in page
+    )
+    assert (
+        "<dt>device of &lt;phone&gt;</dt><dd>source its &lt;datasheet&gt;, date 2026-01-31</dd>"
+        in page
+    )
 
 
 def test_estimates_are_called_estimates_and_measurements_are_not(pair: Run) -> None:
     page = page_of(pair)
     measured, guessed = section(page, 0), section(page, 1)
-    assert "ESTIMATES from published peaks of the device (its &lt;datasheet&gt;, 2026-01-31)" in guessed
+    assert (
+        "ESTIMATES from published peaks of the device (its &lt;datasheet&gt;, 2026-01-31)"
+        in guessed
+    )
     found = row(page, "row-1-t002")
-    assert (found["ms (estimated)"], found["speedup"], found["95 % interval"], found["peak MB"]) == ("~20.00", "~3.00x", "-", "~3")
+    assert (
+        found["ms (estimated)"],
+        found["speedup"],
+        found["95 % interval"],
+        found["peak MB"],
+    ) == ("~20.00", "~3.00x", "-", "~3")
     assert "<th>ms (median)</th>" in measured and "<th>ms (median)</th>" not in guessed
-    assert "ESTIMATE" not in measured and "~" not in re.sub(r"(?s)<script.*?</script>", "", measured)
+    assert "ESTIMATE" not in measured and "~" not in re.sub(
+        r"(?s)<script.*?</script>", "", measured
+    )
 
 
 def test_disturbed_timings_are_named(run: Run) -> None:
@@ -249,7 +361,9 @@ def test_an_unfinished_search_says_so(run: Run) -> None:
 def test_an_empty_front_shows_the_baseline(run: Run) -> None:
     write_fronts(run, [replace(FRONT, members=())])
     page = page_of(run)
-    assert [model["id"] for device in script_value(page, "devices") for model in device["models"]] == ["t000"]
+    assert [
+        model["id"] for device in script_value(page, "devices") for model in device["models"]
+    ] == ["t000"]
     assert "0 models on the front of cpu" in page
 
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from autocompress.candidate import Value, thaw
+from autocompress.engine.samplers import SAMPLERS
+from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.interfaces import Sampler
-from autocompress.samplers import SAMPLERS
-from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.search_space import Choices, Parameter, SearchSpace
 from autocompress.techniques import SETTINGS
 
@@ -22,18 +22,35 @@ SPACE = SearchSpace.from_mapping(
     {
         "layers": {"keep": [1.0, 0.5, [0, 2]], "rule": ["top", "bottom"]},
         "width": {"latency": [1.0, 0.5]},
-        "heads": {"keep": {"low": 0.1, "high": 0.7, "step": 0.2}, "importance": "fisher", "allocation": "uniform"},
+        "heads": {
+            "keep": {"low": 0.1, "high": 0.7, "step": 0.2},
+            "importance": "fisher",
+            "allocation": "uniform",
+        },
         "recovery": {
             "steps": {"low": 0, "high": 40, "step": 10},
             "learning_rate": {"low": 1e-4, "high": 1e-2, "log": True},
             "objectives": [["logits"], ["hidden-states"]],
             "temperature": {"low": 1.0, "high": 4.0},
         },
-        "quantization": {"scheme": ["fp32", "int8-dynamic", "int4-weights"], "block_size": [32, 128]},
+        "quantization": {
+            "scheme": ["fp32", "int8-dynamic", "int4-weights"],
+            "block_size": [32, 128],
+        },
         "corners": [
-            {"heads": {"keep": 0.5, "allocation": "uniform"}, "quantization": {"scheme": "int8-dynamic"}},
-            {"layers": {"keep": [0, 2]}, "heads": {"keep": 0.1, "allocation": "uniform"}, "recovery": {"steps": 40}},
-            {"layers": {"keep": 0.5, "rule": "top"}, "heads": {"keep": 0.3, "allocation": "uniform"}},
+            {
+                "heads": {"keep": 0.5, "allocation": "uniform"},
+                "quantization": {"scheme": "int8-dynamic"},
+            },
+            {
+                "layers": {"keep": [0, 2]},
+                "heads": {"keep": 0.1, "allocation": "uniform"},
+                "recovery": {"steps": 40},
+            },
+            {
+                "layers": {"keep": 0.5, "rule": "top"},
+                "heads": {"keep": 0.3, "allocation": "uniform"},
+            },
         ],
     },
 )
@@ -69,13 +86,19 @@ def allowed(parameter: Parameter, value: Value) -> bool:
 def test_never_leaves_the_space(algorithm: str, devices: int) -> None:
     points = play(algorithm, 0, 40, devices)
     for point in points:
-        active = [parameter for parameter in SPACE.parameters if parameter.setting.when(SETTINGS.complete(point))]
+        active = [
+            parameter
+            for parameter in SPACE.parameters
+            if parameter.setting.when(SETTINGS.complete(point))
+        ]
         assert list(point) == [parameter.name for parameter in active]
         assert all(allowed(parameter, point[parameter.name]) for parameter in active)
         assert ("heads.keep" in point) == (point["width.latency"] == 1.0)
     for parameter in SPACE.parameters:
         if isinstance(parameter.values, Choices):
-            assert {point[parameter.name] for point in points if parameter.name in point} == set(parameter.values.values)
+            assert {point[parameter.name] for point in points if parameter.name in point} == set(
+                parameter.values.values
+            )
 
 
 @pytest.mark.parametrize("algorithm", SAMPLERS)
@@ -96,13 +119,22 @@ def test_the_same_seed_proposes_the_same_in_another_process() -> None:
     code = """
 import json
 from tests.test_samplers import SAMPLERS, play, thaw
-print(json.dumps([[{name: thaw(value) for name, value in point.items()} for point in play(a, 3, 30)] for a in SAMPLERS]))
+points = [play(algorithm, 3, 30) for algorithm in SAMPLERS]
+thawed = [
+    [{name: thaw(value) for name, value in point.items()} for point in some] for some in points
+]
+print(json.dumps(thawed))
 """
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     root = Path(__file__).resolve().parent.parent
     command = [sys.executable, "-c", code]
-    there = subprocess.run(command, cwd=root, env=environment, check=True, capture_output=True, text=True).stdout
-    here = [[{name: thaw(value) for name, value in point.items()} for point in play(a, 3, 30)] for a in SAMPLERS]
+    there = subprocess.run(
+        command, cwd=root, env=environment, check=True, capture_output=True, text=True
+    ).stdout
+    here = [
+        [{name: thaw(value) for name, value in point.items()} for point in play(a, 3, 30)]
+        for a in SAMPLERS
+    ]
     assert json.loads(there) == here
 
 
@@ -127,7 +159,8 @@ def test_takes_outcomes_in_any_order(algorithm: str) -> None:
 
 @pytest.mark.parametrize("seed", range(3))
 def test_tpe_heeds_the_budget(seed: int) -> None:
-    """Wider models are better, but those wider than 0.3 miss the budget; by chance 6 of 20 are within."""
+    """Wider models are better, but those wider than 0.3 miss the budget; by chance 6 of 20 are
+    within."""
     space = SearchSpace.from_mapping("test", {"heads": {"keep": {"low": 0.0, "high": 1.0}}})
 
     def within(limit: float) -> int:

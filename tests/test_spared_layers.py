@@ -15,12 +15,21 @@ from transformers import (
 )
 
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.export import to_onnx
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
-from autocompress.onnx_runtime import predict
 from autocompress.techniques import SETTINGS
 from autocompress.techniques.quantization import MORE_BITS, SCHEMES, layer_schemes, quantize
-from tests.small_graphs import HIDDEN, LAYERS, VOCABULARY, batches, candidate, each_model, logit_error, write_graphs
+from tests.small_graphs import (
+    HIDDEN,
+    LAYERS,
+    VOCABULARY,
+    batches,
+    candidate,
+    each_model,
+    logit_error,
+    write_graphs,
+)
 
 SPARED: list[tuple[Any, list[int]]] = [
     ("none", []),
@@ -42,14 +51,22 @@ def layer_weights(path: Path) -> list[list[str]]:
     """Names of the matrices that each layer of an fp32 graph multiplies by."""
     graph = onnx.load(path).graph
     stored = {tensor.name for tensor in graph.initializer}
-    products = [node for node in graph.node if node.op_type in ("MatMul", "Gemm") and node.input[1] in stored]
+    products = [
+        node
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in stored
+    ]
     return [[node.input[1] for node in products if f".{i}/" in node.name] for i in range(LAYERS)]
 
 
 def stored_as(path: Path, weight: str) -> dict[str, tuple[int, bytes]]:
-    """What a graph holds for a matrix of the fp32 graph: what is added to its name, to type and bytes."""
+    """What a graph holds for a matrix of the fp32 graph: what is added to its name, to type and
+    bytes."""
     return {
-        tensor.name.removeprefix(weight): (tensor.data_type, onnx.numpy_helper.to_array(tensor).tobytes())
+        tensor.name.removeprefix(weight): (
+            tensor.data_type,
+            onnx.numpy_helper.to_array(tensor).tobytes(),
+        )
         for tensor in onnx.load(path).graph.initializer
         if tensor.name == weight or tensor.name.startswith(f"{weight}_")
     }
@@ -57,8 +74,11 @@ def stored_as(path: Path, weight: str) -> dict[str, tuple[int, bytes]]:
 
 @each_model
 @pytest.mark.parametrize("scheme", MORE_BITS)
-def test_each_layer_is_stored_as_if_all_had_its_scheme(graphs: dict[str, Path], model: str, scheme: str, tmp_path: Path) -> None:
-    """Spared layers hold the bits of fp32, or of int8-weights beside int4-weights; the others what they hold if none is spared."""
+def test_each_layer_is_stored_as_if_all_had_its_scheme(
+    graphs: dict[str, Path], model: str, scheme: str, tmp_path: Path
+) -> None:
+    """Spared layers hold the bits of fp32, or of int8-weights beside int4-weights; the others what
+    they hold if none is spared."""
     source, target = graphs[model], tmp_path / "model.onnx"
     richer = "int8-weights" if scheme == "int4-weights" else "fp32"
     uniform = {}
@@ -71,8 +91,15 @@ def test_each_layer_is_stored_as_if_all_had_its_scheme(graphs: dict[str, Path], 
         schemes = [richer if i in listed else scheme for i in range(LAYERS)]
         assert report["layers"] == schemes
         for own, names in zip(schemes, weights, strict=True):
-            assert [stored_as(target, name) for name in names] == [stored_as(uniform[own], name) for name in names]
-        left = [name for own, names in zip(schemes, weights, strict=True) if own == "fp32" for name in names]
+            assert [stored_as(target, name) for name in names] == [
+                stored_as(uniform[own], name) for name in names
+            ]
+        left = [
+            name
+            for own, names in zip(schemes, weights, strict=True)
+            if own == "fp32"
+            for name in names
+        ]
         assert sorted(report["left_in_fp32"]) == sorted(left)
         assert sorted(path.stem for path in tmp_path.iterdir()) == sorted({"model", *uniform})
 
@@ -87,8 +114,11 @@ SUFFIXES = {
 
 
 @pytest.mark.parametrize("scheme", SUFFIXES)
-def test_a_layer_has_the_bits_of_its_scheme(graphs: dict[str, Path], scheme: str, tmp_path: Path) -> None:
-    """Names, sizes: 4 bytes a weight in fp32, else 1 or a half (blocks of 32 divide the widths here)."""
+def test_a_layer_has_the_bits_of_its_scheme(
+    graphs: dict[str, Path], scheme: str, tmp_path: Path
+) -> None:
+    """Names, sizes: 4 bytes a weight in fp32, else 1 or a half (blocks of 32 divide the widths
+    here)."""
     quantize(graphs["bert"], tmp_path / "model.onnx", candidate(scheme), batches(0))
     names = layer_weights(graphs["bert"])
     assert [len(layer) for layer in names] == [6] * LAYERS
@@ -96,13 +126,19 @@ def test_a_layer_has_the_bits_of_its_scheme(graphs: dict[str, Path], scheme: str
         stored = stored_as(tmp_path / "model.onnx", name)
         assert set(stored) == SUFFIXES[scheme]
         [(_, whole)] = stored_as(graphs["bert"], name).values()
-        [held] = [data for suffix, (_, data) in stored.items() if suffix in ("", "_quantized", "_Q8", "_Q4")]
+        [held] = [
+            data
+            for suffix, (_, data) in stored.items()
+            if suffix in ("", "_quantized", "_Q8", "_Q4")
+        ]
         assert len(whole) / len(held) == {"fp32": 1, "int4-weights": 8}.get(scheme, 4)
 
 
 @each_model
 @pytest.mark.parametrize("scheme", MORE_BITS)
-def test_sparing_all_layers_brings_the_logits_nearer(graphs: dict[str, Path], model: str, scheme: str, tmp_path: Path) -> None:
+def test_sparing_all_layers_brings_the_logits_nearer(
+    graphs: dict[str, Path], model: str, scheme: str, tmp_path: Path
+) -> None:
     """With layers that matter more than the embedding and the head, which are never spared."""
     source, target = tmp_path / "fp32.onnx", tmp_path / "model.onnx"
     louder = onnx.load(graphs[model])
@@ -140,7 +176,9 @@ def test_layers_of_gemms_are_spared_too(scheme: str, tmp_path: Path) -> None:
     inputs = [{"input_ids": batch["input_ids"]} for batch in batches(0)]
     to_onnx(Gemms(), tmp_path / "fp32.onnx", Batch(inputs[0]))
     assert "/model/h.1/Gemm" in [node.name for node in onnx.load(tmp_path / "fp32.onnx").graph.node]
-    report = quantize(tmp_path / "fp32.onnx", tmp_path / "model.onnx", candidate(scheme, spared=[1]), inputs)
+    report = quantize(
+        tmp_path / "fp32.onnx", tmp_path / "model.onnx", candidate(scheme, spared=[1]), inputs
+    )
     assert report["layers"] == [scheme, MORE_BITS[scheme], scheme]
     for i, own in enumerate(report["layers"]):
         assert set(stored_as(tmp_path / "model.onnx", f"model.h.{i}.weight")) == SUFFIXES[own]
@@ -156,26 +194,60 @@ def test_layers_of_gemms_are_spared_too(scheme: str, tmp_path: Path) -> None:
         ("int8-dynamic", "ends", 1, ("fp32",)),
         ("int8-dynamic", "last", 3, ("int8-dynamic", "int8-dynamic", "fp32")),
         ("int8-weights", [0, 2], 3, ("fp32", "int8-weights", "fp32")),
-        ("int4-weights", "ends", 4, ("int8-weights", "int4-weights", "int4-weights", "int8-weights")),
+        (
+            "int4-weights",
+            "ends",
+            4,
+            ("int8-weights", "int4-weights", "int4-weights", "int8-weights"),
+        ),
     ],
 )
-def test_the_scheme_of_each_layer(scheme: str, spared: Any, layers: int, expected: tuple[str, ...]) -> None:
+def test_the_scheme_of_each_layer(
+    scheme: str, spared: Any, layers: int, expected: tuple[str, ...]
+) -> None:
     assert layer_schemes(candidate(scheme, spared=spared), layers) == expected
 
 
-def test_a_spared_layer_that_is_not_there_fails_the_candidate(graphs: dict[str, Path], tmp_path: Path) -> None:
-    with pytest.raises(CandidateFailed, match=r"^quantization.spared names layer 3, the model has 3 \(0 to 2\)$"):
-        quantize(graphs["bert"], tmp_path / "model.onnx", candidate("int8-dynamic", spared=[1, 3]), [])
+def test_a_spared_layer_that_is_not_there_fails_the_candidate(
+    graphs: dict[str, Path], tmp_path: Path
+) -> None:
+    with pytest.raises(
+        CandidateFailed, match=r"^quantization.spared names layer 3, the model has 3 \(0 to 2\)$"
+    ):
+        quantize(
+            graphs["bert"], tmp_path / "model.onnx", candidate("int8-dynamic", spared=[1, 3]), []
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_spared_layers_are_a_rule_or_an_ascending_list() -> None:
     domain = SETTINGS.by_name["quantization.spared"].domain
-    assert [value for value in ("none", "first", "last", "ends", (0,), (1, 2)) if not domain.allows(value)] == []
-    refused = ("all", 1, 0.5, True, (), (2, 1), (1, 1), (-1, 0), (0.0,), (False, True), ("first",), ((0,),))
+    assert [
+        value
+        for value in ("none", "first", "last", "ends", (0,), (1, 2))
+        if not domain.allows(value)
+    ] == []
+    refused = (
+        "all",
+        1,
+        0.5,
+        True,
+        (),
+        (2, 1),
+        (1, 1),
+        (-1, 0),
+        (0.0,),
+        (False, True),
+        ("first",),
+        ((0,),),
+    )
     assert [value for value in refused if domain.allows(value)] == []
     with pytest.raises(
-        UserError, match=r"quantization.spared is \[2, 1\], allowed is one of none, first, last, ends, or an ascending"
+        UserError,
+        match=(
+            r"quantization.spared is \[2, 1\], allowed is one of none, first, last, ends, or an "
+            r"ascending"
+        ),
     ):
         candidate("int8-dynamic", spared=[2, 1])
 

@@ -39,7 +39,9 @@ def test_shapes_do_not_depend_on_the_start(name: str, start: str, structure: Str
     model, family = build(name), MODELS[name].family
     before = {key: value.clone() for key, value in model.state_dict().items()}
     found, expected = family.cut(model, structure, start), family.cut(model, structure)
-    shapes = [{key: value.shape for key, value in one.state_dict().items()} for one in (found, expected)]
+    shapes = [
+        {key: value.shape for key, value in one.state_dict().items()} for one in (found, expected)
+    ]
     assert shapes[0] == shapes[1]
     assert all(value.is_contiguous() for value in found.state_dict().values())
     assert torch.isfinite(logits(found)).all()
@@ -65,7 +67,11 @@ def test_pooled_units_are_averages_of_neighbours(name: str) -> None:
     smaller = family.cut(model, HALF, "pooled")
     for i, layer in enumerate(HALF.layers):
         for kind, units, left in (("heads", HEADS, len(layer.heads)), ("ffn", FFN, len(layer.ffn))):
-            pairs = zip(family.weights(model, layer.source, kind), family.weights(smaller, i, kind), strict=True)
+            pairs = zip(
+                family.weights(model, layer.source, kind),
+                family.weights(smaller, i, kind),
+                strict=True,
+            )
             for whole, found in pairs:
                 torch.testing.assert_close(found.reshape(left, -1), windows(whole, units, left))
 
@@ -73,10 +79,22 @@ def test_pooled_units_are_averages_of_neighbours(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "whole", "found"),
     [
-        ("bert", "bert.encoder.layer.0.intermediate.dense.bias", "bert.encoder.layer.0.intermediate.dense.bias"),
-        ("distilbert", "distilbert.transformer.layer.0.ffn.lin1.bias", "distilbert.transformer.layer.0.ffn.lin1.bias"),
+        (
+            "bert",
+            "bert.encoder.layer.0.intermediate.dense.bias",
+            "bert.encoder.layer.0.intermediate.dense.bias",
+        ),
+        (
+            "distilbert",
+            "distilbert.transformer.layer.0.ffn.lin1.bias",
+            "distilbert.transformer.layer.0.ffn.lin1.bias",
+        ),
         ("gpt2", "transformer.h.0.mlp.c_fc.bias", "transformer.h.0.mlp.c_fc.bias"),
-        ("llama ungrouped, tied, with biases", "model.layers.0.mlp.up_proj.bias", "model.layers.0.mlp.up_proj.bias"),
+        (
+            "llama ungrouped, tied, with biases",
+            "model.layers.0.mlp.up_proj.bias",
+            "model.layers.0.mlp.up_proj.bias",
+        ),
     ],
 )
 def test_biases_are_averaged_with_their_units(name: str, whole: str, found: str) -> None:
@@ -89,7 +107,11 @@ def test_biases_are_averaged_with_their_units(name: str, whole: str, found: str)
 def test_each_part_of_the_fused_matrix_is_pooled_by_itself() -> None:
     model = build("gpt2")
     bias = model.get_parameter("transformer.h.0.attn.c_attn.bias")
-    found = MODELS["gpt2"].family.cut(model, HALF, "pooled").get_parameter("transformer.h.0.attn.c_attn.bias")
+    found = (
+        MODELS["gpt2"]
+        .family.cut(model, HALF, "pooled")
+        .get_parameter("transformer.h.0.attn.c_attn.bias")
+    )
     expected = torch.cat([windows(part, HEADS, 2).flatten() for part in bias.chunk(3)])
     torch.testing.assert_close(found, expected)
 
@@ -97,7 +119,11 @@ def test_each_part_of_the_fused_matrix_is_pooled_by_itself() -> None:
 def outside(model: nn.Module, blocks: list[nn.Module]) -> dict[str, Tensor]:
     """What is in no layer, by name."""
     inside = {id(parameter) for block in blocks for parameter in block.parameters()}
-    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in inside}
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if id(parameter) not in inside
+    }
 
 
 @each_model
@@ -108,8 +134,13 @@ def test_only_embeddings_and_head_are_kept_and_the_layers_begin_anew(name: str) 
     blocks = [family.part(smaller, i, "block") for i in range(2)]
     kept, original = outside(smaller, blocks), dict(model.named_parameters())
     assert kept and all(torch.equal(value, original[key]) for key, value in kept.items())
-    matrices = torch.cat([p.flatten() for block in blocks for p in block.parameters() if p.dim() > 1])
-    assert matrices.std().item() == pytest.approx(0.02, rel=0.03) and abs(matrices.mean().item()) < 1e-3
+    matrices = torch.cat(
+        [p.flatten() for block in blocks for p in block.parameters() if p.dim() > 1]
+    )
+    assert (
+        matrices.std().item() == pytest.approx(0.02, rel=0.03)
+        and abs(matrices.mean().item()) < 1e-3
+    )
     vectors = {key: p for block in blocks for key, p in block.named_parameters() if p.dim() == 1}
     assert all((p == (0 if key.endswith("bias") else 1)).all() for key, p in vectors.items())
     assert not torch.equal(matrices[:99], matrices[-99:])
@@ -117,8 +148,11 @@ def test_only_embeddings_and_head_are_kept_and_the_layers_begin_anew(name: str) 
 
 
 def test_all_heads_stay_heads() -> None:
-    """A student with as many heads and neurons as its teacher is a copy under every start but the last."""
+    """A student with as many heads and neurons as its teacher is a copy under every start but the
+    last."""
     model, family = build("gpt2"), MODELS["gpt2"].family
     same = Structure((Layer(1, ALL_HEADS, ALL_FFN),))
     found = {start: logits(family.cut(model, same, start)) for start in STARTS}
-    assert torch.equal(found["copied"], found["pooled"]) and not torch.equal(found["copied"], found["embeddings"])
+    assert torch.equal(found["copied"], found["pooled"]) and not torch.equal(
+        found["copied"], found["embeddings"]
+    )

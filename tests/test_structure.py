@@ -17,5 +17,8 @@ def test_sizes_of_what_is_left() -> None:
 
 
 def test_sizes_in_words() -> None:
-    assert describe_sizes({"layers": [0, 2, 5], "heads": [2, 5, 3], "ffn": [384, 384, 384]}) == "3 layers, heads 2-5, FFN 384"
+    assert (
+        describe_sizes({"layers": [0, 2, 5], "heads": [2, 5, 3], "ffn": [384, 384, 384]})
+        == "3 layers, heads 2-5, FFN 384"
+    )
     assert describe_sizes(None) == "-"

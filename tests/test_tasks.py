@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from transformers import AutoTokenizer
 
+from autocompress.engine.session import LOADERS
 from autocompress.interfaces import Task
 from autocompress.pareto import METRICS
-from autocompress.session import LOADERS
 from autocompress.tasks import TASKS, language_modeling, text_classification
 from autocompress.tasks.data import Columns
 
@@ -36,7 +36,11 @@ def task(request: pytest.FixtureRequest) -> Task[Any]:
 def answers_at_random(task: Task[Any], part: Any) -> Any:
     """As a model would give them: of a classifier logits, of a language model nats."""
     rng, count = np.random.default_rng(0), len(part.rows)
-    return rng.normal(0, 1, (count, len(task.labels))) if task.labels else rng.uniform(1, 9, count) * part.scored
+    return (
+        rng.normal(0, 1, (count, len(task.labels)))
+        if task.labels
+        else rng.uniform(1, 9, count) * part.scored
+    )
 
 
 def test_every_task_is_known_everywhere() -> None:
@@ -51,12 +55,16 @@ def test_lessons_have_an_answer_for_each_row(task: Task[Any]) -> None:
     labels = np.asarray(task.train.labels)
     assert labels.dtype == np.int64 and labels.min() >= -100 and labels.max() > 0
     batch = task.batch(task.train.rows[:3])
-    assert {array.shape for array in batch.inputs.values()} == {(3, max(row.shape[1] for row in task.train.rows[:3]))}
+    assert {array.shape for array in batch.inputs.values()} == {
+        (3, max(row.shape[1] for row in task.train.rows[:3]))
+    }
     assert labels.shape[1:] in ((), (task.train.rows[0].shape[1],))
 
 
 def test_splits_share_no_row(task: Task[Any]) -> None:
-    train, validation, test = ({row.tobytes() for row in part.rows} for part in (task.train, task.validation, task.test))
+    train, validation, test = (
+        {row.tobytes() for row in part.rows} for part in (task.train, task.validation, task.test)
+    )
     assert not train & validation and not train & test and not validation & test
 
 
@@ -73,7 +81,9 @@ def test_questions_are_of_every_example_in_order(task: Task[Any], size: int) -> 
 def test_evidence_is_a_number_for_each_example_and_survives_the_journal(task: Task[Any]) -> None:
     evidence = task.evidence(answers_at_random(task, task.validation), task.validation)
     assert evidence.shape == (len(task.validation.rows),) and evidence.dtype == np.float64
-    assert np.array_equal(task.unpack(json.loads(json.dumps(task.pack(evidence))), len(evidence)), evidence)
+    assert np.array_equal(
+        task.unpack(json.loads(json.dumps(task.pack(evidence))), len(evidence)), evidence
+    )
 
 
 def test_a_model_loses_nothing_against_itself_and_what_the_other_gains(task: Task[Any]) -> None:
@@ -81,7 +91,10 @@ def test_a_model_loses_nothing_against_itself_and_what_the_other_gains(task: Tas
     evidence = task.evidence(answers_at_random(task, part), part)
     assert task.drop(evidence, evidence, part) == (0, 0)
     other = task.evidence(answers_at_random(task, part)[::-1], part)
-    (there, there_stderr), (back, back_stderr) = task.drop(evidence, other, part), task.drop(other, evidence, part)
+    (there, there_stderr), (back, back_stderr) = (
+        task.drop(evidence, other, part),
+        task.drop(other, evidence, part),
+    )
     assert there * back <= 0 and there_stderr > 0 and back_stderr > 0
     before, after = task.score(evidence, part)[0], task.score(other, part)[0]
     assert (task.metric.change(there) >= 0) == (after >= before)

@@ -1,4 +1,5 @@
-"""Loading the model to compress: what is wrong is said in one line; a fine-tuned teacher is made once."""
+"""Loading the model to compress: what is wrong is said in one line; a fine-tuned teacher is made
+once."""
 
 from __future__ import annotations
 
@@ -37,14 +38,23 @@ from transformers import (
     T5ForSequenceClassification,
 )
 
-from autocompress import demo, teacher
+from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.families import FAMILIES
 from autocompress.tasks.data import Columns
 from autocompress.tasks.text_classification import Split, TextClassification
 from autocompress.tasks.text_classification import load as load_task
-from autocompress.teacher import cache_folder, finetune, finetuned, load_classifier, load_config, load_tokenizer, weights_digest
-from autocompress.training import tensors
+from autocompress.training import teacher
+from autocompress.training.steps import tensors
+from autocompress.training.teacher import (
+    cache_folder,
+    finetune,
+    finetuned,
+    load_classifier,
+    load_config,
+    load_tokenizer,
+    weights_digest,
+)
 
 VOCABULARY = 30522
 LLAMA: dict[str, Any] = {
@@ -58,16 +68,34 @@ LLAMA: dict[str, Any] = {
 HEADLESS: dict[str, tuple[type[PreTrainedModel], Any]] = {
     "bert": (
         BertModel,
-        lambda: BertConfig(vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8),
+        lambda: BertConfig(
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
+        ),
     ),
     "roberta": (
         RobertaModel,
         lambda: RobertaConfig(
-            vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8
+            vocab_size=VOCABULARY,
+            hidden_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            intermediate_size=8,
         ),
     ),
-    "distilbert": (DistilBertModel, lambda: DistilBertConfig(vocab_size=VOCABULARY, dim=32, n_layers=1, n_heads=2, hidden_dim=8)),
-    "gpt2": (GPT2Model, lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_inner=8)),
+    "distilbert": (
+        DistilBertModel,
+        lambda: DistilBertConfig(
+            vocab_size=VOCABULARY, dim=32, n_layers=1, n_heads=2, hidden_dim=8
+        ),
+    ),
+    "gpt2": (
+        GPT2Model,
+        lambda: GPT2Config(vocab_size=VOCABULARY, n_embd=32, n_layer=1, n_head=2, n_inner=8),
+    ),
     "llama": (LlamaModel, lambda: LlamaConfig(**LLAMA)),
     "mistral": (MistralModel, lambda: MistralConfig(**LLAMA)),
     "qwen2": (Qwen2Model, lambda: Qwen2Config(**LLAMA)),
@@ -82,7 +110,9 @@ def copied(tiny_model: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def task(data_file: Path) -> TextClassification:
-    return load_task(AutoTokenizer.from_pretrained(demo.model_folder()), str(data_file), Columns(), 64, None)
+    return load_task(
+        AutoTokenizer.from_pretrained(demo.model_folder()), str(data_file), Columns(), 64, None
+    )
 
 
 @pytest.fixture
@@ -101,7 +131,9 @@ def headless(name: str, folder: Path) -> Path:
 
 def same_weights(a: nn.Module, b: nn.Module) -> bool:
     mine, theirs = a.state_dict(), b.state_dict()
-    return mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+    return mine.keys() == theirs.keys() and all(
+        torch.equal(mine[name], theirs[name]) for name in mine
+    )
 
 
 def refused(call: Any, *arguments: Any) -> str:
@@ -116,13 +148,19 @@ def test_a_classifier_loads_as_it_was_saved(tiny_model: Path) -> None:
     model = load_classifier(str(tiny_model), None)
     stored = load_file(tiny_model / "model.safetensors")
     found = model.state_dict()
-    assert stored.keys() <= found.keys() and all(torch.equal(found[name], value) for name, value in stored.items())
-    assert not model.training and {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    assert stored.keys() <= found.keys() and all(
+        torch.equal(found[name], value) for name, value in stored.items()
+    )
+    assert not model.training and {parameter.dtype for parameter in model.parameters()} == {
+        torch.float32
+    }
     assert load_config(str(tiny_model)).num_hidden_layers == 4
 
 
 def test_half_precision_weights_load_in_fp32(copied: Path) -> None:
-    BertForSequenceClassification.from_pretrained(copied, dtype=torch.float16).save_pretrained(copied)
+    BertForSequenceClassification.from_pretrained(copied, dtype=torch.float16).save_pretrained(
+        copied
+    )
     model = load_classifier(str(copied), None)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     stored = load_file(copied / "model.safetensors")
@@ -131,7 +169,10 @@ def test_half_precision_weights_load_in_fp32(copied: Path) -> None:
 
 
 def test_folders_that_are_none(tmp_path: Path) -> None:
-    assert refused(load_config, str(tmp_path / "nothing")) == f"model folder {tmp_path}/nothing does not exist"
+    assert (
+        refused(load_config, str(tmp_path / "nothing"))
+        == f"model folder {tmp_path}/nothing does not exist"
+    )
     assert refused(load_config, str(tmp_path)) == f"model folder {tmp_path} holds no config.json"
 
 
@@ -174,7 +215,9 @@ def test_pickled_weights_are_not_opened(copied: Path) -> None:
 def test_weights_that_are_cut_off(size: int, copied: Path) -> None:
     path = copied / "model.safetensors"
     path.write_bytes(path.read_bytes()[:size])
-    assert refused(load_classifier, str(copied), None).startswith(f"--model {copied}: weights cannot be loaded")
+    assert refused(load_classifier, str(copied), None).startswith(
+        f"--model {copied}: weights cannot be loaded"
+    )
 
 
 def test_weights_of_other_sizes_than_the_config_says(copied: Path) -> None:
@@ -184,7 +227,9 @@ def test_weights_of_other_sizes_than_the_config_says(copied: Path) -> None:
 
 
 @pytest.mark.parametrize("labels", [None, ("a", "b")])
-def test_fewer_layers_stored_than_the_config_says(labels: tuple[str, ...] | None, copied: Path) -> None:
+def test_fewer_layers_stored_than_the_config_says(
+    labels: tuple[str, ...] | None, copied: Path
+) -> None:
     config = json.loads((copied / "config.json").read_text())
     (copied / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 5}))
     message = refused(load_classifier, str(copied), labels)
@@ -202,10 +247,16 @@ def test_weights_that_are_not_finite(value: float, copied: Path) -> None:
     assert refused(load_classifier, str(copied), None) == expected
 
 
-def test_more_weights_than_an_onnx_file_holds(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    size = 4 * sum(parameter.numel() for parameter in load_classifier(str(copied), None).parameters())
+def test_more_weights_than_an_onnx_file_holds(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    size = 4 * sum(
+        parameter.numel() for parameter in load_classifier(str(copied), None).parameters()
+    )
     monkeypatch.setattr(teacher, "MOST_BYTES", size)
-    assert refused(load_classifier, str(copied), None).startswith(f"--model {copied} has {size / 2**30:.1f} GiB of weights in fp32")
+    assert refused(load_classifier, str(copied), None).startswith(
+        f"--model {copied} has {size / 2**30:.1f} GiB of weights in fp32"
+    )
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -231,18 +282,27 @@ def test_a_head_of_other_labels_is_replaced(tiny_model: Path) -> None:
     model = load_classifier(str(tiny_model), ("a", "b", "c"))
     assert model.get_parameter("classifier.weight").shape == (3, 32)
     stored = load_file(tiny_model / "model.safetensors")
-    assert torch.equal(model.get_parameter("bert.pooler.dense.weight"), stored["bert.pooler.dense.weight"])
+    assert torch.equal(
+        model.get_parameter("bert.pooler.dense.weight"), stored["bert.pooler.dense.weight"]
+    )
 
 
 def test_a_tokenizer_that_is_missing_or_too_large(tiny_model: Path, tmp_path: Path) -> None:
     assert load_tokenizer(str(tiny_model), VOCABULARY).model_input_names[0] == "input_ids"
     message = refused(load_tokenizer, str(tiny_model), 1000)
-    assert message == f"--model {tiny_model}: the tokenizer has {VOCABULARY} tokens, the model only 1000"
+    assert (
+        message
+        == f"--model {tiny_model}: the tokenizer has {VOCABULARY} tokens, the model only 1000"
+    )
     shutil.copy(tiny_model / "config.json", tmp_path)
-    assert refused(load_tokenizer, str(tmp_path), VOCABULARY).startswith(f"--model {tmp_path} has no usable tokenizer: ")
+    assert refused(load_tokenizer, str(tmp_path), VOCABULARY).startswith(
+        f"--model {tmp_path} has no usable tokenizer: "
+    )
 
 
-def test_a_tokenizer_without_padding_pads_with_the_token_that_ends_texts(tiny_model: Path, tmp_path: Path) -> None:
+def test_a_tokenizer_without_padding_pads_with_the_token_that_ends_texts(
+    tiny_model: Path, tmp_path: Path
+) -> None:
     tokenizer = AutoTokenizer.from_pretrained(tiny_model)
     tokenizer.pad_token, tokenizer.eos_token = None, "[SEP]"
     tokenizer.save_pretrained(tmp_path)
@@ -285,15 +345,24 @@ def test_fine_tuning_learns_what_can_be_learned(
     assert loss() < 0.5 * before and not model.training
 
 
-def test_a_fine_tuned_teacher_is_kept_and_found_again(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+def test_a_fine_tuned_teacher_is_kept_and_found_again(
+    tiny_model: Path, task: TextClassification, cache: Path
+) -> None:
     steps: list[int] = []
 
     def made(seed: int = 0) -> tuple[nn.Module, int]:
         steps.clear()
-        return finetuned(load_classifier(str(tiny_model), task.labels), task, seed, lambda done, of: steps.append(done)), len(steps)
+        return finetuned(
+            load_classifier(str(tiny_model), task.labels),
+            task,
+            seed,
+            lambda done, of: steps.append(done),
+        ), len(steps)
 
     first, trained = made()
-    assert trained == 2 * (len(task.train.rows) // 32) and not same_weights(first, load_classifier(str(tiny_model), task.labels))
+    assert trained == 2 * (len(task.train.rows) // 32) and not same_weights(
+        first, load_classifier(str(tiny_model), task.labels)
+    )
     again, trained_again = made()
     assert trained_again == 0 and same_weights(again, first) and not again.training
     mine, theirs = (vars(model.config)["id2label"] for model in (again, first))
@@ -313,14 +382,20 @@ def test_fine_tuning_repeats_with_its_seed(
     assert same_weights(*found)
 
 
-def test_other_data_is_another_teacher(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+def test_other_data_is_another_teacher(
+    tiny_model: Path, task: TextClassification, cache: Path
+) -> None:
     flipped = Split(task.train.rows, 1 - task.train.labels)
     other = replace(task, train=flipped)
-    assert not same_weights(*(finetuned(load_classifier(str(tiny_model), t.labels), t, 0) for t in (task, other)))
+    assert not same_weights(
+        *(finetuned(load_classifier(str(tiny_model), t.labels), t, 0) for t in (task, other))
+    )
     assert len(list((cache / "teachers").iterdir())) == 2
 
 
-def test_fewer_examples_than_a_batch_can_be_learned(tiny_model: Path, task: TextClassification, cache: Path) -> None:
+def test_fewer_examples_than_a_batch_can_be_learned(
+    tiny_model: Path, task: TextClassification, cache: Path
+) -> None:
     few = Split(task.train.rows[:20], np.arange(20) % 2)
     found = finetuned(load_classifier(str(tiny_model), task.labels), replace(task, train=few), 0)
     assert not same_weights(found, load_classifier(str(tiny_model), task.labels))
@@ -340,12 +415,18 @@ def test_where_teachers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("architecture", "reason"),
     [
-        ("oddball", "--model {} cannot be loaded: GGUF model with architecture oddball is not supported yet."),
+        (
+            "oddball",
+            "--model {} cannot be loaded: GGUF model with architecture oddball is not supported "
+            "yet.",
+        ),
         ("bloom", "model type 'bloom' is not supported; supported are bert, "),
         (None, "--model {} cannot be loaded: "),
     ],
 )
-def test_gguf_files_that_cannot_be_compressed(architecture: str | None, reason: str, tmp_path: Path) -> None:
+def test_gguf_files_that_cannot_be_compressed(
+    architecture: str | None, reason: str, tmp_path: Path
+) -> None:
     file = tmp_path / "model.gguf"
     if architecture is None:
         file.write_bytes(b"no such file format")

@@ -10,14 +10,21 @@ import pytest
 
 from autocompress.candidate import OneOf, Value
 from autocompress.errors import UserError
-from autocompress.importance import CRITERIA
 from autocompress.interfaces import Knowledge, Technique
+from autocompress.knowledge import CRITERIA
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, TECHNIQUES, resolve
 from autocompress.techniques.unit_pruning import UnitPruning
 
 FULL = Structure.full([6, 6, 6, 6, 6], [20, 20, 20, 20, 20])
-UNEVEN = Structure((Layer(0, (1, 4), tuple(range(0, 20, 3))), Layer(2, (), (5,)), Layer(3, (0, 2, 5), ()), Layer(4, (3,), (0, 19))))
+UNEVEN = Structure(
+    (
+        Layer(0, (1, 4), tuple(range(0, 20, 3))),
+        Layer(2, (), (5,)),
+        Layer(3, (0, 2, 5), ()),
+        Layer(4, (3,), (0, 19)),
+    )
+)
 STRENGTHS = (1.0, 0.9, 0.75, 0.5, 1 / 3, 0.25, 0.1, 0.01, 0.0)
 
 
@@ -40,7 +47,11 @@ KNOWLEDGE = Knowledge(IMPORTANCE, latency)
 
 def keep_setting(technique: Technique) -> str:
     """The setting that says how much is left."""
-    [name] = [setting.name for setting in technique.settings if setting.name.endswith((".keep", ".latency"))]
+    [name] = [
+        setting.name
+        for setting in technique.settings
+        if setting.name.endswith((".keep", ".latency"))
+    ]
     return name
 
 
@@ -53,11 +64,21 @@ def reachable(technique: Technique, structure: Structure, strength: float) -> bo
 def variants(technique: Technique) -> list[dict[str, Value]]:
     """One setting of each choice that the technique has, and none."""
     named = [(setting.name, setting.domain) for setting in technique.settings]
-    return [{}, *({name: value} for name, domain in named if isinstance(domain, OneOf) for value in domain.values)]
+    return [
+        {},
+        *(
+            {name: value}
+            for name, domain in named
+            if isinstance(domain, OneOf)
+            for value in domain.values
+        ),
+    ]
 
 
 def refined(technique: Technique, structure: Structure, **settings: Any) -> Structure:
-    candidate = SETTINGS.candidate({name.replace("__", "."): value for name, value in settings.items()})
+    candidate = SETTINGS.candidate(
+        {name.replace("__", "."): value for name, value in settings.items()}
+    )
     return technique.refine(structure, candidate, KNOWLEDGE)
 
 
@@ -71,7 +92,9 @@ def units(structure: Structure) -> set[tuple[int, str, int]]:
     }
 
 
-each_technique = pytest.mark.parametrize("technique", TECHNIQUES, ids=[technique.name for technique in TECHNIQUES])
+each_technique = pytest.mark.parametrize(
+    "technique", TECHNIQUES, ids=[technique.name for technique in TECHNIQUES]
+)
 each_structure = pytest.mark.parametrize("structure", [FULL, UNEVEN], ids=["full", "uneven"])
 
 
@@ -94,12 +117,20 @@ def test_defaults_change_nothing(technique: Technique, structure: Structure) -> 
 def test_stronger_never_keeps_more(technique: Technique, structure: Structure) -> None:
     keep = keep_setting(technique)
     domain = SETTINGS.by_name[keep].domain
-    strengths = [strength for strength in STRENGTHS if domain.allows(strength) and reachable(technique, structure, strength)]
+    strengths = [
+        strength
+        for strength in STRENGTHS
+        if domain.allows(strength) and reachable(technique, structure, strength)
+    ]
     assert len(strengths) >= 4
     for chosen in variants(technique):
-        found = [refined(technique, structure, **{keep: strength}, **chosen) for strength in strengths]
+        found = [
+            refined(technique, structure, **{keep: strength}, **chosen) for strength in strengths
+        ]
         counts = [len(units(one)) for one in found]
-        assert counts == sorted(counts, reverse=True) and counts[-1] < counts[0] == len(units(structure))
+        assert counts == sorted(counts, reverse=True) and counts[-1] < counts[0] == len(
+            units(structure)
+        )
         assert all(units(one) <= units(structure) for one in found)
 
 
@@ -109,15 +140,23 @@ def test_what_is_kept_stays_in_order(technique: Technique, structure: Structure)
     keep = keep_setting(technique)
     for chosen in variants(technique):
         found = refined(technique, structure, **{keep: 0.5}, **chosen)
-        assert [layer.source for layer in found.layers] == sorted({layer.source for layer in found.layers})
+        assert [layer.source for layer in found.layers] == sorted(
+            {layer.source for layer in found.layers}
+        )
         for layer in found.layers:
-            assert list(layer.heads) == sorted(set(layer.heads)) and list(layer.ffn) == sorted(set(layer.ffn))
+            assert list(layer.heads) == sorted(set(layer.heads)) and list(layer.ffn) == sorted(
+                set(layer.ffn)
+            )
 
 
-@pytest.mark.parametrize("technique", [t for t in TECHNIQUES if isinstance(t, UnitPruning)], ids=["heads", "ffn"])
+@pytest.mark.parametrize(
+    "technique", [t for t in TECHNIQUES if isinstance(t, UnitPruning)], ids=["heads", "ffn"]
+)
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 @pytest.mark.parametrize("criterion", CRITERIA)
-def test_weaker_pruning_contains_stronger(technique: Technique, allocation: str, criterion: str) -> None:
+def test_weaker_pruning_contains_stronger(
+    technique: Technique, allocation: str, criterion: str
+) -> None:
     keep = keep_setting(technique)
     section = keep.partition(".")[0]
     chosen = {f"{section}.allocation": allocation, f"{section}.importance": criterion}
@@ -132,7 +171,13 @@ def test_nothing_kept_of_either_unit() -> None:
 
 @pytest.mark.parametrize(
     ("keep", "sources"),
-    [(0.6, [0, 1, 3]), (0.4, [0, 2]), (0.001, [0]), ([1, 4], [1, 4]), ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4])],
+    [
+        (0.6, [0, 1, 3]),
+        (0.4, [0, 2]),
+        (0.001, [0]),
+        ([1, 4], [1, 4]),
+        ([0, 1, 2, 3, 4], [0, 1, 2, 3, 4]),
+    ],
 )
 def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> None:
     found = refined(TECHNIQUES[0], FULL, layers__keep=keep)
@@ -141,16 +186,31 @@ def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> No
 
 @pytest.mark.parametrize("keep", [0, 1.5, -0.5, [], [1, 0], [1, 1], [-1], [0.5], True, "half"])
 def test_layers_that_cannot_be_kept_are_refused(keep: Value) -> None:
-    with pytest.raises(UserError, match=r"layers\.keep is .*, allowed is a share more than 0 and at most 1, or an ascending list"):
+    with pytest.raises(
+        UserError,
+        match=(
+            r"layers\.keep is .*, allowed is a share more than 0 and at most 1, or an ascending "
+            r"list"
+        ),
+    ):
         SETTINGS.candidate({"layers.keep": keep})
 
 
 def test_layers_go_first_and_the_rest_is_ranked_by_what_is_left() -> None:
-    """Layer 4 has the most important heads of all; dropped first, it takes none of the share of the others."""
-    heads = (np.array([1.0, 2.0]), np.array([3.0, 0.5]), np.array([0.1, 0.2]), np.array([4.0, 0.0]), np.array([90.0, 91.0]))
+    """Layer 4 has the most important heads of all; dropped first, it takes none of the share of the
+    others."""
+    heads = (
+        np.array([1.0, 2.0]),
+        np.array([3.0, 0.5]),
+        np.array([0.1, 0.2]),
+        np.array([4.0, 0.0]),
+        np.array([90.0, 91.0]),
+    )
     ffn = tuple(np.array([float(i), 10.0 - i]) for i in range(5))
     full = Structure.full([2] * 5, [2] * 5)
-    candidate = SETTINGS.candidate({"layers.keep": [1, 2, 3], "heads.keep": 0.5, "ffn.keep": 0.5, "ffn.allocation": "uniform"})
+    candidate = SETTINGS.candidate(
+        {"layers.keep": [1, 2, 3], "heads.keep": 0.5, "ffn.keep": 0.5, "ffn.allocation": "uniform"}
+    )
     found = resolve(full, candidate, {"fisher": Importance(heads, ffn)})
     assert found == Structure((Layer(1, (0, 1), (1,)), Layer(2, (), (1,)), Layer(3, (0,), (1,))))
 
@@ -160,9 +220,15 @@ def test_uncut_candidate_resolves_to_the_full_structure() -> None:
 
 
 def test_pruning_by_latency_comes_after_the_layers_and_in_place_of_the_shares() -> None:
-    """Three layers take 128; three quarters of that stay, whatever share of heads and neurons is asked for."""
+    """Three layers take 128; three quarters of that stay, whatever share of heads and neurons is
+    asked for."""
     chosen = {"layers.keep": [0, 2, 3], "width.latency": 0.75, "heads.keep": 0.5, "ffn.keep": 0.25}
     found = resolve(FULL, SETTINGS.candidate(chosen), IMPORTANCE, latency)
     assert [layer.source for layer in found.layers] == [0, 2, 3]
     assert 96 - 3 < latency(found) <= 96
-    assert found == resolve(FULL, SETTINGS.candidate({"layers.keep": [0, 2, 3], "width.latency": 0.75}), IMPORTANCE, latency)
+    assert found == resolve(
+        FULL,
+        SETTINGS.candidate({"layers.keep": [0, 2, 3], "width.latency": 0.75}),
+        IMPORTANCE,
+        latency,
+    )

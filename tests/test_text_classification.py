@@ -1,4 +1,5 @@
-"""Text classification: labels of every kind, pairs, padding, splits that never mix, chance at chance."""
+"""Text classification: labels of every kind, pairs, padding, splits that never mix, chance at
+chance."""
 
 from __future__ import annotations
 
@@ -39,7 +40,9 @@ def table(labels: Sequence[Any], path: Path, **more: Sequence[Any]) -> str:
     return str(path)
 
 
-def load(tokenizer: Any, source: str, label_ids: dict[str, int] | None = None, **more: Any) -> TextClassification:
+def load(
+    tokenizer: Any, source: str, label_ids: dict[str, int] | None = None, **more: Any
+) -> TextClassification:
     return load_task(tokenizer, source, more.pop("columns", Columns()), 32, label_ids, **more)
 
 
@@ -80,10 +83,26 @@ def test_correct_by_hand() -> None:
         pytest.param([-1, 1], None, ("-1", "1"), [0, 1], id="signs"),
         pytest.param([1.0, 2.0], None, ("1", "2"), [0, 1], id="whole floats"),
         pytest.param([True, False], None, ("False", "True"), [1, 0], id="truth"),
-        pytest.param(["bad", "good"], {"good": 0, "bad": 1}, ("good", "bad"), [1, 0], id="the model's names"),
-        pytest.param([1, 0, 2], {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2}, ("LABEL_0", "LABEL_1", "LABEL_2"), [1, 0, 2], id="ids"),
-        pytest.param(["1", "2"], {"1": 0, "2": 1}, ("1", "2"), [0, 1], id="the model's digits are names"),
-        pytest.param(["a", "b"], {"a": 0, "b": 1, "c": 2}, ("a", "b", "c"), [0, 1], id="a class without examples"),
+        pytest.param(
+            ["bad", "good"], {"good": 0, "bad": 1}, ("good", "bad"), [1, 0], id="the model's names"
+        ),
+        pytest.param(
+            [1, 0, 2],
+            {"LABEL_0": 0, "LABEL_1": 1, "LABEL_2": 2},
+            ("LABEL_0", "LABEL_1", "LABEL_2"),
+            [1, 0, 2],
+            id="ids",
+        ),
+        pytest.param(
+            ["1", "2"], {"1": 0, "2": 1}, ("1", "2"), [0, 1], id="the model's digits are names"
+        ),
+        pytest.param(
+            ["a", "b"],
+            {"a": 0, "b": 1, "c": 2},
+            ("a", "b", "c"),
+            [0, 1],
+            id="a class without examples",
+        ),
     ],
 )
 @pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
@@ -112,17 +131,31 @@ def test_labels_of_every_kind(
     ids=["new head", "same order", "the model's order differs", "the model has no names"],
 )
 def test_class_labels_go_by_name(
-    tokenizer: Any, label_ids: dict[str, int] | None, names: tuple[str, ...], ids: list[int], monkeypatch: pytest.MonkeyPatch
+    tokenizer: Any,
+    label_ids: dict[str, int] | None,
+    names: tuple[str, ...],
+    ids: list[int],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A dataset of the hub, built here, since nothing is downloaded."""
-    features = datasets.Features({"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])})
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos"])}
+    )
     hub = datasets.DatasetDict(
         {
-            name: datasets.Dataset.from_dict({"text": texts, "label": [i % 2 for i in range(len(texts))]}, features)
-            for name, texts in (("train", TEXTS[:60]), ("validation", TEXTS[60:80]), ("test", TEXTS[80:]))
+            name: datasets.Dataset.from_dict(
+                {"text": texts, "label": [i % 2 for i in range(len(texts))]}, features
+            )
+            for name, texts in (
+                ("train", TEXTS[:60]),
+                ("validation", TEXTS[60:80]),
+                ("test", TEXTS[80:]),
+            )
         }
     )
-    monkeypatch.setattr(datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name])
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda name, configuration: {"made/here": hub}[name]
+    )
     task = load(tokenizer, "made/here", label_ids)
     assert task.labels == names
     assert answers(tokenizer, task) == {text: ids[i % 2] for i, text in enumerate(TEXTS)}
@@ -132,27 +165,55 @@ def test_class_labels_go_by_name(
 @pytest.mark.parametrize(
     ("labels", "label_ids", "message"),
     [
-        (["good", "bad", "so-so"], {"good": 0, "bad": 1}, "label 'so-so' is not among the model's labels good, bad"),
-        ([0, 1, 2], {"LABEL_0": 0, "LABEL_1": 1}, "label 2 is not among the model's labels LABEL_0, LABEL_1"),
-        ([0, 0.5], {"LABEL_0": 0, "LABEL_1": 1}, "label 0.5 is not among the model's labels LABEL_0, LABEL_1"),
+        (
+            ["good", "bad", "so-so"],
+            {"good": 0, "bad": 1},
+            "label 'so-so' is not among the model's labels good, bad",
+        ),
+        (
+            [0, 1, 2],
+            {"LABEL_0": 0, "LABEL_1": 1},
+            "label 2 is not among the model's labels LABEL_0, LABEL_1",
+        ),
+        (
+            [0, 0.5],
+            {"LABEL_0": 0, "LABEL_1": 1},
+            "label 0.5 is not among the model's labels LABEL_0, LABEL_1",
+        ),
         (["same"], None, "the train split has one class only, at least two are needed"),
-        ([1], {"LABEL_0": 0, "LABEL_1": 1}, "the train split has one class only, at least two are needed"),
+        (
+            [1],
+            {"LABEL_0": 0, "LABEL_1": 1},
+            "the train split has one class only, at least two are needed",
+        ),
     ],
 )
 def test_labels_that_cannot_be(
-    tokenizer: Any, labels: list[Any], label_ids: dict[str, int] | None, message: str, tmp_path: Path
+    tokenizer: Any,
+    labels: list[Any],
+    label_ids: dict[str, int] | None,
+    message: str,
+    tmp_path: Path,
 ) -> None:
     source = table(labels, tmp_path / "data.csv")
     with pytest.raises(UserError) as caught:
         load(tokenizer, source, label_ids)
-    assert str(caught.value).startswith(source) and str(caught.value).endswith(message) and "\n" not in str(caught.value)
+    assert (
+        str(caught.value).startswith(source)
+        and str(caught.value).endswith(message)
+        and "\n" not in str(caught.value)
+    )
 
 
 def test_one_class_in_the_test_split_only(tokenizer: Any, tmp_path: Path) -> None:
     train = table([0, 1], tmp_path / "data.csv")
     test = tmp_path / "test.csv"
-    pandas.DataFrame({"text": [f"unseen {word} here" for word in WORDS] * 2, "label": [1] * 20}).to_csv(test, index=False)
-    with pytest.raises(UserError, match="the test split has one class only, at least two are needed"):
+    pandas.DataFrame(
+        {"text": [f"unseen {word} here" for word in WORDS] * 2, "label": [1] * 20}
+    ).to_csv(test, index=False)
+    with pytest.raises(
+        UserError, match="the test split has one class only, at least two are needed"
+    ):
         load(tokenizer, train, test=str(test))
 
 
@@ -163,8 +224,12 @@ def test_pairs_have_token_types(tokenizer: Any, tmp_path: Path) -> None:
     for row in task.train.rows:
         ids, types = row
         [first, second] = np.flatnonzero(ids == tokenizer.sep_token_id)
-        assert types.tolist() == [0] * (first + 1) + [1] * (second - first) and second == len(ids) - 1
-        one, two = (tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:first], ids[first:]))
+        assert (
+            types.tolist() == [0] * (first + 1) + [1] * (second - first) and second == len(ids) - 1
+        )
+        one, two = (
+            tokenizer.decode(part, skip_special_tokens=True) for part in (ids[:first], ids[first:])
+        )
         assert two == f"about {one}" and one in TEXTS
 
 
@@ -176,25 +241,38 @@ def test_single_texts_have_one_token_type(tokenizer: Any, tmp_path: Path) -> Non
 def test_long_texts_are_cut(tokenizer: Any, tmp_path: Path) -> None:
     source = table([0, 1], tmp_path / "data.csv", text=[" ".join([text] * 20) for text in TEXTS])
     task = load(tokenizer, source)
-    assert {row.shape for split in (task.train, task.validation, task.test) for row in split.rows} == {(2, 32)}
+    assert {
+        row.shape for split in (task.train, task.validation, task.test) for row in split.rows
+    } == {(2, 32)}
     assert all(row[0, -1] == tokenizer.sep_token_id for row in task.train.rows)
 
 
 def test_splits_are_apart_complete_and_the_same_each_time(tokenizer: Any, data_file: Path) -> None:
     task, again = (load(tokenizer, str(data_file)) for _ in range(2))
-    texts = [{row.tobytes() for row in split.rows} for split in (task.train, task.validation, task.test)]
+    texts = [
+        {row.tobytes() for row in split.rows} for split in (task.train, task.validation, task.test)
+    ]
     assert [len(split.rows) for split in (task.train, task.validation, task.test)] == [240, 80, 80]
     assert not (texts[0] & texts[1] or texts[0] & texts[2] or texts[1] & texts[2])
-    for one, other in ((task.train, again.train), (task.validation, again.validation), (task.test, again.test)):
+    for one, other in (
+        (task.train, again.train),
+        (task.validation, again.validation),
+        (task.test, again.test),
+    ):
         assert all(np.array_equal(a, b) for a, b in zip(one.rows, other.rows, strict=True))
         assert np.array_equal(one.labels, other.labels)
 
 
 def test_unlabelled_lines_of_a_split_are_dropped(tokenizer: Any, tmp_path: Path) -> None:
     lines = tmp_path / "lines.txt"
-    lines.write_text("\n".join([TEXTS[0], "something new", "", "something new", TEXTS[99], "and another"]) + "\n")
+    lines.write_text(
+        "\n".join([TEXTS[0], "something new", "", "something new", TEXTS[99], "and another"]) + "\n"
+    )
     task = load(tokenizer, table([0, 1], tmp_path / "data.csv"), unlabeled=str(lines))
-    assert [tokenizer.decode(row[0], skip_special_tokens=True) for row in task.unlabeled] == ["something new", "and another"]
+    assert [tokenizer.decode(row[0], skip_special_tokens=True) for row in task.unlabeled] == [
+        "something new",
+        "and another",
+    ]
     assert task.dropped["unlabeled also in a split"] == 2
 
 
@@ -202,7 +280,9 @@ def test_unlabelled_lines_of_a_split_are_dropped(tokenizer: Any, tmp_path: Path)
 def by_hand() -> TextClassification:
     rows = [np.array([[5, 6, 7], [0, 0, 1]]), np.array([[8], [1]]), np.array([[9, 10], [0, 1]])]
     split = Split(rows, np.array([0, 1, 0]))
-    return TextClassification(("a", "b"), ("input_ids", "token_type_ids"), 3, split, split, split, [], {})
+    return TextClassification(
+        ("a", "b"), ("input_ids", "token_type_ids"), 3, split, split, split, [], {}
+    )
 
 
 def test_batches_are_padded_to_their_longest(by_hand: TextClassification) -> None:

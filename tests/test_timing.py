@@ -1,4 +1,5 @@
-"""Latency: the statistics by hand, and devices that run real graphs. No time is asserted, only ratios far apart."""
+"""Latency: the statistics by hand, and devices that run real graphs. No time is asserted, only
+ratios far apart."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from transformers import BertConfig, BertForSequenceClassification
 
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.export import to_onnx
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import FEWEST_PROCESSES, FEWEST_ROUNDS
 from autocompress.hardware.devices import connect, lengths_of, typical_lengths
 from autocompress.hardware.host import LocalHost
@@ -24,10 +26,19 @@ from autocompress.hardware.profile import FINGERPRINT, HardwareProfile
 from autocompress.hardware.timing import grouped, summarise, timings
 from autocompress.interfaces import Batch
 from autocompress.measure import measure_latency
-from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
 
-PROFILE = HardwareProfile("test", "", "cpu", "onnxruntime-cpu", 1, 32, statistic="median", trial_seconds=0.1, final_seconds=0.1)
+PROFILE = HardwareProfile(
+    "test",
+    "",
+    "cpu",
+    "onnxruntime-cpu",
+    1,
+    32,
+    statistic="median",
+    trial_seconds=0.1,
+    final_seconds=0.1,
+)
 POSITIONS = 64
 FEWEST = FEWEST_PROCESSES * FEWEST_ROUNDS
 
@@ -43,7 +54,11 @@ def graph(path: Path, layers: int = 1, vocabulary: int = 1000, positions: int = 
         max_position_embeddings=positions,
     )
     ones = np.ones((1, 4), np.int64)
-    to_onnx(BertForSequenceClassification(config), path, Batch({"input_ids": ones, "attention_mask": ones}))
+    to_onnx(
+        BertForSequenceClassification(config),
+        path,
+        Batch({"input_ids": ones, "attention_mask": ones}),
+    )
     return path
 
 
@@ -70,7 +85,9 @@ def broken(tmp_path: Path) -> Path:
 
 def test_steady_times_by_hand() -> None:
     baseline, *others = summarise([np.tile([6.0, 2.0, 12.0], (5, 1))], PROFILE)
-    assert baseline == Timing(Latency(6.0, 6.0, 6.0, (6.0, 6.0), 5, "median", 0.95, "measured"), 1.0, (1.0, 1.0))
+    assert baseline == Timing(
+        Latency(6.0, 6.0, 6.0, (6.0, 6.0), 5, "median", 0.95, "measured"), 1.0, (1.0, 1.0)
+    )
     assert others == [
         Timing(Latency(2.0, 2.0, 2.0, (2.0, 2.0), 5, "median"), 3.0, (3.0, 3.0)),
         Timing(Latency(12.0, 12.0, 12.0, (12.0, 12.0), 5, "median"), 0.5, (0.5, 0.5)),
@@ -86,7 +103,11 @@ def test_a_machine_that_wavers_hits_all_models_alike() -> None:
     baseline, timing = summarise([np.stack([TIMES, TIMES / 2], axis=1)], PROFILE)
     found = baseline.latency_ms
     assert (found.value, found.p90, found.slowest, found.n) == (15.0, 19.0, 20.0, 11)
-    assert (timing.latency_ms.value, timing.latency_ms.p90, timing.latency_ms.slowest) == (7.5, 9.5, 10.0)
+    assert (timing.latency_ms.value, timing.latency_ms.p90, timing.latency_ms.slowest) == (
+        7.5,
+        9.5,
+        10.0,
+    )
     assert timing.speedup == 2.0 and timing.speedup_interval == (2.0, 2.0)
     low, high = found.interval
     assert 10 < low < 15 < high < 20
@@ -96,10 +117,16 @@ def test_a_machine_that_wavers_hits_all_models_alike() -> None:
 def test_the_statistic_is_the_profiles(statistic: str, value: float) -> None:
     """With 42 in place of 20 the mean is 17."""
     times = np.where(TIMES == 20, 42.0, TIMES)
-    baseline, timing = summarise([np.stack([times, 4 * times], axis=1)], replace(PROFILE, statistic=statistic))
-    assert baseline.latency_ms.value == pytest.approx(value) and timing.latency_ms.value == pytest.approx(4 * value)
+    baseline, timing = summarise(
+        [np.stack([times, 4 * times], axis=1)], replace(PROFILE, statistic=statistic)
+    )
+    assert baseline.latency_ms.value == pytest.approx(
+        value
+    ) and timing.latency_ms.value == pytest.approx(4 * value)
     assert baseline.latency_ms.statistic == timing.latency_ms.statistic == statistic
-    assert timing.speedup == pytest.approx(0.25) and timing.speedup_interval == pytest.approx((0.25, 0.25))
+    assert timing.speedup == pytest.approx(0.25) and timing.speedup_interval == pytest.approx(
+        (0.25, 0.25)
+    )
     low, high = baseline.latency_ms.interval
     assert low <= value <= high and low < high
 
@@ -110,7 +137,15 @@ def test_more_confidence_is_a_wider_interval() -> None:
         [found] = summarise([TIMES[:, None]], replace(PROFILE, confidence=confidence))
         assert found.latency_ms.confidence == confidence
         intervals.append(found.latency_ms.interval)
-    assert intervals[2][0] < intervals[1][0] < intervals[0][0] <= 15 <= intervals[0][1] < intervals[1][1] < intervals[2][1]
+    assert (
+        intervals[2][0]
+        < intervals[1][0]
+        < intervals[0][0]
+        <= 15
+        <= intervals[0][1]
+        < intervals[1][1]
+        < intervals[2][1]
+    )
 
 
 def test_a_single_slow_run_moves_neither_median_nor_speedup() -> None:
@@ -125,7 +160,9 @@ def test_independent_noise_widens_the_interval_of_the_ratio() -> None:
     rng = np.random.default_rng(0)
     widths = []
     for noise in (0.01, 0.1):
-        _, timing = summarise([np.array([4.0, 2.0]) * (1 + noise * rng.standard_normal((60, 2)))], PROFILE)
+        _, timing = summarise(
+            [np.array([4.0, 2.0]) * (1 + noise * rng.standard_normal((60, 2)))], PROFILE
+        )
         low, high = timing.speedup_interval
         assert low < timing.speedup < high and low < 2.0 < high
         widths.append(high - low)
@@ -133,23 +170,40 @@ def test_independent_noise_widens_the_interval_of_the_ratio() -> None:
 
 
 def test_alone_a_model_has_a_latency_and_no_ratio() -> None:
-    assert summarise([np.full((3, 1), 4.0)], PROFILE) == [Timing(Latency(4.0, 4.0, 4.0, (4.0, 4.0), 3, "median"), 1.0, (1.0, 1.0))]
+    assert summarise([np.full((3, 1), 4.0)], PROFILE) == [
+        Timing(Latency(4.0, 4.0, 4.0, (4.0, 4.0), 3, "median"), 1.0, (1.0, 1.0))
+    ]
 
 
 def test_over_several_processes_the_estimate_is_their_mean() -> None:
-    """Of 6, 7.5 and 9 ms the mean is uncertain by 3.73 after Student; what models share cancels in the ratio."""
-    processes = [np.tile([6.0, 2.0], (5, 1)), np.tile([9.0, 3.0], (9, 1)), np.tile([7.5, 2.5], (4, 1))]
+    """Of 6, 7.5 and 9 ms the mean is uncertain by 3.73 after Student; what models share cancels in
+    the ratio."""
+    processes = [
+        np.tile([6.0, 2.0], (5, 1)),
+        np.tile([9.0, 3.0], (9, 1)),
+        np.tile([7.5, 2.5], (4, 1)),
+    ]
     baseline, timing = summarise(processes, PROFILE)
     assert (baseline.latency_ms.value, timing.latency_ms.value, timing.speedup) == (7.5, 2.5, 3.0)
-    assert (baseline.latency_ms.n, baseline.latency_ms.slowest, baseline.latency_ms.p90) == (18, 9.0, 9.0)
+    assert (baseline.latency_ms.n, baseline.latency_ms.slowest, baseline.latency_ms.p90) == (
+        18,
+        9.0,
+        9.0,
+    )
     low, high = baseline.latency_ms.interval
-    assert 7.5 - low == pytest.approx(3.73, rel=0.25) and high - 7.5 == pytest.approx(3.73, rel=0.25)
+    assert 7.5 - low == pytest.approx(3.73, rel=0.25) and high - 7.5 == pytest.approx(
+        3.73, rel=0.25
+    )
     assert timing.speedup_interval == pytest.approx((3.0, 3.0))
 
 
 def test_where_processes_differ_widely_intervals_are_still_of_times() -> None:
     """A process that other work slowed down to a quarter of its speed."""
-    processes = [np.tile([1.0, 0.5], (5, 1)), np.tile([1.0, 0.5], (5, 1)), np.tile([4.0, 1.0], (5, 1))]
+    processes = [
+        np.tile([1.0, 0.5], (5, 1)),
+        np.tile([1.0, 0.5], (5, 1)),
+        np.tile([4.0, 1.0], (5, 1)),
+    ]
     baseline, timing = summarise(processes, PROFILE)
     for found in (baseline, timing):
         low, high = found.latency_ms.interval
@@ -165,23 +219,39 @@ def answer(wall: list[list[float]], cpu: list[list[float]], clock: str) -> dict[
 
 
 def test_on_one_thread_the_time_is_that_of_the_processor() -> None:
-    first, second = timings(answer([[4.0, 3.3]] * 5, [[4.0, 3.0]] * 5, "cpu"), PROFILE, ["fp32", "int8-dynamic"])
+    first, second = timings(
+        answer([[4.0, 3.3]] * 5, [[4.0, 3.0]] * 5, "cpu"), PROFILE, ["fp32", "int8-dynamic"]
+    )
     assert (first.latency_ms.value, second.latency_ms.value, second.speedup) == (4.0, 3.0, 4 / 3)
-    assert [(t.wall_ms, t.cpu_ms, t.precision) for t in (first, second)] == [(4.0, 4.0, "fp32"), (3.3, 3.0, "int8-dynamic")]
-    assert [(t.memory_bytes, t.energy_mj) for t in (first, second)] == [(None, 2.5), (5_000_000, None)]
+    assert [(t.wall_ms, t.cpu_ms, t.precision) for t in (first, second)] == [
+        (4.0, 4.0, "fp32"),
+        (3.3, 3.0, "int8-dynamic"),
+    ]
+    assert [(t.memory_bytes, t.energy_mj) for t in (first, second)] == [
+        (None, 2.5),
+        (5_000_000, None),
+    ]
 
 
 def test_on_more_threads_and_on_a_gpu_it_is_the_walls() -> None:
-    first, second = timings(answer([[4.0, 2.0]] * 5, [[1.0, 3.0]] * 5, "wall"), PROFILE, ["fp32", "fp16"])
+    first, second = timings(
+        answer([[4.0, 2.0]] * 5, [[1.0, 3.0]] * 5, "wall"), PROFILE, ["fp32", "fp16"]
+    )
     assert (first.latency_ms.value, second.latency_ms.value, second.speedup) == (4.0, 2.0, 2.0)
-    assert [(t.wall_ms, t.cpu_ms, t.disturbed) for t in (first, second)] == [(4.0, None, False), (2.0, None, False)]
+    assert [(t.wall_ms, t.cpu_ms, t.disturbed) for t in (first, second)] == [
+        (4.0, None, False),
+        (2.0, None, False),
+    ]
 
 
 def test_a_timing_is_disturbed_when_the_wall_takes_a_tenth_more_than_the_processor() -> None:
     """In sum: a single long wait counts, though no median shows it."""
     wall = [[1.0, 1.09], *[[1.0, 1.0]] * 8, [2.1, 1.0]]
     first, second = timings(answer(wall, [[1.0, 1.0]] * 10, "cpu"), PROFILE, ["fp32", "fp32"])
-    assert [(t.wall_ms, t.cpu_ms, t.disturbed) for t in (first, second)] == [(1.0, 1.0, True), (1.0, 1.0, False)]
+    assert [(t.wall_ms, t.cpu_ms, t.disturbed) for t in (first, second)] == [
+        (1.0, 1.0, True),
+        (1.0, 1.0, False),
+    ]
 
 
 def test_enough_rounds_even_without_time(shallow: Path, deep: Path) -> None:
@@ -195,8 +265,11 @@ def test_enough_rounds_even_without_time(shallow: Path, deep: Path) -> None:
 
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("final", [False, True], ids=["trial", "final"])
-def test_four_times_the_depth_is_slower(shallow: Path, deep: Path, threads: int, final: bool) -> None:
-    """With two threads in batches of 16: shorter runs measure whatever else the cores are busy with."""
+def test_four_times_the_depth_is_slower(
+    shallow: Path, deep: Path, threads: int, final: bool
+) -> None:
+    """With two threads in batches of 16: shorter runs measure whatever else the cores are busy
+    with."""
     profile = replace(PROFILE, threads=threads, batch_size=16 if threads == 2 else 1)
     baseline, [faster, same] = device(profile).time(deep, [shallow, deep], final=final)
     assert faster.speedup > 1.5 and faster.latency_ms.value < baseline.latency_ms.value
@@ -213,14 +286,19 @@ def test_four_times_the_depth_is_slower(shallow: Path, deep: Path, threads: int,
 
 def test_larger_batches_take_longer(shallow: Path) -> None:
     small, large = (
-        device(replace(PROFILE, batch_size=size)).time(shallow, [shallow], final=False)[0].latency_ms.value for size in (1, 16)
+        device(replace(PROFILE, batch_size=size))
+        .time(shallow, [shallow], final=False)[0]
+        .latency_ms.value
+        for size in (1, 16)
     )
     assert large > 3 * small
 
 
 def test_longer_texts_take_longer_and_lengths_count_alike(shallow: Path) -> None:
     short, both, long = (
-        device(replace(PROFILE, batch_size=4), *lengths).time(shallow, [shallow], final=False)[0].latency_ms.value
+        device(replace(PROFILE, batch_size=4), *lengths)
+        .time(shallow, [shallow], final=False)[0]
+        .latency_ms.value
         for lengths in ((4,), (4, 64), (64,))
     )
     assert long > 3 * short
@@ -229,27 +307,37 @@ def test_longer_texts_take_longer_and_lengths_count_alike(shallow: Path) -> None
 
 def test_a_model_of_few_tokens_can_be_timed(shallow: Path, tmp_path: Path) -> None:
     """Models of proteins and of characters have some 30 tokens."""
-    _, [found] = device().time(shallow, [graph(tmp_path / "model.onnx", vocabulary=30)], final=False)
+    _, [found] = device().time(
+        shallow, [graph(tmp_path / "model.onnx", vocabulary=30)], final=False
+    )
     assert found.latency_ms.n >= FEWEST
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["trial", "final"])
-def test_a_profile_longer_than_the_model_allows_is_a_clear_error(tmp_path: Path, final: bool) -> None:
+def test_a_profile_longer_than_the_model_allows_is_a_clear_error(
+    tmp_path: Path, final: bool
+) -> None:
     model = graph(tmp_path / "model.onnx", positions=16)
     with pytest.raises(CandidateFailed, match=r"^onnxruntime cannot run it: [^\n]+$"):
         device().time(model, [], final=final)
-    with pytest.raises(UserError, match=rf"^{model} cannot be timed: onnxruntime cannot run it: [^\n]+$"):
+    with pytest.raises(
+        UserError, match=rf"^{model} cannot be timed: onnxruntime cannot run it: [^\n]+$"
+    ):
         measure_latency(model, PROFILE)
 
 
 def test_a_broken_file_is_a_clear_error(shallow: Path, broken: Path) -> None:
-    with pytest.raises(CandidateFailed, match=rf"^onnxruntime cannot load it: [^\n]*{broken}[^\n]*$"):
+    with pytest.raises(
+        CandidateFailed, match=rf"^onnxruntime cannot load it: [^\n]*{broken}[^\n]*$"
+    ):
         device().time(shallow, [broken], final=False)
 
 
 def test_a_broken_file_is_a_clear_error_of_the_users_too(broken: Path) -> None:
     """The file may be what a user gave to ``autocompress measure``."""
-    with pytest.raises(UserError, match=rf"^(?!.*\['){broken} cannot be timed: onnxruntime cannot load it: [^\n]*$"):
+    with pytest.raises(
+        UserError, match=rf"^(?!.*\['){broken} cannot be timed: onnxruntime cannot load it: [^\n]*$"
+    ):
         measure_latency(broken, PROFILE)
 
 
@@ -272,11 +360,17 @@ class Elsewhere:
         self.closed += 1
 
 
-def test_a_device_elsewhere_answers_as_this_one_does_in_requests_of_64_batches(shallow: Path) -> None:
+def test_a_device_elsewhere_answers_as_this_one_does_in_requests_of_64_batches(
+    shallow: Path,
+) -> None:
     rng = np.random.default_rng(0)
     lengths = [int(length) for length in rng.integers(2, POSITIONS, 130)]
     batches: list[dict[str, NDArray[np.int64]]] = [
-        {"input_ids": rng.integers(2, 900, (2, length)), "attention_mask": np.ones((2, length), np.int64)} for length in lengths
+        {
+            "input_ids": rng.integers(2, 900, (2, length)),
+            "attention_mask": np.ones((2, length), np.int64),
+        }
+        for length in lengths
     ]
     host = Elsewhere()
     board = OnnxDevice(PROFILE, (32,), host)
@@ -294,13 +388,21 @@ def test_devices_of_one_place_and_runtime_answer_alike() -> None:
     assert OnnxDevice(board, (32,), Elsewhere()).answers_like != device().answers_like
 
 
-def test_a_device_that_cannot_be_asked_or_lacks_the_provider_is_the_users_mistake(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_device_that_cannot_be_asked_or_lacks_the_provider_is_the_users_mistake(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     gpu = HardwareProfile("gpu", "", "gpu", "onnxruntime-cuda", 1, 32)
-    message = "hardware profile gpu: onnxruntime there has no CUDAExecutionProvider; onnxruntime-gpu has it"
+    message = (
+        "hardware profile gpu: onnxruntime there has no CUDAExecutionProvider; "
+        "onnxruntime-gpu has it"
+    )
     with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
         OnnxDevice(gpu, (32,), LocalHost())
     monkeypatch.setattr(Elsewhere, "run_agent", lambda self, request: "no answer")
-    with pytest.raises(UserError, match=r"^hardware profile test: the device answered what is no answer: 'no answer'$"):
+    with pytest.raises(
+        UserError,
+        match=r"^hardware profile test: the device answered what is no answer: 'no answer'$",
+    ):
         OnnxDevice(PROFILE, (32,), Elsewhere())
 
 
@@ -323,7 +425,10 @@ def test_the_lengths_that_a_profile_wants() -> None:
     assert lengths_of(PROFILE, [4, 9]) == (32,)
     by_task = replace(PROFILE, sequence_length="task")
     assert lengths_of(by_task, [4, 9]) == (4, 4, 4, 4, 9, 9, 9, 9)
-    message = "hardware profile test: sequence_length is 'task', and there is no task here; extend the profile with a number"
+    message = (
+        "hardware profile test: sequence_length is 'task', and there is no task here; "
+        "extend the profile with a number"
+    )
     nothing: list[int] | None
     for nothing in ([], None):
         with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
@@ -335,8 +440,16 @@ def test_a_profile_of_another_device_is_refused() -> None:
     here = {key: value for key, value in found.items() if key in FINGERPRINT}
     same = replace(PROFILE, fingerprint={**here, "python": "2.7", "memory_bytes": 1})
     assert connect(same, (32,)).lengths == (32,)
-    for key, value in (("cpu", "a cpu of old"), ("cores", 999), ("features", ["none"]), ("gpu", "another")):
-        message = f"hardware profile test is of another device: its {key} is {value!r}, here it is {here[key]!r}; make a profile "
+    for key, value in (
+        ("cpu", "a cpu of old"),
+        ("cores", 999),
+        ("features", ["none"]),
+        ("gpu", "another"),
+    ):
+        message = (
+            f"hardware profile test is of another device: its {key} is {value!r}, here it "
+            f"is {here[key]!r}; make a profile "
+        )
         with pytest.raises(UserError, match="^" + re.escape(message)):
             connect(replace(PROFILE, fingerprint={**here, key: value}), (32,))
 

@@ -27,16 +27,28 @@ needs_no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is th
 
 @pytest.mark.parametrize(
     ("scheme", "computed"),
-    [("bf16", "bf16"), ("fp16", "fp16"), ("fp32", "fp32"), ("int8-dynamic", "bf16"), ("int4-weights", "bf16")],
+    [
+        ("bf16", "bf16"),
+        ("fp16", "fp16"),
+        ("fp32", "fp32"),
+        ("int8-dynamic", "bf16"),
+        ("int4-weights", "bf16"),
+    ],
 )
-def test_what_the_gpu_cannot_compute_it_computes_in_its_first_format(scheme: str, computed: str) -> None:
+def test_what_the_gpu_cannot_compute_it_computes_in_its_first_format(
+    scheme: str, computed: str
+) -> None:
     assert precision_of(scheme, PROFILE) == computed
 
 
 def test_the_profile_says_which_format_is_first() -> None:
     profile = replace(PROFILE, precisions=("fp16",))
-    assert [precision_of(scheme, profile) for scheme in ("fp16", "bf16", "int8-static")] == ["fp16"] * 3
-    assert precision_of("fp32", profile) == "fp32"  # as the baseline, which is timed in fp32 whatever the profile offers
+    assert [precision_of(scheme, profile) for scheme in ("fp16", "bf16", "int8-static")] == [
+        "fp16"
+    ] * 3
+    assert (
+        precision_of("fp32", profile) == "fp32"
+    )  # as the baseline, which is timed in fp32 whatever the profile offers
 
 
 @needs_no_gpu
@@ -48,8 +60,13 @@ def test_without_a_gpu_it_is_refused_in_one_line() -> None:
     assert torch.__version__ in text and "\n" not in text
 
 
-@pytest.mark.parametrize(("cuda", "reason"), [(None, "this torch is built without CUDA"), ("12.8", "no CUDA device is visible")])
-def test_what_is_missing_is_named(cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("cuda", "reason"),
+    [(None, "this torch is built without CUDA"), ("12.8", "no CUDA device is visible")],
+)
+def test_what_is_missing_is_named(
+    cuda: str | None, reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.version, "cuda", cuda)
     with pytest.raises(UserError, match=reason):
@@ -61,7 +78,9 @@ def there(monkeypatch: pytest.MonkeyPatch) -> TorchCudaDevice:
     """A device whose GPU is only claimed."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "NVIDIA Claim")
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**30))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=2**30)
+    )
     return TorchCudaDevice(PROFILE, [8, 16])
 
 
@@ -73,15 +92,23 @@ def test_the_fingerprint_names_the_gpu_and_the_versions(there: TorchCudaDevice) 
     there.close()
 
 
-def test_devices_that_compute_in_other_formats_do_not_share_their_answers(there: TorchCudaDevice) -> None:
+def test_devices_that_compute_in_other_formats_do_not_share_their_answers(
+    there: TorchCudaDevice,
+) -> None:
     """Of devices that answer alike only one is asked, and bf16 answers otherwise than fp16."""
     other = TorchCudaDevice(replace(PROFILE, name="fp16", precisions=("fp16", "fp32")), [32])
-    assert precision_of("int8-dynamic", other.profile) != precision_of("int8-dynamic", there.profile)
+    assert precision_of("int8-dynamic", other.profile) != precision_of(
+        "int8-dynamic", there.profile
+    )
     assert other.answers_like != there.answers_like
-    assert TorchCudaDevice(replace(PROFILE, name="eager", cuda_graphs=False), [32]).answers_like == there.answers_like
+    assert (
+        TorchCudaDevice(replace(PROFILE, name="eager", cuda_graphs=False), [32]).answers_like
+        == there.answers_like
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
+# -
 # The process that computes
 
 
@@ -113,7 +140,9 @@ def interpreter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Interpreter:
         ("cat >/dev/null; echo what is no answer; exit 1", "ended with 1: no message"),
     ],
 )
-def test_a_process_that_dies_fails_the_candidate(script: str, reason: str, interpreter: Interpreter) -> None:
+def test_a_process_that_dies_fails_the_candidate(
+    script: str, reason: str, interpreter: Interpreter
+) -> None:
     interpreter(script)
     with pytest.raises(CandidateFailed) as caught:
         torch_cuda._ask({"action": "time"})
@@ -121,26 +150,41 @@ def test_a_process_that_dies_fails_the_candidate(script: str, reason: str, inter
 
 
 def test_a_refusal_fails_the_candidate(interpreter: Interpreter) -> None:
-    interpreter("""cat >/dev/null; echo noise; echo '{"refused": "the device ran out of memory"}'""")
+    interpreter(
+        """cat >/dev/null; echo noise; echo '{"refused": "the device ran out of memory"}'"""
+    )
     with pytest.raises(CandidateFailed, match=r"^torch-cuda: the device ran out of memory$"):
         torch_cuda._ask({"action": "time"})
 
 
 def test_the_last_line_is_the_answer(interpreter: Interpreter, tmp_path: Path) -> None:
-    interpreter(f"""cat >{tmp_path}/request; echo "$@" >{tmp_path}/arguments; echo noise; echo '{{"wall_ms": 1}}'""")
+    interpreter(
+        f"""cat >{tmp_path}/request; echo "$@" >{tmp_path}/arguments; echo noise; echo '{{"wall_ms": 1}}'"""  # noqa: E501
+    )
     assert torch_cuda._ask({"action": "time", "lengths": (1, 2)}) == {"wall_ms": 1}
     assert json.loads((tmp_path / "request").read_text()) == {"action": "time", "lengths": [1, 2]}
-    assert (tmp_path / "arguments").read_text().split() == ["-m", "autocompress.hardware.torch_cuda"]
+    assert (tmp_path / "arguments").read_text().split() == [
+        "-m",
+        "autocompress.hardware.torch_cuda",
+    ]
 
 
-def test_what_is_asked_is_what_the_profile_says(there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_what_is_asked_is_what_the_profile_says(
+    there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     requests: list[dict[str, Any]] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         requests.append(request)
         rounds = np.tile([4.0, 2.0, 1.0][: len(request["models"])], (30, 1)).tolist()
         nothing = [None] * len(request["models"])
-        return {"wall_ms": [rounds], "cpu_ms": [rounds], "clock": "wall", "energy_mj": nothing, "memory_bytes": [5, 6, 7]}
+        return {
+            "wall_ms": [rounds],
+            "cpu_ms": [rounds],
+            "clock": "wall",
+            "energy_mj": nothing,
+            "memory_bytes": [5, 6, 7],
+        }
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     folders = [tmp_path / name for name in ("a", "b", "c")]
@@ -168,14 +212,22 @@ def test_what_is_asked_is_what_the_profile_says(there: TorchCudaDevice, monkeypa
     assert all(timing.cpu_ms is None and not timing.disturbed for timing in (baseline, b, c))
 
 
-def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_alone_is_timed_in_its_own_format(
+    there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As ``autocompress measure`` does with a model of the front."""
     asked: list[list[str]] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         asked.append(request["precisions"])
         rounds = [[[1.0]] * 30]
-        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": [None], "memory_bytes": [1]}
+        return {
+            "wall_ms": rounds,
+            "cpu_ms": rounds,
+            "clock": "wall",
+            "energy_mj": [None],
+            "memory_bytes": [1],
+        }
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     for scheme in ("fp32", "bf16", "int8-dynamic"):
@@ -187,14 +239,20 @@ def test_a_model_alone_is_timed_in_its_own_format(there: TorchCudaDevice, monkey
 def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
     there: TorchCudaDevice, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also where the profile offers no fp32 for candidates: latencies and speedups are against the same baseline, and what is timed
-    in fp32 is scored in fp32."""
+    """Also where the profile offers no fp32 for candidates: latencies and speedups are against the
+    same baseline, and what is timed in fp32 is scored in fp32."""
     asked: list[list[str]] = []
 
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         asked.append(request["precisions"])
         nothing, rounds = [None] * len(request["models"]), [[[1.0] * len(request["models"])] * 30]
-        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": nothing, "memory_bytes": nothing}
+        return {
+            "wall_ms": rounds,
+            "cpu_ms": rounds,
+            "clock": "wall",
+            "energy_mj": nothing,
+            "memory_bytes": nothing,
+        }
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
     there.profile = replace(PROFILE, precisions=("bf16",))
@@ -212,10 +270,18 @@ def test_models_that_do_not_fit_the_gpu_together_are_timed_in_groups(
     def answer(request: dict[str, Any]) -> dict[str, Any]:
         asked.append([Path(model).name for model in request["models"]])
         nothing, rounds = [None] * len(request["models"]), [[[1.0] * len(request["models"])] * 30]
-        return {"wall_ms": rounds, "cpu_ms": rounds, "clock": "wall", "energy_mj": nothing, "memory_bytes": nothing}
+        return {
+            "wall_ms": rounds,
+            "cpu_ms": rounds,
+            "clock": "wall",
+            "energy_mj": nothing,
+            "memory_bytes": nothing,
+        }
 
     monkeypatch.setattr(torch_cuda, "_ask", answer)
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=12))
+    monkeypatch.setattr(
+        torch.cuda, "get_device_properties", lambda index: SimpleNamespace(total_memory=12)
+    )
     folders = [describe(tmp_path / name, "fp32") for name in "abc"]
     assert len(there.time(folders[0], folders[1:], final=False)[1]) == 2
     assert asked == [["a", "b"], ["a", "c"]]
@@ -243,10 +309,13 @@ def request(models: int) -> dict[str, Any]:
 
 @pytest.fixture
 def paces(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
-    """Milliseconds of each model; filled by tests. Loading takes as many bytes as the name has letters."""
+    """Milliseconds of each model; filled by tests. Loading takes as many bytes as the name has
+    letters."""
     found: dict[str, float] = {}
 
-    def runner(folder: str, precision: str, asked: Mapping[str, Any]) -> tuple[Callable[[], None], int]:
+    def runner(
+        folder: str, precision: str, asked: Mapping[str, Any]
+    ) -> tuple[Callable[[], None], int]:
         def run() -> None: ...
 
         run.__name__ = folder
@@ -265,7 +334,13 @@ def test_the_answer_is_what_timings_reads(paces: dict[str, float]) -> None:
     assert [timing.latency_ms.value for timing in (baseline, fast, slow)] == [6.0, 2.0, 12.0]
     assert [timing.speedup for timing in (baseline, fast, slow)] == [1.0, 3.0, 0.5]
     assert fast.latency_ms.n == 30 and fast.latency_ms.basis == "measured"
-    assert (fast.wall_ms, fast.cpu_ms, fast.energy_mj, fast.memory_bytes, fast.disturbed) == (2.0, None, None, 7, False)
+    assert (fast.wall_ms, fast.cpu_ms, fast.energy_mj, fast.memory_bytes, fast.disturbed) == (
+        2.0,
+        None,
+        None,
+        7,
+        False,
+    )
 
 
 def test_a_model_alone_has_a_latency(paces: dict[str, float]) -> None:
@@ -274,7 +349,9 @@ def test_a_model_alone_has_a_latency(paces: dict[str, float]) -> None:
     assert timing.latency_ms.value == 6.0
 
 
-def test_timing_goes_on_until_it_is_precise_or_out_of_time(paces: dict[str, float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_timing_goes_on_until_it_is_precise_or_out_of_time(
+    paces: dict[str, float], monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks: list[int] = []
 
     def is_precise(processes: Any, *_: object) -> bool:
@@ -290,7 +367,9 @@ def test_timing_goes_on_until_it_is_precise_or_out_of_time(paces: dict[str, floa
     assert len(torch_cuda._time(request(2))["wall_ms"][0]) == 30  # no time at all: one look
 
 
-def served(text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+def served(
+    text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> dict[str, Any]:
     monkeypatch.setattr(sys, "stdin", io.StringIO(text))
     torch_cuda._serve()
     answer: dict[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
@@ -305,7 +384,10 @@ def served(text: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFix
     ],
 )
 def test_the_process_refuses_what_it_cannot_do(
-    error: Exception, refused: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    error: Exception,
+    refused: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(_: object) -> dict[str, Any]:
         raise error
@@ -314,11 +396,22 @@ def test_the_process_refuses_what_it_cannot_do(
     assert served('{"action": "time"}', monkeypatch, capsys) == {"refused": refused}
 
 
-def test_the_process_answers_without_gradients(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(torch_cuda, "_score", lambda asked: {"grad": torch.is_grad_enabled(), "asked": asked["count"]})
-    assert served('{"action": "score", "count": 3}', monkeypatch, capsys) == {"grad": False, "asked": 3}
+def test_the_process_answers_without_gradients(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(
+        torch_cuda,
+        "_score",
+        lambda asked: {"grad": torch.is_grad_enabled(), "asked": asked["count"]},
+    )
+    assert served('{"action": "score", "count": 3}', monkeypatch, capsys) == {
+        "grad": False,
+        "asked": 3,
+    }
 
 
 def test_a_folder_that_cannot_be_loaded_is_refused_by_the_real_process(tmp_path: Path) -> None:
     with pytest.raises(CandidateFailed, match=r"^torch-cuda: .*nowhere cannot be loaded"):
-        torch_cuda._ask({"action": "score", "models": [str(tmp_path / "nowhere")], "precisions": ["fp32"]})
+        torch_cuda._ask(
+            {"action": "score", "models": [str(tmp_path / "nowhere")], "precisions": ["fp32"]}
+        )

@@ -12,16 +12,16 @@ import torch
 
 from autocompress.artifact import load_model
 from autocompress.errors import CandidateFailed
-from autocompress.export import export_model
 from autocompress.families import family_of
+from autocompress.graphs.export import export_model
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.torch_cuda import TorchCudaDevice
 from autocompress.interfaces import Batch
 from autocompress.structure import Structure
-from autocompress.teacher import load_classifier
 from autocompress.techniques import SETTINGS
-from autocompress.training import tensors
+from autocompress.training.steps import tensors
+from autocompress.training.teacher import load_classifier
 
 PROFILE = HardwareProfile.load("gpu-cuda")
 
@@ -37,7 +37,11 @@ class Exports:
         self.batches = []
         for length in (5, 23):
             ids = rng.integers(5, 500, (4, length))
-            inputs = {"input_ids": ids, "token_type_ids": np.zeros_like(ids), "attention_mask": np.ones_like(ids)}
+            inputs = {
+                "input_ids": ids,
+                "token_type_ids": np.zeros_like(ids),
+                "attention_mask": np.ones_like(ids),
+            }
             self.batches.append(Batch(inputs))
         (folder / "tokenizer").mkdir()
         for name, structure, scheme in (
@@ -48,7 +52,9 @@ class Exports:
         ):
             candidate = SETTINGS.candidate({"quantization.scheme": scheme}).without("recovery")
             cut = family.cut(model, structure)
-            export_model(cut, structure, candidate, folder / name, self.batches[:1], folder / "tokenizer")
+            export_model(
+                cut, structure, candidate, folder / name, self.batches[:1], folder / "tokenizer"
+            )
         self.folder = folder
 
     def __getitem__(self, name: str) -> Path:
@@ -74,7 +80,9 @@ def on_gpu(**change: Any) -> TorchCudaDevice:
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_models_are_timed_on_the_gpu(exports: Exports, cuda_graphs: bool) -> None:
     names = ("half", "bf16", "fp16")
-    baseline, found = on_gpu(cuda_graphs=cuda_graphs).time(exports["baseline"], [exports[name] for name in names], final=False)
+    baseline, found = on_gpu(cuda_graphs=cuda_graphs).time(
+        exports["baseline"], [exports[name] for name in names], final=False
+    )
     assert [timing.precision for timing in (baseline, *found)] == ["fp32", "fp32", "bf16", "fp16"]
     for timing in (baseline, *found):
         assert 0 < timing.latency_ms.value < 100 and timing.latency_ms.n >= 30
@@ -90,18 +98,25 @@ def test_models_are_timed_on_the_gpu(exports: Exports, cuda_graphs: bool) -> Non
 @pytest.mark.gpu
 @needs_gpu
 def test_a_captured_graph_is_faster_than_eager_calls(exports: Exports) -> None:
-    eager, graph = (on_gpu(cuda_graphs=graphs).time(exports["baseline"], [], final=True)[0] for graphs in (False, True))
+    eager, graph = (
+        on_gpu(cuda_graphs=graphs).time(exports["baseline"], [], final=True)[0]
+        for graphs in (False, True)
+    )
     assert graph.latency_ms.value < 0.7 * eager.latency_ms.value
 
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize(("name", "tolerance"), [("baseline", 1e-4), ("half", 1e-4), ("bf16", 0.05), ("fp16", 0.01)])
+@pytest.mark.parametrize(
+    ("name", "tolerance"), [("baseline", 1e-4), ("half", 1e-4), ("bf16", 0.05), ("fp16", 0.01)]
+)
 def test_the_gpu_answers_as_torch_does(exports: Exports, name: str, tolerance: float) -> None:
     outputs = on_gpu().predict(exports[name], [dict(batch.inputs) for batch in exports.batches])
     model: Any = load_model(exports[name])
     with torch.inference_mode():
-        expected = np.concatenate([model(**tensors(batch)).logits.numpy() for batch in exports.batches])
+        expected = np.concatenate(
+            [model(**tensors(batch)).logits.numpy() for batch in exports.batches]
+        )
     assert outputs.shape == (8, 2) and outputs.dtype == np.float32
     assert np.abs(outputs - expected).max() < tolerance
 

@@ -16,13 +16,16 @@ from torch.nn.functional import cross_entropy
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
-from autocompress.teacher import load_classifier
-from autocompress.training import Optimizer, forward_all, schedule, tensors, watch
+from autocompress.training.steps import Optimizer, forward_all, schedule, tensors, watch
+from autocompress.training.teacher import load_classifier
 from tests.tiny_models import build, inputs
 
 FAMILY = FAMILIES["bert"]
 LABELLED, UNLABELLED = 130, 70
-LENGTHS = [np.random.default_rng(source).integers(2, 40, count) for source, count in enumerate((LABELLED, UNLABELLED))]
+LENGTHS = [
+    np.random.default_rng(source).integers(2, 40, count)
+    for source, count in enumerate((LABELLED, UNLABELLED))
+]
 POOL = 20
 
 
@@ -36,9 +39,15 @@ def rows(lengths: list[int]) -> list[Row]:
 
 
 def to_batch(some: list[Row]) -> Batch:
-    inputs = {name: np.zeros((len(some), max(row.shape[1] for row in some)), np.int64) for name in ("input_ids", "attention_mask")}
+    inputs = {
+        name: np.zeros((len(some), max(row.shape[1] for row in some)), np.int64)
+        for name in ("input_ids", "attention_mask")
+    }
     for i, row in enumerate(some):
-        inputs["input_ids"][i, : row.shape[1]], inputs["attention_mask"][i, : row.shape[1]] = row[0], 1
+        inputs["input_ids"][i, : row.shape[1]], inputs["attention_mask"][i, : row.shape[1]] = (
+            row[0],
+            1,
+        )
     return Batch(inputs)
 
 
@@ -59,7 +68,9 @@ def test_batches_take_the_right_number_of_each_source(per_batch: list[int]) -> N
 def test_every_example_comes_once_in_each_epoch() -> None:
     batches = batches_of([24, 8], 10 * POOL)
     for pools in range(1, 11):
-        drawn = np.bincount([i for batch in batches[: pools * POOL] for i in batch], minlength=LABELLED + UNLABELLED)
+        drawn = np.bincount(
+            [i for batch in batches[: pools * POOL] for i in batch], minlength=LABELLED + UNLABELLED
+        )
         for counts, taken in ((drawn[:LABELLED], 24), (drawn[LABELLED:], 8)):
             epochs = pools * POOL * taken / len(counts)
             assert counts.min() >= int(epochs) and counts.max() <= int(epochs) + 1
@@ -100,10 +111,16 @@ def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.
     batch = to_batch(rows([5, 9, 9]))
     optimizer = Optimizer(model, 1e-3, 10)
     optimizer.step(cross_entropy(model(**tensors(batch)).logits, torch.tensor([0, 1, 1])))
-    moved = {name: parameter.detach() != before[name] for name, parameter in model.named_parameters()}
+    moved = {
+        name: parameter.detach() != before[name] for name, parameter in model.named_parameters()
+    }
     assert [name for name, changed in moved.items() if not changed.any()] == []
-    touched = moved["bert.embeddings.word_embeddings.weight"].any(dim=1).nonzero().flatten().tolist()
-    assert set(touched) == set(batch.inputs["input_ids"][batch.inputs["attention_mask"] == 1].tolist())
+    touched = (
+        moved["bert.embeddings.word_embeddings.weight"].any(dim=1).nonzero().flatten().tolist()
+    )
+    assert set(touched) == set(
+        batch.inputs["input_ids"][batch.inputs["attention_mask"] == 1].tolist()
+    )
 
 
 def test_steps_lower_the_loss(model: nn.Module) -> None:
@@ -128,11 +145,15 @@ def test_decoders_train_with_heads_tied_and_not(name: str) -> None:
         losses.append(cross_entropy(rows, torch.arange(len(rows)) % rows.shape[1]))
         optimizer.step(losses[-1])
     assert losses[-1] < 0.5 * losses[0]
-    assert [key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])] == []
+    assert [
+        key for key, parameter in model.named_parameters() if torch.equal(parameter, before[key])
+    ] == []
 
 
 @pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
-def test_a_loss_that_is_not_finite_fails_the_candidate_before_any_update(model: nn.Module, value: str) -> None:
+def test_a_loss_that_is_not_finite_fails_the_candidate_before_any_update(
+    model: nn.Module, value: str
+) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = Optimizer(model, 1e-3, 10)
     with pytest.raises(CandidateFailed, match=rf"^the training loss became {value}$"):
@@ -141,7 +162,9 @@ def test_a_loss_that_is_not_finite_fails_the_candidate_before_any_update(model: 
 
 
 def hooks(model: nn.Module) -> int:
-    return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules())
+    return sum(
+        len(module._forward_hooks) + len(module._forward_pre_hooks) for module in model.modules()
+    )
 
 
 def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
@@ -152,7 +175,9 @@ def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
         assert hooks(model) == len(names)
         model(**inputs)
     assert hooks(model) == 0
-    assert set(seen) == set(names) and {name: tensor.shape for name, tensor in seen.items()} == dict.fromkeys(names, (2, 7, 32))
+    assert set(seen) == set(names) and {
+        name: tensor.shape for name, tensor in seen.items()
+    } == dict.fromkeys(names, (2, 7, 32))
     for number in (1, 2, 4):
         assert torch.equal(seen[f"hidden.{number}"], expected[number])
     for role in ("query", "key", "value"):

@@ -14,7 +14,10 @@ from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.techniques.unit_pruning import UnitPruning, allocate
 
-HEADS, FFN = UnitPruning("head-pruning", "heads", "heads"), UnitPruning("ffn-pruning", "ffn", "neurons")
+HEADS, FFN = (
+    UnitPruning("head-pruning", "heads", "heads"),
+    UnitPruning("ffn-pruning", "ffn", "neurons"),
+)
 
 
 def scores(*layers: Sequence[float]) -> tuple[NDArray[np.float64], ...]:
@@ -44,9 +47,13 @@ def test_allocate(share: float, allocation: str, kept: list[tuple[int, ...]]) ->
 
 
 @pytest.mark.parametrize(
-    ("allocation", "kept"), [("global", [(0, 1, 2), (0,), ()]), ("uniform", [(0,), (0,), (0,)])], ids=["global", "uniform"]
+    ("allocation", "kept"),
+    [("global", [(0, 1, 2), (0,), ()]), ("uniform", [(0,), (0,), (0,)])],
+    ids=["global", "uniform"],
 )
-def test_ties_go_to_the_earlier_layer_and_position(allocation: str, kept: list[tuple[int, ...]]) -> None:
+def test_ties_go_to_the_earlier_layer_and_position(
+    allocation: str, kept: list[tuple[int, ...]]
+) -> None:
     assert allocate(scores([1, 1, 1], [1, 1, 1], [1, 1, 1]), 4 / 9, allocation) == kept
 
 
@@ -56,9 +63,15 @@ def test_ties_go_to_the_earlier_layer_and_position(allocation: str, kept: list[t
     st.floats(0, 1),
     st.sampled_from(["global", "uniform"]),
 )
-def test_the_share_is_kept_and_nothing_that_goes_matters_more(layers: list[list[int]], share: float, allocation: str) -> None:
+def test_the_share_is_kept_and_nothing_that_goes_matters_more(
+    layers: list[list[int]], share: float, allocation: str
+) -> None:
     kept = allocate(scores(*layers), share, allocation)
-    pools = [range(len(layers))] if allocation == "global" else [range(i, i + 1) for i in range(len(layers))]
+    pools = (
+        [range(len(layers))]
+        if allocation == "global"
+        else [range(i, i + 1) for i in range(len(layers))]
+    )
     for pool in pools:
         stays = [layers[i][j] for i in pool for j in kept[i]]
         goes = [layers[i][j] for i in pool for j in range(len(layers[i])) if j not in kept[i]]
@@ -69,13 +82,19 @@ def test_the_share_is_kept_and_nothing_that_goes_matters_more(layers: list[list[
 
 def test_importance_is_that_of_the_layer_in_the_uncut_model() -> None:
     importance = {"fisher": Importance(scores([1, 2], [9, 9], [3, 0]), scores([1], [1], [1]))}
-    left = resolve(Structure.full([2, 2, 2], [1, 1, 1]), candidate(layers_keep=[0, 2], heads_keep=0.5), importance)
+    left = resolve(
+        Structure.full([2, 2, 2], [1, 1, 1]),
+        candidate(layers_keep=[0, 2], heads_keep=0.5),
+        importance,
+    )
     assert left == Structure((Layer(0, (1,), (0,)), Layer(2, (0,), (0,))))
 
 
 def test_importance_is_that_of_the_units_still_there() -> None:
     importance = {"fisher": Importance(scores([9, 1, 9, 2]), scores([1]))}
-    left = HEADS.refine(Structure((Layer(0, (1, 3), (0,)),)), candidate(heads_keep=0.5), Knowledge(importance))
+    left = HEADS.refine(
+        Structure((Layer(0, (1, 3), (0,)),)), candidate(heads_keep=0.5), Knowledge(importance)
+    )
     assert left == Structure((Layer(0, (3,), (0,)),))
 
 
@@ -86,7 +105,9 @@ def test_the_criterion_asked_for_ranks() -> None:
     }
     full = Structure.full([1], [4])
     by_fisher = FFN.refine(full, candidate(ffn_keep=0.5), Knowledge(importance))
-    by_magnitude = FFN.refine(full, candidate(ffn_keep=0.5, ffn_importance="magnitude"), Knowledge(importance))
+    by_magnitude = FFN.refine(
+        full, candidate(ffn_keep=0.5, ffn_importance="magnitude"), Knowledge(importance)
+    )
     assert [by_fisher.layers[0].ffn, by_magnitude.layers[0].ffn] == [(0, 1), (2, 3)]
     assert by_fisher.head_counts == by_magnitude.head_counts == (1,)
 
@@ -105,4 +126,7 @@ def test_all_and_none(technique: UnitPruning) -> None:
     assert technique.refine(full, SETTINGS.candidate({}), known) is full
     emptied = technique.refine(full, SETTINGS.candidate({f"{technique.section}.keep": 0}), known)
     assert getattr(emptied.layers[0], technique.section) == ()
-    assert technique.refine(emptied, SETTINGS.candidate({f"{technique.section}.keep": 0.5}), known) == emptied
+    assert (
+        technique.refine(emptied, SETTINGS.candidate({f"{technique.section}.keep": 0.5}), known)
+        == emptied
+    )

@@ -31,19 +31,26 @@ def test_quantities(read: Callable[[str], float], text: str, value: float) -> No
 @pytest.mark.parametrize(
     ("read", "text"),
     [
-        *((units.latency_ms, text) for text in ("", "3", "ms", "3m", "3 x", "3,5ms", "3ms 4ms", "٣ms", "nanms", "infms")),
+        *(
+            (units.latency_ms, text)
+            for text in ("", "3", "ms", "3m", "3 x", "3,5ms", "3ms 4ms", "٣ms", "nanms", "infms")
+        ),
         *((units.latency_ms, text) for text in ("-3ms", "0ms", "0.0s", "1e-999ms", "1e999ms")),
         *((units.speedup, text) for text in ("2", "x", "2ms", "0x", "-2x", "50%")),
         *((units.duration_s, text) for text in ("10", "10ms", "10min", "0h", "1h30m")),
     ],
 )
-def test_what_is_no_quantity_is_refused_by_name(read: Callable[[str, str], float], text: str) -> None:
+def test_what_is_no_quantity_is_refused_by_name(
+    read: Callable[[str, str], float], text: str
+) -> None:
     with pytest.raises(UserError, match=re.escape(f"--limit is {text!r}: ")):
         read(text, "--limit")
 
 
 def test_the_message_names_the_units_allowed() -> None:
-    with pytest.raises(UserError, match=re.escape("give a number with its unit (s, m, h), such as 10m")):
+    with pytest.raises(
+        UserError, match=re.escape("give a number with its unit (s, m, h), such as 10m")
+    ):
         units.duration_s("20")
 
 

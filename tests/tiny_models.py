@@ -53,8 +53,15 @@ class Tiny:
 
 
 def _bert(kind: Any = BertConfig, **more: Any) -> Callable[[], PreTrainedConfig]:
-    shape = {"hidden_size": HIDDEN, "num_hidden_layers": LAYERS, "num_attention_heads": HEADS, "intermediate_size": FFN}
-    return lambda: kind(**{"vocab_size": VOCABULARY, "max_position_embeddings": 18, **shape, **more})
+    shape = {
+        "hidden_size": HIDDEN,
+        "num_hidden_layers": LAYERS,
+        "num_attention_heads": HEADS,
+        "intermediate_size": FFN,
+    }
+    return lambda: kind(
+        **{"vocab_size": VOCABULARY, "max_position_embeddings": 18, **shape, **more}
+    )
 
 
 def _gpt2(**more: Any) -> Callable[[], PreTrainedConfig]:
@@ -74,7 +81,13 @@ def _gpt2(**more: Any) -> Callable[[], PreTrainedConfig]:
 
 def _llama(kind: Any = LlamaConfig, **more: Any) -> Callable[[], PreTrainedConfig]:
     """Two heads of queries on each of 4 heads of keys and values."""
-    tokens = {"vocab_size": VOCABULARY, "pad_token_id": 1, "bos_token_id": 2, "eos_token_id": 3, "max_position_embeddings": 128}
+    tokens = {
+        "vocab_size": VOCABULARY,
+        "pad_token_id": 1,
+        "bos_token_id": 2,
+        "eos_token_id": 3,
+        "max_position_embeddings": 128,
+    }
     grouped = {"num_attention_heads": 2 * HEADS, "num_key_value_heads": HEADS}
     return _bert(kind, **{**tokens, **grouped, **more})
 
@@ -86,27 +99,56 @@ MODELS: dict[str, Tiny] = {
     "roberta": Tiny(_bert(RobertaConfig, pad_token_id=1), _WITH_BIASES, 2 * HIDDEN + 1),
     "distilbert": Tiny(
         lambda: DistilBertConfig(
-            vocab_size=VOCABULARY, dim=HIDDEN, n_layers=LAYERS, n_heads=HEADS, hidden_dim=FFN, max_position_embeddings=16
+            vocab_size=VOCABULARY,
+            dim=HIDDEN,
+            n_layers=LAYERS,
+            n_heads=HEADS,
+            hidden_dim=FFN,
+            max_position_embeddings=16,
         ),
         _WITH_BIASES,
         2 * HIDDEN + 1,
     ),
     "gpt2": Tiny(_gpt2(), _WITH_BIASES, 2 * HIDDEN + 1, 2 * HIDDEN),
-    "gpt2 with its head tied": Tiny(_gpt2(), _WITH_BIASES, 2 * HIDDEN + 1, 2 * HIDDEN, auto=AutoModelForCausalLM),
+    "gpt2 with its head tied": Tiny(
+        _gpt2(), _WITH_BIASES, 2 * HIDDEN + 1, 2 * HIDDEN, auto=AutoModelForCausalLM
+    ),
     "gpt2 scaled by layer": Tiny(
-        _gpt2(scale_attn_by_inverse_layer_idx=True), _WITH_BIASES, 2 * HIDDEN + 1, 2 * HIDDEN, auto=AutoModelForCausalLM
+        _gpt2(scale_attn_by_inverse_layer_idx=True),
+        _WITH_BIASES,
+        2 * HIDDEN + 1,
+        2 * HIDDEN,
+        auto=AutoModelForCausalLM,
     ),
     "llama": Tiny(_llama(), _GROUPED, 3 * HIDDEN, HIDDEN, 4),
-    "llama with a language head": Tiny(_llama(), _GROUPED, 3 * HIDDEN, HIDDEN, 4, AutoModelForCausalLM),
+    "llama with a language head": Tiny(
+        _llama(), _GROUPED, 3 * HIDDEN, HIDDEN, 4, AutoModelForCausalLM
+    ),
     "llama ungrouped, tied, with biases": Tiny(
-        _llama(num_attention_heads=HEADS, tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
+        _llama(
+            num_attention_heads=HEADS, tie_word_embeddings=True, attention_bias=True, mlp_bias=True
+        ),
         _WITH_BIASES,
         3 * HIDDEN + 2,
         HIDDEN,
         auto=AutoModelForCausalLM,
     ),
-    "llama with wide heads": Tiny(_llama(head_dim=12), (24 + 12 + 12 + 24) * HIDDEN, 3 * HIDDEN, HIDDEN, 12, AutoModelForCausalLM),
-    "mistral": Tiny(_llama(MistralConfig, sliding_window=5), _GROUPED, 3 * HIDDEN, HIDDEN, 4, AutoModelForCausalLM),
+    "llama with wide heads": Tiny(
+        _llama(head_dim=12),
+        (24 + 12 + 12 + 24) * HIDDEN,
+        3 * HIDDEN,
+        HIDDEN,
+        12,
+        AutoModelForCausalLM,
+    ),
+    "mistral": Tiny(
+        _llama(MistralConfig, sliding_window=5),
+        _GROUPED,
+        3 * HIDDEN,
+        HIDDEN,
+        4,
+        AutoModelForCausalLM,
+    ),
     "qwen2": Tiny(
         _llama(Qwen2Config, use_sliding_window=True, sliding_window=5, max_window_layers=2),
         _GROUPED + PER_HEAD + 4 + 4,
@@ -119,7 +161,8 @@ MODELS: dict[str, Tiny] = {
 
 
 def build(name: str) -> nn.Module:
-    """A model whose every parameter is random: biases and norms too, so that none can go missing unseen."""
+    """A model whose every parameter is random: biases and norms too, so that none can go missing
+    unseen."""
     torch.manual_seed(0)
     model: nn.Module = MODELS[name].auto.from_config(MODELS[name].config())
     with torch.no_grad():

@@ -1,7 +1,7 @@
 """Distillation: losses that pull a student towards its teacher.
 
-An objective is one file here, one name in ``settings.OBJECTIVES``, one line in ``objectives`` and one row in the
-conformance test.
+An objective is one file here, one name in ``settings.OBJECTIVES``, one line in ``objectives`` and
+one row in the conformance test.
 """
 
 from __future__ import annotations

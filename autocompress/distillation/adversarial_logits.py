@@ -1,4 +1,5 @@
-"""Soft labels of texts that are changed to where student and teacher differ most (Rashid et al. 2021, MATE-KD, section 3)."""
+"""Soft labels of texts that are changed to where student and teacher differ most (Rashid et al.
+2021, MATE-KD, section 3)."""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ from torch.nn.functional import gelu
 
 from autocompress.distillation.logits import divergence
 from autocompress.interfaces import Features, Lesson
-from autocompress.training import fast_math
+from autocompress.training.steps import fast_math
 
 _STEPS_PER_UPDATE = 10
 _LEARNING_RATE = 1e-3
@@ -21,10 +22,12 @@ _SEEN = 5
 
 
 class TextGenerator(nn.Module):
-    """A masked language model: names the tokens of some places by the embeddings of those beside them.
+    """A masked language model: names the tokens of some places by the embeddings of those beside
+    them.
 
-    The paper takes a pre-trained one. This one needs no download: the teacher's embeddings, which it does not train, below and
-    above one convolution. Untrained it draws from nearly all of the vocabulary alike.
+    The paper takes a pre-trained one. This one needs no download: the teacher's embeddings, which
+    it does not train, below and above one convolution. Untrained it draws from nearly all of the
+    vocabulary alike.
 
     Args:
         embeddings: (vocabulary, width).
@@ -35,7 +38,9 @@ class TextGenerator(nn.Module):
         self.embeddings = embeddings
         width = embeddings.shape[1]
         self.blank = nn.Parameter(torch.zeros(width))
-        self.beside = nn.Parameter(torch.randn(width, width, _SEEN, generator=random) / (width * _SEEN) ** 0.5)
+        self.beside = nn.Parameter(
+            torch.randn(width, width, _SEEN, generator=random) / (width * _SEEN) ** 0.5
+        )
         self.norm = nn.LayerNorm(width)
 
     def forward(self, ids: Tensor, places: Tensor) -> Tensor:
@@ -47,23 +52,28 @@ class TextGenerator(nn.Module):
         """
         size = self.embeddings.norm(dim=1).mean()
         tokens = torch.where(places.unsqueeze(-1), self.blank, self.embeddings[ids] / size)
-        found = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(1, 2)
+        found = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(
+            1, 2
+        )
         named: Tensor = self.norm(gelu(found[places])) / size
         return named @ self.embeddings.T
 
 
 class AdversarialLogits:
-    """``divergence`` on the batch with ``recovery.masked_share`` of its tokens replaced by draws from a generator.
+    """``divergence`` on the batch with ``recovery.masked_share`` of its tokens replaced by draws
+    from a generator.
 
-    The generator learns to raise that divergence: Gumbel-softmax at temperature 1, straight through the drawn tokens to their
-    embeddings in both models. It learns in one step before every tenth of the student's, which is the paper's ten for a hundred,
-    spread out.
+    The generator learns to raise that divergence: Gumbel-softmax at temperature 1, straight through
+    the drawn tokens to their embeddings in both models. It learns in one step before every tenth of
+    the student's, which is the paper's ten for a hundred, spread out.
     """
 
     def __init__(self, lesson: Lesson) -> None:
         self.lesson = lesson
         teacher: Any = lesson.teacher
-        self.generator = TextGenerator(teacher.get_input_embeddings().weight.detach(), lesson.random)
+        self.generator = TextGenerator(
+            teacher.get_input_embeddings().weight.detach(), lesson.random
+        )
         self.padding = [] if teacher.config.pad_token_id is None else [teacher.config.pad_token_id]
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=_LEARNING_RATE)
 
@@ -79,7 +89,10 @@ class AdversarialLogits:
         return self._divergence(self._rows(self.lesson.student, ids), theirs)
 
     def _train_generator(self) -> None:
-        models, parameters = (self.lesson.student, self.lesson.teacher), list(self.generator.parameters())
+        models, parameters = (
+            (self.lesson.student, self.lesson.teacher),
+            list(self.generator.parameters()),
+        )
         with torch.enable_grad():
             ids, places, soft = self._changed()
             found = []
@@ -92,8 +105,13 @@ class AdversarialLogits:
         self.optimizer.step()
 
     def _changed(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch's ids with some replaced, the places of these, and what they were drawn by, (places, vocabulary)."""
-        ids, mask, random = self.lesson.inputs["input_ids"], self.lesson.inputs["attention_mask"], self.lesson.random
+        """The batch's ids with some replaced, the places of these, and what they were drawn by,
+        (places, vocabulary)."""
+        ids, mask, random = (
+            self.lesson.inputs["input_ids"],
+            self.lesson.inputs["attention_mask"],
+            self.lesson.random,
+        )
         share = self.lesson.candidate.number("recovery.masked_share")
         places = (torch.rand(ids.shape, generator=random) < share) & (mask == 1)
         with fast_math():
@@ -115,12 +133,17 @@ class AdversarialLogits:
 
 @contextmanager
 def _straight_through(model: Any, places: Tensor, soft: Tensor) -> Iterator[None]:
-    """Embeddings of tokens at these places stay as they are, but gradients go to what the tokens were drawn by."""
+    """Embeddings of tokens at these places stay as they are, but gradients go to what the tokens
+    were drawn by."""
     embeddings = model.get_input_embeddings()
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         mixed = soft @ embeddings.weight.detach()
-        return output.index_put(places.nonzero(as_tuple=True), (mixed - mixed.detach()).to(output.dtype), accumulate=True)
+        return output.index_put(
+            places.nonzero(as_tuple=True),
+            (mixed - mixed.detach()).to(output.dtype),
+            accumulate=True,
+        )
 
     handle = embeddings.register_forward_hook(hook)
     try:

@@ -1,4 +1,5 @@
-"""Regression on the teacher's logits, which grow as a temperature falls (Jafari et al. 2021, Annealing-KD, section 3)."""
+"""Regression on the teacher's logits, which grow as a temperature falls (Jafari et al. 2021,
+Annealing-KD, section 3)."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ from autocompress.interfaces import Features, Lesson
 class AnnealedLogits:
     """Mean squared error against the teacher's logits times 1 - (T - 1) / Tmax.
 
-    T goes from Tmax, which is ``recovery.annealing_stages``, to 1, each for an equal part of the steps. The method's second
-    phase is ``recovery.label_phase``.
+    T goes from Tmax, which is ``recovery.annealing_stages``, to 1, each for an equal part of the
+    steps. The method's second phase is ``recovery.label_phase``.
     """
 
     lesson: Lesson

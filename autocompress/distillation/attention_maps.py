@@ -13,7 +13,8 @@ from autocompress.interfaces import Features, Lesson
 
 @dataclass(frozen=True)
 class AttentionMaps:
-    """KL of the last layer's attention distributions; a kept head matches the teacher's head of its number.
+    """KL of the last layer's attention distributions; a kept head matches the teacher's head of its
+    number.
 
     Zero when the student's last layer has no heads.
     """
@@ -27,12 +28,18 @@ class AttentionMaps:
         matching = self.lesson.matching
         if not matching.heads:
             return 0 * student.logits.sum()
-        mine, theirs = _split(student, matching.head_size), _split(teacher, matching.head_size, matching.heads)
+        mine, theirs = (
+            _split(student, matching.head_size),
+            _split(teacher, matching.head_size, matching.heads),
+        )
         return relation_loss(mine, theirs, student.mask, matching.causal)
 
 
-def _split(features: Features, size: int, only: Sequence[int] | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Queries and keys, each (batch, heads of queries, length, size): keys are repeated for the queries that share them."""
+def _split(
+    features: Features, size: int, only: Sequence[int] | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Queries and keys, each (batch, heads of queries, length, size): keys are repeated for the
+    queries that share them."""
     query, key = features.tokens["query"], features.tokens["key"]
     shared = query.shape[-1] // key.shape[-1]
     groups = split_heads(query, shared * size, only)

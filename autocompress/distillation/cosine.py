@@ -1,4 +1,5 @@
-"""Direction of what the head is given (Sanh et al. 2019, DistilBERT, section 3; also DistilGPT2's third loss)."""
+"""Direction of what the head is given (Sanh et al. 2019, DistilBERT, section 3; also DistilGPT2's
+third loss)."""
 
 from __future__ import annotations
 

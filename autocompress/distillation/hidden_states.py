@@ -32,4 +32,6 @@ class HiddenStates:
 
 def mapped(lesson: Lesson) -> tuple[tuple[str, str], ...]:
     """The hidden states of the layers that ``recovery.layer_map`` pairs."""
-    return tuple((f"hidden.{student}", f"hidden.{teacher}") for student, teacher in lesson.matching.layers)
+    return tuple(
+        (f"hidden.{student}", f"hidden.{teacher}") for student, teacher in lesson.matching.layers
+    )

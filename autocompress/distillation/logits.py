@@ -20,7 +20,9 @@ class Logits:
         return ()
 
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
-        return divergence(student.logits, teacher.logits, self.lesson.candidate.number("recovery.temperature"))
+        return divergence(
+            student.logits, teacher.logits, self.lesson.candidate.number("recovery.temperature")
+        )
 
 
 def divergence(student: torch.Tensor, teacher: torch.Tensor, temperature: float) -> torch.Tensor:

@@ -1,4 +1,5 @@
-"""Directions of the hidden states of mapped layers (Sun et al. 2019, Patient Knowledge Distillation, equation 7)."""
+"""Directions of the hidden states of mapped layers (Sun et al. 2019, Patient Knowledge
+Distillation, equation 7)."""
 
 from __future__ import annotations
 
@@ -13,9 +14,11 @@ from autocompress.interfaces import Features, Lesson
 
 @dataclass(frozen=True)
 class NormalizedHiddenStates:
-    """Squared distance of the hidden states, each scaled to length 1, mean over real tokens and over the mapped layers.
+    """Squared distance of the hidden states, each scaled to length 1, mean over real tokens and
+    over the mapped layers.
 
-    Of all tokens, as in the code of Li et al. 2021 for GPT-2, where the paper takes the first one; of the last layer too.
+    Of all tokens, as in the code of Li et al. 2021 for GPT-2, where the paper takes the first one;
+    of the last layer too.
     """
 
     lesson: Lesson
@@ -26,6 +29,13 @@ class NormalizedHiddenStates:
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
         losses = []
         for mine, theirs in self.features():
-            distances = (normalize(student.tokens[mine], dim=-1) - normalize(teacher.tokens[theirs], dim=-1)).pow(2).sum(-1)
+            distances = (
+                (
+                    normalize(student.tokens[mine], dim=-1)
+                    - normalize(teacher.tokens[theirs], dim=-1)
+                )
+                .pow(2)
+                .sum(-1)
+            )
             losses.append((distances * student.mask).sum() / student.mask.sum())
         return torch.stack(losses).mean()

@@ -1,4 +1,5 @@
-"""Random layers of the teacher, drawn anew now and then (Haidar et al. 2021, RAIL-KD, section 3)."""
+"""Random layers of the teacher, drawn anew now and then (Haidar et al. 2021, RAIL-KD, section
+3)."""
 
 from __future__ import annotations
 
@@ -16,14 +17,16 @@ _PROJECTED = 128
 
 
 class RandomLayers(nn.Module):
-    """Squared distance between projections, scaled to length 1, of hidden states averaged over real tokens.
+    """Squared distance between projections, scaled to length 1, of hidden states averaged over real
+    tokens.
 
-    All layers of the student but its last match as many of the teacher's but its last, drawn at random and in order every
-    ``recovery.redraw_steps`` steps. ``layer-wise`` the distances are summed over layers; ``concatenated`` there is one, of all
-    layers side by side. Mean over the batch; zero for a student of one layer.
+    All layers of the student but its last match as many of the teacher's but its last, drawn at
+    random and in order every ``recovery.redraw_steps`` steps. ``layer-wise`` the distances are
+    summed over layers; ``concatenated`` there is one, of all layers side by side. Mean over the
+    batch; zero for a student of one layer.
 
-    Both are projected by the same random matrices at first, and the student's are trained; were the teacher's too, both could
-    fall to one point.
+    Both are projected by the same random matrices at first, and the student's are trained; were the
+    teacher's too, both could fall to one point.
     """
 
     def __init__(self, lesson: Lesson) -> None:
@@ -33,31 +36,46 @@ class RandomLayers(nn.Module):
         self.own = range(1, len(pairs))
         self.offered = range(1, pairs[-1][1])
         self.together = lesson.candidate.text("recovery.random_layers") == "concatenated"
-        groups, width = (1, len(self.own) * config.hidden_size) if self.together else (len(self.own), config.hidden_size)
-        matrices = torch.randn(groups, width, _PROJECTED, generator=lesson.random) / max(1, width) ** 0.5
+        groups, width = (
+            (1, len(self.own) * config.hidden_size)
+            if self.together
+            else (len(self.own), config.hidden_size)
+        )
+        matrices = (
+            torch.randn(groups, width, _PROJECTED, generator=lesson.random) / max(1, width) ** 0.5
+        )
         self.projection = nn.Parameter(matrices)
         self.register_buffer("target", matrices.clone())
         self.draws = 0
         self.drawn: list[int] = []
 
     def features(self) -> tuple[tuple[str, str], ...]:
-        return tuple((f"hidden.{own}", f"hidden.{offered}") for own, offered in product(self.own, self.offered))
+        return tuple(
+            (f"hidden.{own}", f"hidden.{offered}")
+            for own, offered in product(self.own, self.offered)
+        )
 
     def loss(self, student: Features, teacher: Features) -> Tensor:
         if not self.own:
             return 0 * student.logits.sum()
         if self.lesson.step >= self.draws * self.lesson.candidate.number("recovery.redraw_steps"):
-            chosen = torch.randperm(len(self.offered), generator=self.lesson.random)[: len(self.own)]
+            chosen = torch.randperm(len(self.offered), generator=self.lesson.random)[
+                : len(self.own)
+            ]
             self.drawn = sorted(self.offered[i] for i in chosen.tolist())
             self.draws += 1
         mine = self._projected(student, self.own, student.mask, self.projection)
         theirs = self._projected(teacher, self.drawn, student.mask, self.get_buffer("target"))
         return (mine - theirs).pow(2).sum(dim=(1, 2)).mean()
 
-    def _projected(self, features: Features, layers: Sequence[int], mask: Tensor, matrices: Tensor) -> Tensor:
+    def _projected(
+        self, features: Features, layers: Sequence[int], mask: Tensor, matrices: Tensor
+    ) -> Tensor:
         """(batch, layers or 1, projected), each of length 1."""
         share = (mask / mask.sum(1, keepdim=True)).unsqueeze(-1)
-        means = torch.stack([(features.tokens[f"hidden.{layer}"] * share).sum(1) for layer in layers], dim=1)
+        means = torch.stack(
+            [(features.tokens[f"hidden.{layer}"] * share).sum(1) for layer in layers], dim=1
+        )
         groups = means.flatten(1).unsqueeze(1) if self.together else means
         return normalize(torch.einsum("bgw,gwp->bgp", groups, matrices), dim=-1)
 

@@ -8,8 +8,11 @@ import torch
 from torch.nn.functional import log_softmax
 
 
-def split_heads(tokens: torch.Tensor, head_size: int, only: Sequence[int] | None = None) -> torch.Tensor:
-    """(batch, length, heads * head_size) -> (batch, heads, length, head_size), of the listed heads only."""
+def split_heads(
+    tokens: torch.Tensor, head_size: int, only: Sequence[int] | None = None
+) -> torch.Tensor:
+    """(batch, length, heads * head_size) -> (batch, heads, length, head_size), of the listed heads
+    only."""
     heads = tokens.view(*tokens.shape[:-1], -1, head_size).transpose(1, 2)
     return heads if only is None else heads[:, list(only)]
 

@@ -47,11 +47,29 @@ def _with(*names: str, others: bool = False) -> Callable[[Mapping[str, Value]], 
 
 
 RECOVERY_SETTINGS: tuple[Setting, ...] = (
-    Setting("recovery.steps", Integer(0, 1_000_000), 0, "training steps after the cut, batches of 32"),
-    Setting("recovery.learning_rate", Real(1e-7, 1e-1), 2e-4, "peak of AdamW's learning rate", when=_trains),
-    Setting("recovery.data_share", Real(0.001, 1), 1.0, "share of the labelled training data that is used", when=_trains),
     Setting(
-        CLEANED, OneOf((False, True)), False, "learn from text without repeated lines, HTML and lines of non-letters", when=_trains
+        "recovery.steps", Integer(0, 1_000_000), 0, "training steps after the cut, batches of 32"
+    ),
+    Setting(
+        "recovery.learning_rate",
+        Real(1e-7, 1e-1),
+        2e-4,
+        "peak of AdamW's learning rate",
+        when=_trains,
+    ),
+    Setting(
+        "recovery.data_share",
+        Real(0.001, 1),
+        1.0,
+        "share of the labelled training data that is used",
+        when=_trains,
+    ),
+    Setting(
+        CLEANED,
+        OneOf((False, True)),
+        False,
+        "learn from text without repeated lines, HTML and lines of non-letters",
+        when=_trains,
     ),
     Setting(
         "recovery.hard_label_weight",
@@ -60,10 +78,28 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
         "weight of the labels; the objectives have the rest, at 1 there is no teacher",
         when=_trains,
     ),
-    Setting("recovery.label_phase", Real(0, 0.9), 0.0, "share of the steps, at the end, by the labels alone", when=_distils),
-    Setting("recovery.objectives", SubsetOf(OBJECTIVES), ("logits",), "what the student matches in its teacher", when=_distils),
+    Setting(
+        "recovery.label_phase",
+        Real(0, 0.9),
+        0.0,
+        "share of the steps, at the end, by the labels alone",
+        when=_distils,
+    ),
+    Setting(
+        "recovery.objectives",
+        SubsetOf(OBJECTIVES),
+        ("logits",),
+        "what the student matches in its teacher",
+        when=_distils,
+    ),
     *(
-        Setting(weight_setting(name), Real(0.001, 1000), 1.0, f"weight of {name} in the sum", when=_with(name, others=True))
+        Setting(
+            weight_setting(name),
+            Real(0.001, 1000),
+            1.0,
+            f"weight of {name} in the sum",
+            when=_with(name, others=True),
+        )
         for name in OBJECTIVES
     ),
     Setting(
@@ -87,8 +123,20 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
         "whether random layers are matched one by one or as one vector",
         when=_with("random-layers"),
     ),
-    Setting("recovery.redraw_steps", Integer(1, 1_000_000), 100, "steps with the same random layers", when=_with("random-layers")),
-    Setting("recovery.masked_share", Real(0.01, 1), 0.3, "share of tokens that are replaced", when=_with("adversarial-logits")),
+    Setting(
+        "recovery.redraw_steps",
+        Integer(1, 1_000_000),
+        100,
+        "steps with the same random layers",
+        when=_with("random-layers"),
+    ),
+    Setting(
+        "recovery.masked_share",
+        Real(0.01, 1),
+        0.3,
+        "share of tokens that are replaced",
+        when=_with("adversarial-logits"),
+    ),
     Setting(
         "recovery.annealing_stages",
         Integer(1, 1000),
@@ -96,5 +144,11 @@ RECOVERY_SETTINGS: tuple[Setting, ...] = (
         "temperatures of annealed logits, from this one down to 1",
         when=_with("annealed-logits"),
     ),
-    Setting(UNLABELED_SHARE, Real(0, 1), 0.0, "share of each batch that is unlabelled text", when=_distils),
+    Setting(
+        UNLABELED_SHARE,
+        Real(0, 1),
+        0.0,
+        "share of each batch that is unlabelled text",
+        when=_distils,
+    ),
 )

@@ -12,7 +12,8 @@ from autocompress.interfaces import Features, Lesson
 
 @dataclass(frozen=True)
 class ValueRelations:
-    """KL of softmax(V V^T / sqrt(head_size)) of the last layer; a kept head matches the teacher's head of its number.
+    """KL of softmax(V V^T / sqrt(head_size)) of the last layer; a kept head matches the teacher's
+    head of its number.
 
     Zero when the student's last layer has no heads.
     """

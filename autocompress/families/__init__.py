@@ -28,5 +28,7 @@ def family_of(model_type: str) -> Family:
         UserError: a model type that autocompress cannot cut.
     """
     if model_type not in FAMILIES:
-        raise UserError(f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}")
+        raise UserError(
+            f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
+        )
     return FAMILIES[model_type]

@@ -1,4 +1,5 @@
-"""Causal decoders: layers of two pre-norm branches, attention and FFN, under a language modeling or a classification head."""
+"""Causal decoders: layers of two pre-norm branches, attention and FFN, under a language modeling or
+a classification head."""
 
 from __future__ import annotations
 
@@ -21,7 +22,8 @@ from autocompress.structure import Layer, Structure
 
 
 class NoNeurons(nn.Module):
-    """Stands in for the FFN of a layer without neurons: the bias of its output projection, or zero."""
+    """Stands in for the FFN of a layer without neurons: the bias of its output projection, or
+    zero."""
 
     def __init__(self, bias: Tensor | None) -> None:
         super().__init__()
@@ -35,8 +37,8 @@ class NoNeurons(nn.Module):
 class NoHeads(NoNeurons):
     """Stands in for the attention of a layer without heads.
 
-    Transformers reads the length of the cache, and from it positions and masks, off one layer, the first as a rule. So this
-    one writes too: one number for each token.
+    Transformers reads the length of the cache, and from it positions and masks, off one layer, the
+    first as a rule. So this one writes too: one number for each token.
     """
 
     layer_idx: int
@@ -51,7 +53,8 @@ class NoHeads(NoNeurons):
 
 @dataclass(frozen=True)
 class Branch:
-    """Attention or FFN: what it adds to the residual stream is the sum of what its units add, heads or neurons.
+    """Attention or FFN: what it adds to the residual stream is the sum of what its units add, heads
+    or neurons.
 
     Args, as paths inside a layer:
         norm: what the branch begins with.
@@ -72,7 +75,8 @@ class Branch:
 class DecoderFamily(ABC):
     """A ``Family`` but for ``attention_tap``, stated by names.
 
-    A head is what one head of keys and values does: with grouped queries, together with all heads of queries that share it.
+    A head is what one head of keys and values does: with grouped queries, together with all heads
+    of queries that share it.
 
     Args:
         layers: path of the layer list in the model.
@@ -88,22 +92,34 @@ class DecoderFamily(ABC):
 
     def structure(self, model: nn.Module) -> Structure:
         config: Any = model.config
-        queries = config.num_attention_heads // getattr(config, "num_key_value_heads", config.num_attention_heads)
+        queries = config.num_attention_heads // getattr(
+            config, "num_key_value_heads", config.num_attention_heads
+        )
         blocks = self._blocks(model)
-        heads = [_inputs(block, self.attention) // (queries * self.head_size(model)) for block in blocks]
+        heads = [
+            _inputs(block, self.attention) // (queries * self.head_size(model)) for block in blocks
+        ]
         return Structure.full(heads, [_inputs(block, self.ffn) for block in blocks])
 
     def head_size(self, model: nn.Module) -> int:
         config: Any = model.config
-        return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+        return int(
+            getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+        )
 
     def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
-        paths = {"attention_output": self.attention.output, "ffn_output": self.ffn.output, "block": ""}
+        paths = {
+            "attention_output": self.attention.output,
+            "ffn_output": self.ffn.output,
+            "block": "",
+        }
         return self._blocks(model)[layer].get_submodule(paths[role])
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         if role in ("last", "block"):
-            return model.get_submodule(self.norm) if role == "last" else self.part(model, layer, "block"), lambda output: output
+            return model.get_submodule(self.norm) if role == "last" else self.part(
+                model, layer, "block"
+            ), lambda output: output
         return self.attention_tap(model, layer, role)
 
     @abstractmethod
@@ -127,11 +143,20 @@ class DecoderFamily(ABC):
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> nn.Module:
         config = copy.deepcopy(config)
         _set_layers(config, sizes["layers"])
-        is_language_model = config.architectures == [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]]
-        auto: Any = AutoModelForCausalLM if is_language_model else AutoModelForSequenceClassification
+        is_language_model = config.architectures == [
+            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
+        ]
+        auto: Any = (
+            AutoModelForCausalLM if is_language_model else AutoModelForSequenceClassification
+        )
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
         pairs = enumerate(zip(sizes["heads"], sizes["ffn"], strict=True))
-        self._shrink(model, Structure(tuple(Layer(i, tuple(range(heads)), tuple(range(ffn))) for i, (heads, ffn) in pairs)))
+        self._shrink(
+            model,
+            Structure(
+                tuple(Layer(i, tuple(range(heads)), tuple(range(ffn))) for i, (heads, ffn) in pairs)
+            ),
+        )
         return model
 
     def _blocks(self, model: nn.Module) -> nn.ModuleList:
@@ -144,7 +169,9 @@ class DecoderFamily(ABC):
         blocks, whole = self._blocks(model), self.structure(model).layers
         kept = [blocks[layer.source] for layer in structure.layers]
         for i, (block, layer) in enumerate(zip(kept, structure.layers, strict=True)):
-            _keep(block, self.attention, len(whole[layer.source].heads), layer.heads, reduce, NoHeads)
+            _keep(
+                block, self.attention, len(whole[layer.source].heads), layer.heads, reduce, NoHeads
+            )
             _keep(block, self.ffn, len(whole[layer.source].ffn), layer.ffn, reduce, NoNeurons)
             attention: Any = block.get_submodule(self.attention.module)
             attention.layer_idx = i
@@ -152,14 +179,22 @@ class DecoderFamily(ABC):
 
 
 def _set_layers(config: Any, sources: Sequence[int]) -> None:
-    """Let the config, of the whole model or already of the cut one, say that these layers are left."""
+    """Let the config, of the whole model or already of the cut one, say that these layers are
+    left."""
     config.num_hidden_layers = len(sources)
     kinds = getattr(config, "layer_types", None)
     if kinds is not None and len(kinds) > len(sources):
         config.layer_types = [kinds[source] for source in sources]
 
 
-def _keep(block: nn.Module, branch: Branch, units: int, kept: Sequence[int], reduce: Reduce, stand_in: type[NoNeurons]) -> None:
+def _keep(
+    block: nn.Module,
+    branch: Branch,
+    units: int,
+    kept: Sequence[int],
+    reduce: Reduce,
+    stand_in: type[NoNeurons],
+) -> None:
     if len(kept) == units:
         return
     output: Any = block.get_submodule(branch.output)
@@ -173,13 +208,17 @@ def _keep(block: nn.Module, branch: Branch, units: int, kept: Sequence[int], red
     _select(output, 1, 1, units, kept, reduce)
 
 
-def _select(projection: Any, axis: int, fused: int, units: int, kept: Sequence[int], reduce: Reduce) -> None:
+def _select(
+    projection: Any, axis: int, fused: int, units: int, kept: Sequence[int], reduce: Reduce
+) -> None:
     """Leave the projection with fewer units along its outputs (axis 0) or inputs (1)."""
     transposed = isinstance(projection, Conv1D)
 
     def fewer(tensor: Tensor, axis: int) -> nn.Parameter:
         parts = tensor.detach().chunk(fused, axis)
-        return nn.Parameter(torch.cat([reduce(part, axis, part.shape[axis] // units, kept) for part in parts], axis))
+        return nn.Parameter(
+            torch.cat([reduce(part, axis, part.shape[axis] // units, kept) for part in parts], axis)
+        )
 
     own_axis = 1 - axis if transposed else axis
     projection.weight = fewer(projection.weight, own_axis)

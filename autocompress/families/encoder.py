@@ -1,4 +1,5 @@
-"""BERT-type encoders with a classification head: post-norm layers of query, key, value, output, and a two-matrix FFN."""
+"""BERT-type encoders with a classification head: post-norm layers of query, key, value, output, and
+a two-matrix FFN."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ from autocompress.structure import Layer, Structure
 
 
 class Bias(nn.Module):
-    """What is left of an output projection without inputs: its bias, to be broadcast by the residual sum."""
+    """What is left of an output projection without inputs: its bias, to be broadcast by the
+    residual sum."""
 
     def __init__(self, bias: Tensor) -> None:
         super().__init__()
@@ -29,7 +31,8 @@ class Bias(nn.Module):
 
 
 class Slice(nn.Module):
-    """Stands in for the query, key and value projection of a layer without heads; its output is never used."""
+    """Stands in for the query, key and value projection of a layer without heads; its output is
+    never used."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -60,7 +63,9 @@ class EncoderFamily:
         size = self.head_size(model)
         indices = range(len(self._layers(model)))
         heads = [_width(self.part(model, i, "attention_output"), 1) // size for i in indices]
-        return Structure.full(heads, [_width(self.part(model, i, "ffn_output"), 1) for i in indices])
+        return Structure.full(
+            heads, [_width(self.part(model, i, "ffn_output"), 1) for i in indices]
+        )
 
     def head_size(self, model: nn.Module) -> int:
         config: Any = model.config
@@ -73,8 +78,15 @@ class EncoderFamily:
         return self.part(model, layer, role), lambda output: output
 
     def weights(self, model: nn.Module, layer: int, kind: str) -> tuple[Tensor, ...]:
-        inputs, output = (("query", "key", "value"), "attention_output") if kind == "heads" else (("ffn_input",), "ffn_output")
-        found = {role: self.part(model, layer, role).get_parameter("weight").detach() for role in (*inputs, output)}
+        inputs, output = (
+            (("query", "key", "value"), "attention_output")
+            if kind == "heads"
+            else (("ffn_input",), "ffn_output")
+        )
+        found = {
+            role: self.part(model, layer, role).get_parameter("weight").detach()
+            for role in (*inputs, output)
+        }
         return (*(found[role] for role in inputs), found[output].T)
 
     def cut(self, model: nn.Module, structure: Structure, start: str = "copied") -> nn.Module:
@@ -91,7 +103,9 @@ class EncoderFamily:
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> nn.Module:
         config = copy.deepcopy(config)
         setattr(config, self.depth_key, len(sizes["layers"]))
-        model: nn.Module = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        model: nn.Module = AutoModelForSequenceClassification.from_config(
+            config, trust_remote_code=False
+        )  # type: ignore[no-untyped-call]
         for i, (heads, ffn) in enumerate(zip(sizes["heads"], sizes["ffn"], strict=True)):
             self._cut_layer(model, i, Layer(i, tuple(range(heads)), tuple(range(ffn))))
         return model
@@ -105,7 +119,9 @@ class EncoderFamily:
         parent, _, name = self.layers.rpartition(".")
         setattr(model.get_submodule(parent), name, nn.ModuleList(layers))
 
-    def _cut_layer(self, model: nn.Module, index: int, layer: Layer, reduce: Reduce = copied) -> None:
+    def _cut_layer(
+        self, model: nn.Module, index: int, layer: Layer, reduce: Reduce = copied
+    ) -> None:
         def part(role: str) -> nn.Module:
             return self.part(model, index, role)
 
@@ -114,9 +130,17 @@ class EncoderFamily:
 
         size = self.head_size(model)
         for role in ("query", "key", "value"):
-            put(role, _keep_outputs(part(role), size, layer.heads, reduce) if layer.heads else Slice(size))
+            put(
+                role,
+                _keep_outputs(part(role), size, layer.heads, reduce)
+                if layer.heads
+                else Slice(size),
+            )
         put("attention_output", _keep_inputs(part("attention_output"), size, layer.heads, reduce))
-        put("ffn_input", _keep_outputs(part("ffn_input"), 1, layer.ffn, reduce) if layer.ffn else nn.Identity())
+        put(
+            "ffn_input",
+            _keep_outputs(part("ffn_input"), 1, layer.ffn, reduce) if layer.ffn else nn.Identity(),
+        )
         put("ffn_output", _keep_inputs(part("ffn_output"), 1, layer.ffn, reduce))
 
 
@@ -135,7 +159,11 @@ def _keep_inputs(linear: nn.Module, size: int, kept: Sequence[int], reduce: Redu
     assert isinstance(linear, nn.Linear)
     if not kept:
         return Bias(linear.bias)
-    return linear if size * len(kept) == linear.in_features else _linear(reduce(linear.weight, 1, size, kept), linear.bias)
+    return (
+        linear
+        if size * len(kept) == linear.in_features
+        else _linear(reduce(linear.weight, 1, size, kept), linear.bias)
+    )
 
 
 def _linear(weight: Tensor, bias: Tensor) -> nn.Linear:

@@ -1,4 +1,5 @@
-"""GPT-2: query, key and value in one matrix, whose parts the attention splits at a width that it remembers."""
+"""GPT-2: query, key and value in one matrix, whose parts the attention splits at a width that it
+remembers."""
 
 from __future__ import annotations
 

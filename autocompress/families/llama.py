@@ -18,10 +18,14 @@ class LlamaFamily(DecoderFamily):
 
         def rotated(output: Tensor) -> Tensor:
             """By the positions of sentences that are padded on the right."""
-            cos, sin = rotary(output, torch.arange(output.shape[1], device=output.device).unsqueeze(0))
+            cos, sin = rotary(
+                output, torch.arange(output.shape[1], device=output.device).unsqueeze(0)
+            )
             heads = output.view(*output.shape[:-1], -1, size)
             left, right = heads.chunk(2, dim=-1)
-            turned: Tensor = heads * cos.unsqueeze(2) + torch.cat([-right, left], dim=-1) * sin.unsqueeze(2)
+            turned: Tensor = heads * cos.unsqueeze(2) + torch.cat(
+                [-right, left], dim=-1
+            ) * sin.unsqueeze(2)
             return turned.flatten(2)
 
         projection = block.get_submodule(f"self_attn.{role[0]}_proj")
@@ -33,7 +37,12 @@ FAMILY = LlamaFamily(
     layers="model.layers",
     norm="model.norm",
     attention=Branch(
-        "input_layernorm", "self_attn", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj"
+        "input_layernorm",
+        "self_attn",
+        ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
+        "self_attn.o_proj",
     ),
-    ffn=Branch("post_attention_layernorm", "mlp", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"),
+    ffn=Branch(
+        "post_attention_layernorm", "mlp", ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj"
+    ),
 )

@@ -1,16 +1,19 @@
-"""What runs on the device: one file that needs Python, numpy and onnxruntime, read by itself or copied to a board.
+"""What runs on the device: one file that needs Python, numpy and onnxruntime, read by itself or
+copied to a board.
 
 One JSON request on standard input, one JSON answer as the last line of standard output:
 
     describe   what the device is
     time       models in turn with the first one, the baseline
-    memory     peak memory that one model adds to a fresh process (asked by ``time`` of a child process)
-    score      first output of a model for batches of inputs, or what is kept of it
+    memory     peak memory that one model adds to a fresh process (asked by ``time`` of a child
+    process) score      first output of a model for batches of inputs, or what is kept of it
 
-A ``time`` request is answered from several processes, one after the other, because the pages of memory that a process happens to
-get make it some per cent faster or slower than the next. In each all models run round-robin, so that a slow spell of the machine
-hits all of them alike: in each round a model first runs untimed for 5 ms, so that caches are as in service and not as the model
-before left them, then timed for 5 ms, at least once. A round's time is the median of its runs; no round is ever dropped.
+A ``time`` request is answered from several processes, one after the other, because the pages of
+memory that a process happens to get make it some per cent faster or slower than the next. In each
+all models run round-robin, so that a slow spell of the machine hits all of them alike: in each
+round a model first runs untimed for 5 ms, so that caches are as in service and not as the model
+before left them, then timed for 5 ms, at least once. A round's time is the median of its runs; no
+round is ever dropped.
 """
 
 from __future__ import annotations
@@ -49,8 +52,20 @@ _PAST = "past_key_values."
 _BLOCK_SECONDS = 0.005
 _RESAMPLES = 400
 _TOKENS_AT_ONCE = 16
-"""Rows of the vocabulary, about 3 MB for GPT-2's, that the log-softmax works on at a time: they stay in the cache."""
-_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16", "amx_int8", "asimd", "asimddp", "i8mm", "bf16")
+"""Rows of the vocabulary, about 3 MB for GPT-2's, that the log-softmax works on at a time: they
+stay in the cache."""
+_FEATURES = (
+    "avx2",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimd",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
 
 
 class Refusal(Exception):
@@ -74,10 +89,11 @@ def estimate(processes: Any, statistic: str) -> Any:
 
 
 def resampled(processes: Any, statistic: str, confidence: float) -> Any:
-    """The estimate of 400 bootstrap samples of the processes and of the rounds in each, shape (400, models).
+    """The estimate of 400 bootstrap samples of the processes and of the rounds in each, shape (400,
+    models).
 
-    Few processes tell little of how much processes differ, so the samples are spread out until their percentiles at this confidence
-    are as wide as Student's distribution wants.
+    Few processes tell little of how much processes differ, so the samples are spread out until
+    their percentiles at this confidence are as wide as Student's distribution wants.
     """
     count, rng = len(processes), np.random.default_rng(0)
     by_process = np.array([_resampled_rounds(rounds, statistic, rng) for rounds in processes])
@@ -88,7 +104,8 @@ def resampled(processes: Any, statistic: str, confidence: float) -> Any:
 
 
 def _spread(freedom: int, confidence: float) -> float:
-    """Student's quantile over the normal one (Cornish and Fisher's series), and Bessel's correction."""
+    """Student's quantile over the normal one (Cornish and Fisher's series), and Bessel's
+    correction."""
     z = NormalDist().inv_cdf((1 + confidence) / 2)
     series = (
         (z**3 + z) / (4 * freedom)
@@ -102,13 +119,23 @@ def _resampled_rounds(rounds: Any, statistic: str, rng: Any) -> Any:
     """400 samples of one process, some at a time, to fit a board's memory."""
     at_once = max(1, 1_000_000 // rounds.size)
     sizes = [min(at_once, _RESAMPLES - done) for done in range(0, _RESAMPLES, at_once)]
-    return np.concatenate([statistic_of(rounds[rng.integers(0, len(rounds), (n, len(rounds)))], statistic, axis=1) for n in sizes])
+    return np.concatenate(
+        [
+            statistic_of(rounds[rng.integers(0, len(rounds), (n, len(rounds)))], statistic, axis=1)
+            for n in sizes
+        ]
+    )
 
 
 def is_precise(processes: Any, statistic: str, confidence: float, target: float) -> bool:
-    """Whether every speedup (of a model alone: its latency) has an interval within ``target`` on either side."""
+    """Whether every speedup (of a model alone: its latency) has an interval within ``target`` on
+    either side."""
     samples, middle = resampled(processes, statistic, confidence), estimate(processes, statistic)
-    ratios, of = (samples[:, :1] / samples[:, 1:], middle[:1] / middle[1:]) if len(middle) > 1 else (samples, middle)
+    ratios, of = (
+        (samples[:, :1] / samples[:, 1:], middle[:1] / middle[1:])
+        if len(middle) > 1
+        else (samples, middle)
+    )
     tail = 50 * (1 - confidence)
     low, high = np.percentile(ratios, [tail, 100 - tail], axis=0)
     return bool(np.all((high - low) / 2 <= target * of))
@@ -122,7 +149,10 @@ def session(path: str, request: dict[str, Any]) -> Any:
     """
     provider = PROVIDERS[request["runtime"]]
     if provider not in onnxruntime.get_available_providers():
-        raise Refusal(f"onnxruntime {onnxruntime.__version__} here has no {provider}: {request['runtime']} needs it")
+        raise Refusal(
+            f"onnxruntime {onnxruntime.__version__} here has no {provider}: {request['runtime']} "
+            f"needs it"
+        )
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = request["threads"] or os.cpu_count() or 1
     options.inter_op_num_threads = 1
@@ -132,13 +162,15 @@ def session(path: str, request: dict[str, Any]) -> Any:
     except Exception as error:  # onnxruntime's own errors share no base class
         raise Refusal(f"onnxruntime cannot load it: {_first_line(error)}") from error
     if provider not in made.get_providers():
-        raise Refusal(f"{provider} did not start here; onnxruntime fell back to {made.get_providers()[0]}")
+        raise Refusal(
+            f"{provider} did not start here; onnxruntime fell back to {made.get_providers()[0]}"
+        )
     return made
 
 
 def runner(path: str, request: dict[str, Any]) -> Any:
-    """A function that runs the model once on random tokens: at each of the request's lengths, or a language model in the request's
-    phase."""
+    """A function that runs the model once on random tokens: at each of the request's lengths, or a
+    language model in the request's phase."""
     made = session(path, request)
     run = generation(made, request) if request.get("phase") else inference(made, request)
     try:
@@ -149,10 +181,14 @@ def runner(path: str, request: dict[str, Any]) -> Any:
 
 
 def cache(made: Any, rows: int, length: int) -> dict[str, Any]:
-    """What a language model holds of so many random tokens, by name of the input; empty for any other model."""
+    """What a language model holds of so many random tokens, by name of the input; empty for any
+    other model."""
     rng = np.random.default_rng(0)
     items = [item for item in made.get_inputs() if item.name.startswith(_PAST)]
-    return {item.name: rng.standard_normal((rows, item.shape[1], length, item.shape[3]), np.float32) for item in items}
+    return {
+        item.name: rng.standard_normal((rows, item.shape[1], length, item.shape[3]), np.float32)
+        for item in items
+    }
 
 
 def inference(made: Any, request: dict[str, Any]) -> Any:
@@ -175,28 +211,39 @@ def inference(made: Any, request: dict[str, Any]) -> Any:
 
 
 def generation(made: Any, request: dict[str, Any]) -> Any:
-    """See ``runner``; tokens are chosen greedily, and the cache that comes out goes in again, on a GPU by way of this process."""
+    """See ``runner``; tokens are chosen greedily, and the cache that comes out goes in again, on a
+    GPU by way of this process."""
     rows, phase = request["batch_size"], request["phase"]
     held = request["context_length"] if phase == "decode" else 0
     read = 1 if phase == "decode" else request["prompt_length"]
     more = request["generated_tokens"] - 1 if phase == "end-to-end" else 0
-    first = {"input_ids": np.random.default_rng(0).integers(2, 20, (rows, read)), **cache(made, rows, held)}
+    first = {
+        "input_ids": np.random.default_rng(0).integers(2, 20, (rows, read)),
+        **cache(made, rows, held),
+    }
     mask = np.ones((rows, held + read + more), np.int64)
     past = [item.name.replace("present.", _PAST) for item in made.get_outputs()[1:]]
 
     def run() -> None:
         logits, *present = made.run(None, {**first, "attention_mask": mask[:, : held + read]})
         for total in range(held + read + 1, held + read + more + 1):
-            chosen = {"input_ids": logits[:, -1:].argmax(axis=-1), "attention_mask": mask[:, :total]}
+            chosen = {
+                "input_ids": logits[:, -1:].argmax(axis=-1),
+                "attention_mask": mask[:, :total],
+            }
             logits, *present = made.run(None, {**chosen, **dict(zip(past, present))})  # noqa: B905 Python 3.9 has no strict
 
     return run
 
 
 def time_models(request: dict[str, Any]) -> dict[str, Any]:
-    """Wall and CPU milliseconds per inference, per process of shape (rounds, models), until precise enough or out of time."""
+    """Wall and CPU milliseconds per inference, per process of shape (rounds, models), until precise
+    enough or out of time."""
     wanted = zip(request["models"], request["memory"])  # noqa: B905 Python 3.9 has no strict
-    memory = [_in_child(added_memory, {**request, "models": [model]})["bytes"] if asked else None for model, asked in wanted]
+    memory = [
+        _in_child(added_memory, {**request, "models": [model]})["bytes"] if asked else None
+        for model, asked in wanted
+    ]
     threads = request["threads"] or os.cpu_count() or 1
     clock = "cpu" if threads == 1 and request["runtime"] == "onnxruntime-cpu" else "wall"
     found: list[dict[str, Any]] = []
@@ -205,7 +252,9 @@ def time_models(request: dict[str, Any]) -> dict[str, Any]:
         found.append(_in_child(rounds_of_one_process, request))
         if len(found) >= FEWEST_PROCESSES:
             processes = [np.array(one[clock]) for one in found]
-            precise = is_precise(processes, request["statistic"], request["confidence"], request["target_precision"])
+            precise = is_precise(
+                processes, request["statistic"], request["confidence"], request["target_precision"]
+            )
             if precise or time.perf_counter() > end:
                 break
     joules = np.mean([one["energy"] for one in found], axis=0)
@@ -234,7 +283,11 @@ def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     while len(rounds) < (FEWEST_TEXTS if texts else FEWEST_ROUNDS) or time.perf_counter() < end:
         rounds.append([_block(run, cpu_clock, per_inference, threads) for run in runs])
     found = np.array(rounds)
-    return {"wall": found[:, :, 0].tolist(), "cpu": found[:, :, 1].tolist(), "energy": found[:, :, 2].mean(axis=0).tolist()}
+    return {
+        "wall": found[:, :, 0].tolist(),
+        "cpu": found[:, :, 1].tolist(),
+        "energy": found[:, :, 2].mean(axis=0).tolist(),
+    }
 
 
 def _in_child(work: Any, request: dict[str, Any]) -> dict[str, Any]:
@@ -264,7 +317,11 @@ def _in_child(work: Any, request: dict[str, Any]) -> dict[str, Any]:
         text = file.read()
     status = os.waitpid(child, 0)[1]
     if not text:
-        signal = f"signal {os.WTERMSIG(status)}" if os.WIFSIGNALED(status) else f"code {os.WEXITSTATUS(status)}"
+        signal = (
+            f"signal {os.WTERMSIG(status)}"
+            if os.WIFSIGNALED(status)
+            else f"code {os.WEXITSTATUS(status)}"
+        )
         raise Refusal(f"the process ended with {signal}, as when memory runs out")
     answered: dict[str, Any] = json.loads(text)
     if "refused" in answered:
@@ -272,8 +329,11 @@ def _in_child(work: Any, request: dict[str, Any]) -> dict[str, Any]:
     return answered
 
 
-def _block(run: Any, cpu_clock: Any, per_inference: float, threads: int) -> tuple[float, float, float]:
-    """Medians of wall and CPU milliseconds per inference, and mean millijoules (NaN where the machine exposes no energy)."""
+def _block(
+    run: Any, cpu_clock: Any, per_inference: float, threads: int
+) -> tuple[float, float, float]:
+    """Medians of wall and CPU milliseconds per inference, and mean millijoules (NaN where the
+    machine exposes no energy)."""
     end = time.perf_counter() + _BLOCK_SECONDS
     while time.perf_counter() < end:
         run()
@@ -346,12 +406,19 @@ def negative_log_likelihood(logits: Any, ids: Any, scored: Any) -> Any:
         scored: (batch,), how many tokens at the end of each row are scored.
     """
     each = zip(logits, ids, scored)  # noqa: B905 Python 3.9 has no strict
-    return np.array([-log_probabilities(of[-count - 1 : -1], row[-count:]).sum() for of, row, count in each])
+    return np.array(
+        [-log_probabilities(of[-count - 1 : -1], row[-count:]).sum() for of, row, count in each]
+    )
 
 
 def kept(output: Any, question: Any) -> Any:
-    """What a question of ``interfaces.Question`` is answered by: the output, or of scored tokens their negative log-likelihood."""
-    return negative_log_likelihood(output, question["input_ids"], question["scored"]) if "scored" in question else output
+    """What a question of ``interfaces.Question`` is answered by: the output, or of scored tokens
+    their negative log-likelihood."""
+    return (
+        negative_log_likelihood(output, question["input_ids"], question["scored"])
+        if "scored" in question
+        else output
+    )
 
 
 def score(request: dict[str, Any]) -> dict[str, Any]:
@@ -361,9 +428,15 @@ def score(request: dict[str, Any]) -> dict[str, Any]:
     outputs = []
     first = made.get_outputs()[0].name
     for index in range(request["count"]):
-        question = {key.partition(".")[2]: batches[key] for key in batches.files if key.startswith(f"{index}.")}
+        question = {
+            key.partition(".")[2]: batches[key]
+            for key in batches.files
+            if key.startswith(f"{index}.")
+        }
         past = cache(made, len(question["input_ids"]), 0)
-        feed = {item.name: question[item.name] for item in made.get_inputs() if item.name not in past}
+        feed = {
+            item.name: question[item.name] for item in made.get_inputs() if item.name not in past
+        }
         try:
             output = made.run([first], {**feed, **past})[0]
         except Exception as error:
@@ -383,14 +456,17 @@ def describe() -> dict[str, Any]:
     except (ValueError, OSError):
         memory = 0
     name = _read("/proc/device-tree/model").strip("\0 \n")
-    smi = _output("nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader").partition(",")
+    smi = _output(
+        "nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"
+    ).partition(",")
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": name or fields.get("model name") or platform.processor() or "unknown",
         "cores": os.cpu_count() or 1,
         "features": [flag for flag in _FEATURES if flag in present],
         "l2_bytes": _cache_bytes(2),
-        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip() or "not exposed",
+        "governor": _read("/sys/devices/system/cpu/cpu0/cpufreq/scaling_governor").strip()
+        or "not exposed",
         "threads_per_core": 2 if _read("/sys/devices/system/cpu/smt/active").strip() == "1" else 1,
         "memory_bytes": memory,
         "gpu": smi[0].strip(),
@@ -441,7 +517,9 @@ def _read(path: str) -> str:
 
 def _output(*command: str) -> str:
     try:
-        return subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
+        return subprocess.run(
+            command, capture_output=True, text=True, timeout=10, check=True
+        ).stdout
     except (OSError, subprocess.SubprocessError):
         return ""
 

@@ -24,7 +24,8 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
     """Describe the device, find which number formats it speeds up, and write a TOML file.
 
     Args:
-        values: runtime, location, python, ssh_config, threads, batch_size and sequence_length of the profile.
+        values: runtime, location, python, ssh_config, threads, batch_size and sequence_length of
+            the profile.
 
     Raises:
         UserError: the file exists, a value is out of range, or the device cannot be reached.
@@ -32,7 +33,9 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
     if target.exists():
         raise UserError(f"{target} exists already; give another name")
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):
-        raise UserError(f"{target} cannot be written: {target.parent} is no folder that can be written to")
+        raise UserError(
+            f"{target} cannot be written: {target.parent} is no folder that can be written to"
+        )
     given = {key: value for key, value in values.items() if value != _DEFAULTS.get(key)}
     cuda, local = values["runtime"].endswith("-cuda"), values["location"] == "local"
     given["class"] = "edge" if not local else "gpu" if cuda else "cpu"
@@ -48,7 +51,9 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
         given["precisions"] = _sped_up(values)
     where = "this machine" if local else values["location"]
     given |= {
-        "description": f"{fingerprint['gpu'] if cuda else fingerprint['cpu']}, {where}, {values['runtime']}",
+        "description": (
+            f"{fingerprint['gpu'] if cuda else fingerprint['cpu']}, {where}, {values['runtime']}"
+        ),
         "source": f"autocompress profile new, autocompress {versions().get('autocompress', '')}",
         "date": datetime.now(UTC).date().isoformat(),
         "fingerprint": fingerprint,
@@ -75,9 +80,15 @@ def _sped_up(values: Mapping[str, Any]) -> list[str]:
 
 def _toml(values: Mapping[str, Any]) -> str:
     """Plain keys first, then tables; JSON's strings, numbers and lists are TOML's."""
-    plain = [f"{key} = {json.dumps(value)}" for key, value in values.items() if not isinstance(value, dict)]
+    plain = [
+        f"{key} = {json.dumps(value)}"
+        for key, value in values.items()
+        if not isinstance(value, dict)
+    ]
     tables = [
-        "\n".join(["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())])
+        "\n".join(
+            ["", f"[{name}]", *(f"{key} = {json.dumps(value)}" for key, value in table.items())]
+        )
         for name, table in values.items()
         if isinstance(table, dict)
     ]

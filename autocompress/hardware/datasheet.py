@@ -1,8 +1,9 @@
-"""A device that is not at hand: latency estimated from published peaks (roofline, Williams et al. 2009).
+"""A device that is not at hand: latency estimated from published peaks (roofline, Williams et al.
+2009).
 
-Every product with weights takes the longer of its arithmetic and of reading its weights; every operator adds what starting it
-costs. Products without weights (attention scores) and elementwise work are left out. An estimate may rank candidates; it is
-never called a measurement.
+Every product with weights takes the longer of its arithmetic and of reading its weights; every
+operator adds what starting it costs. Products without weights (attention scores) and elementwise
+work are left out. An estimate may rank candidates; it is never called a measurement.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
+from autocompress.graphs.reading import Product, has_cache, operations
+from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
 from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Question
-from autocompress.onnx_graphs import Product, has_cache, operations
-from autocompress.onnx_runtime import predict
 from autocompress.scores import Latency, Timing
 from autocompress.techniques.quantization import BYTES, onnx_format
 
@@ -35,12 +36,16 @@ class DatasheetDevice:
         self.profile, self.lengths, self.peaks = profile, tuple(lengths), profile.peaks
         self.fingerprint: dict[str, Any] = {"source": profile.source, "date": profile.date}
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         alone = "fp32" if models else self._precision(baseline)
         pairs = [(baseline, alone), *((path, self._precision(path)) for path in models)]
         if has_cache(onnx_file(baseline)):
             phases = self.profile.phases(final)
-            first, *rest = in_phases({phase: self._timings(pairs, self._passes(phase), 1) for phase in phases})
+            first, *rest = in_phases(
+                {phase: self._timings(pairs, self._passes(phase), 1) for phase in phases}
+            )
         else:
             self.profile.check_not_generating()
             first, *rest = self._timings(pairs, self.lengths, len(self.lengths))
@@ -57,7 +62,9 @@ class DatasheetDevice:
         prompt, rest = (workload["prompt_length"],), (1,) * (workload["generated_tokens"] - 1)
         return {"prefill": prompt, "decode": (1,), "end-to-end": prompt + rest}[phase]
 
-    def _timings(self, pairs: Sequence[tuple[Path, str]], passes: Sequence[int], inferences: int) -> list[Timing]:
+    def _timings(
+        self, pairs: Sequence[tuple[Path, str]], passes: Sequence[int], inferences: int
+    ) -> list[Timing]:
         """A timing per model and its number format.
 
         Args:
@@ -78,9 +85,15 @@ class DatasheetDevice:
 
     def _precision(self, path: Path) -> str:
         scheme = scheme_of(path)
-        return precision_of(scheme, self.profile) if self.profile.runtime == "torch-cuda" else onnx_format(scheme)
+        return (
+            precision_of(scheme, self.profile)
+            if self.profile.runtime == "torch-cuda"
+            else onnx_format(scheme)
+        )
 
-    def _estimate(self, path: Path, precision: str, passes: Sequence[int], inferences: int) -> tuple[float, str, int]:
+    def _estimate(
+        self, path: Path, precision: str, passes: Sequence[int], inferences: int
+    ) -> tuple[float, str, int]:
         """Milliseconds, the number format, and the bytes of the weights."""
         profile, file = self.profile, onnx_file(path)
         products, operators = operations(file)
@@ -90,11 +103,18 @@ class DatasheetDevice:
             weights = path / "model.safetensors"
             size = weights.stat().st_size if weights.is_file() else file_bytes
             file_bytes = round(size * BYTES[precision] / BYTES["fp32"])
-        ms = [roofline_ms(products, operators, self.peaks, profile.threads, profile.batch_size * tokens) for tokens in passes]
+        ms = [
+            roofline_ms(
+                products, operators, self.peaks, profile.threads, profile.batch_size * tokens
+            )
+            for tokens in passes
+        ]
         return sum(ms) / inferences, precision, file_bytes
 
 
-def roofline_ms(products: Sequence[Product], operators: int, peaks: Peaks, threads: int, tokens: int) -> float:
+def roofline_ms(
+    products: Sequence[Product], operators: int, peaks: Peaks, threads: int, tokens: int
+) -> float:
     """Milliseconds of one inference of so many tokens."""
     seconds = operators * peaks.overhead_us * 1e-6
     for product in products:

@@ -18,7 +18,8 @@ QUANTILES = 8
 
 
 def typical_lengths(lengths: Sequence[int]) -> tuple[int, ...]:
-    """Eight lengths that are spread as the given ones are: the middles of eight equal shares, ascending."""
+    """Eight lengths that are spread as the given ones are: the middles of eight equal shares,
+    ascending."""
     ordered = sorted(lengths)
     return tuple(ordered[(2 * i + 1) * len(ordered) // (2 * QUANTILES)] for i in range(QUANTILES))
 
@@ -36,7 +37,8 @@ def lengths_of(profile: HardwareProfile, task: Sequence[int] | None) -> tuple[in
         return (profile.sequence_length,)
     if not task:
         raise UserError(
-            f"hardware profile {profile.name}: sequence_length is {TASK_LENGTHS!r}, and there is no task here; "
+            f"hardware profile {profile.name}: sequence_length is {TASK_LENGTHS!r}, and there is "
+            f"no task here; "
             "extend the profile with a number"
         )
     return typical_lengths(task)
@@ -46,10 +48,13 @@ def host_of(location: str, python: str = "python3", ssh_config: str = "") -> Hos
     """Where the agent of a location runs.
 
     Raises:
-        UserError: a location that cannot be, whose program is not installed, or python and ssh_config of this machine.
+        UserError: a location that cannot be, whose program is not installed, or python and
+            ssh_config of this machine.
     """
     if location == "local" and (python != "python3" or ssh_config):
-        raise UserError(f"{'ssh_config' if ssh_config else 'python'} is for a device that is not local")
+        raise UserError(
+            f"{'ssh_config' if ssh_config else 'python'} is for a device that is not local"
+        )
     return LocalHost() if location == "local" else Board(location, python, ssh_config or None)
 
 
@@ -57,7 +62,8 @@ def connect(profile: HardwareProfile, lengths: Sequence[int]) -> Device:
     """The device of a profile, reached and checked.
 
     Raises:
-        UserError: it cannot be reached, lacks what the runtime needs, or is not the one of the profile's fingerprint.
+        UserError: it cannot be reached, lacks what the runtime needs, or is not the one of the
+            profile's fingerprint.
     """
     device: Device
     if profile.estimated:
@@ -67,7 +73,9 @@ def connect(profile: HardwareProfile, lengths: Sequence[int]) -> Device:
 
         device = TorchCudaDevice(profile, lengths)
     else:
-        device = OnnxDevice(profile, lengths, host_of(profile.location, profile.python, profile.ssh_config))
+        device = OnnxDevice(
+            profile, lengths, host_of(profile.location, profile.python, profile.ssh_config)
+        )
     try:
         _check_identity(profile, device.fingerprint)
     except UserError:
@@ -81,6 +89,7 @@ def _check_identity(profile: HardwareProfile, found: dict[str, Any]) -> None:
         wanted = profile.fingerprint.get(key, found.get(key))
         if wanted != found.get(key):
             raise UserError(
-                f"hardware profile {profile.name} is of another device: its {key} is {wanted!r}, here it is {found.get(key)!r}; "
+                f"hardware profile {profile.name} is of another device: its {key} is {wanted!r}, "
+                f"here it is {found.get(key)!r}; "
                 "make a profile with: autocompress profile new NAME"
             )

@@ -1,4 +1,5 @@
-"""What a device is and how well it can be timed: for ``autocompress doctor`` and ``autocompress profile new``."""
+"""What a device is and how well it can be timed: for ``autocompress doctor`` and ``autocompress
+profile new``."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from autocompress import onnx_graphs
-from autocompress import onnx_runtime as ort
 from autocompress.errors import CandidateFailed
+from autocompress.graphs import reading as onnx_graphs
+from autocompress.graphs import runtime as ort
 from autocompress.hardware.host import Host, ask
 from autocompress.hardware.onnx_device import described
 from autocompress.hardware.profile import HardwareProfile
@@ -21,7 +22,8 @@ from autocompress.hardware.timing import timings
 GAIN = 1.05
 """Speedup from which a number format counts as sped up."""
 STEADY = 0.015
-"""Standard deviation of the speedup of a model against its twin up to which a machine times well, as a share."""
+"""Standard deviation of the speedup of a model against its twin up to which a machine times well,
+as a share."""
 _TWINS = 6
 _TOKENS = 32
 _INT8_FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
@@ -33,8 +35,10 @@ class Diagnosis:
 
     Args:
         device: see ``agent.describe``.
-        gains: speedup of each number format over fp32, on products of 512 by 2048 with 32 tokens, one thread.
-        spread: standard deviation of the speedup of a model against its twin over six processes, as a share.
+        gains: speedup of each number format over fp32, on products of 512 by 2048 with 32 tokens,
+            one thread.
+        spread: standard deviation of the speedup of a model against its twin over six processes, as
+            a share.
         remarks: (whether it is in order, what is said) in words.
     """
 
@@ -59,19 +63,25 @@ def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "probe.onnx"
         onnx_graphs.write_probe(model)
-        speedups = [_time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"] for _ in range(_TWINS)]
+        speedups = [
+            _time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"] for _ in range(_TWINS)
+        ]
     spread = float(np.std(speedups, ddof=1))
     return Diagnosis(device, found, spread, tuple(_remarks(device, found, spread)))
 
 
 def gains(host: Host, runtime: str) -> dict[str, float]:
-    """Speedup of each number format over fp32; formats that the device cannot run are left out; raises as ``examine``."""
+    """Speedup of each number format over fp32; formats that the device cannot run are left out;
+    raises as ``examine``."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fp32 = folder / "fp32.onnx"
         onnx_graphs.write_probe(fp32)
         calibration = [{"input_ids": np.random.default_rng(0).integers(2, 20, (4, _TOKENS))}]
-        paths = {"fp32": fp32, **{f: folder / f"{f}.onnx" for f in ("fp16", "int8-dynamic", "int8-static")}}
+        paths = {
+            "fp32": fp32,
+            **{f: folder / f"{f}.onnx" for f in ("fp16", "int8-dynamic", "int8-static")},
+        }
         paths |= {f: folder / f"{f}.onnx" for f in ("int8-weights", "int4-weights")}
         ort.convert_to_fp16(fp32, paths["fp16"])
         ort.quantize_dynamic_int8(fp32, paths["int8-dynamic"])
@@ -107,29 +117,52 @@ def _time(host: Host, runtime: str, models: Mapping[str, Path], seconds: float) 
     return {name: timing.speedup for name, timing in list(zip(models, found, strict=True))[1:]}
 
 
-def _remarks(device: Mapping[str, Any], found: Mapping[str, float], spread: float) -> list[tuple[bool, str]]:
+def _remarks(
+    device: Mapping[str, Any], found: Mapping[str, float], spread: float
+) -> list[tuple[bool, str]]:
     busy, cores, governor = device["busy_cores"], device["cores"], device["governor"]
     int8 = [feature for feature in _INT8_FEATURES if feature in device["features"]]
     best = max(found, key=lambda name: found[name])
     return [
         (
             (busy or 0) <= 0.1 * cores,
-            "the device does not say how busy it is" if busy is None else f"other processes keep {busy:.2f} of {cores} cores busy",
+            "the device does not say how busy it is"
+            if busy is None
+            else f"other processes keep {busy:.2f} of {cores} cores busy",
         ),
         (
             governor in ("performance", "not exposed"),
             f"frequency governor: {governor}"
-            + ("" if governor in ("performance", "not exposed") else "; clock speed follows the load, set it to performance"),
+            + (
+                ""
+                if governor in ("performance", "not exposed")
+                else "; clock speed follows the load, set it to performance"
+            ),
         ),
         (
             True,
-            f"{device['threads_per_core']} hardware thread{'s' if device['threads_per_core'] > 1 else ''} per core"
-            + ("; a timing shares its core with whatever runs on the other" if device["threads_per_core"] > 1 else ""),
+            f"{device['threads_per_core']} hardware "
+            f"thread{'s' if device['threads_per_core'] > 1 else ''} per core"
+            + (
+                "; a timing shares its core with whatever runs on the other"
+                if device["threads_per_core"] > 1
+                else ""
+            ),
         ),
         (
             True,
-            f"int8 instructions: {', '.join(int8)}" if int8 else "no int8 instructions (VNNI, AMX, dot product): int8 gains little",
+            f"int8 instructions: {', '.join(int8)}"
+            if int8
+            else "no int8 instructions (VNNI, AMX, dot product): int8 gains little",
         ),
-        (True, f"fastest number format: {best}, " + ", ".join(f"{name} {gain:.2f}x" for name, gain in found.items())),
-        (spread <= STEADY, f"a model against its twin: speedup repeats within {100 * spread:.1f} % (standard deviation)"),
+        (
+            True,
+            f"fastest number format: {best}, "
+            + ", ".join(f"{name} {gain:.2f}x" for name, gain in found.items()),
+        ),
+        (
+            spread <= STEADY,
+            f"a model against its twin: speedup repeats within {100 * spread:.1f} % (standard "
+            f"deviation)",
+        ),
     ]

@@ -1,4 +1,5 @@
-"""Where the agent runs: this machine in a fresh process, or a board; and how its answers are checked."""
+"""Where the agent runs: this machine in a fresh process, or a board; and how its answers are
+checked."""
 
 from __future__ import annotations
 
@@ -16,14 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress.cores import reserved
 from autocompress.errors import CandidateFailed
 from autocompress.files import sha256
-from autocompress.hardware.cores import reserved
 
 AGENT = Path(__file__).with_name("agent.py")
 """The one file that a device needs beside Python, numpy and onnxruntime."""
 AGENT_ENVIRONMENT = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}
-"""Weights in huge pages, where the system has them: with small ones a process is some per cent faster or slower than the next."""
+"""Weights in huge pages, where the system has them: with small ones a process is some per cent
+faster or slower than the next."""
 
 
 class Host(Protocol):
@@ -67,20 +69,36 @@ class LocalHost:
         return str(file.resolve())
 
     def run_agent(self, request: str) -> str:
-        own = {name: f"{os.environ[name]}:{value}" if os.environ.get(name) else value for name, value in AGENT_ENVIRONMENT.items()}
+        own = {
+            name: f"{os.environ[name]}:{value}" if os.environ.get(name) else value
+            for name, value in AGENT_ENVIRONMENT.items()
+        }
         environment = {**os.environ, **own}
-        done = subprocess.run([sys.executable, str(AGENT)], input=request, capture_output=True, text=True, env=environment)
+        done = subprocess.run(
+            [sys.executable, str(AGENT)],
+            input=request,
+            capture_output=True,
+            text=True,
+            env=environment,
+        )
         if done.returncode != 0:
-            last = (done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"])[-1]
-            raise CandidateFailed(f"timing: {last}" + (" (out of memory?)" if done.returncode == -9 else ""))
+            last = (
+                done.stderr.strip().splitlines() or [f"the process ended with {done.returncode}"]
+            )[-1]
+            raise CandidateFailed(
+                f"timing: {last}" + (" (out of memory?)" if done.returncode == -9 else "")
+            )
         return done.stdout
 
     def close(self) -> None: ...
 
 
 def save_batches(file: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]) -> None:
-    """Write model inputs as an .npz file of arrays named ``0.input_ids``, ``0.attention_mask``, ``1.input_ids`` ..."""
-    arrays: dict[str, Any] = {f"{i}.{name}": array for i, batch in enumerate(batches) for name, array in batch.items()}
+    """Write model inputs as an .npz file of arrays named ``0.input_ids``, ``0.attention_mask``,
+    ``1.input_ids`` ..."""
+    arrays: dict[str, Any] = {
+        f"{i}.{name}": array for i, batch in enumerate(batches) for name, array in batch.items()
+    }
     np.savez(file, **arrays)
 
 
@@ -90,26 +108,34 @@ def ask(
     models: Sequence[Path] = (),
     batches: Sequence[Mapping[str, NDArray[np.int64]]] = (),
 ) -> dict[str, Any]:
-    """The agent's answer. It must repeat the nonce of this request and the hashes of these files, so that neither an old answer
-    nor an old file on the device can stand for a measurement. To ``time``, the device is ``reserved``.
+    """The agent's answer. It must repeat the nonce of this request and the hashes of these files,
+    so that neither an old answer nor an old file on the device can stand for a measurement. To
+    ``time``, the device is ``reserved``.
 
     Args:
         models: ONNX files.
         batches: model inputs, for the action ``score``.
 
     Raises:
-        CandidateFailed: the agent refused, the answer is not of this request, or the device was lost.
+        CandidateFailed: the agent refused, the answer is not of this request, or the device was
+            lost.
     """
     nonce = secrets.token_hex(16)
     hashes = [sha256(model) for model in models]
-    placed = [{"path": host.place(model, f"{digest}.onnx")} for model, digest in zip(models, hashes, strict=True)]
+    placed = [
+        {"path": host.place(model, f"{digest}.onnx")}
+        for model, digest in zip(models, hashes, strict=True)
+    ]
     full = {**request, "nonce": nonce, "models": placed}
     with tempfile.TemporaryDirectory() as folder:
         if batches:
             file = Path(folder) / "batches.npz"
             save_batches(file, batches)
             hashes.append(sha256(file))
-            full |= {"batches": {"path": host.place(file, f"{hashes[-1]}.npz")}, "count": len(batches)}
+            full |= {
+                "batches": {"path": host.place(file, f"{hashes[-1]}.npz")},
+                "count": len(batches),
+            }
         with reserved(host.location) if request["action"] == "time" else nullcontext():
             output = host.run_agent(json.dumps(full))
     try:

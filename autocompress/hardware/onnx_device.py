@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import CandidateFailed, UserError
+from autocompress.graphs.reading import has_cache
+from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import grouped, in_phases, timings
 from autocompress.interfaces import Question
-from autocompress.onnx_graphs import has_cache
-from autocompress.onnx_runtime import predict
 from autocompress.scores import Timing
 from autocompress.techniques.quantization import onnx_format
 
@@ -54,12 +54,16 @@ class OnnxDevice:
         profile = self.profile
         return f"{profile.location} {profile.python} {profile.ssh_config} {profile.runtime}"
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         groups = grouped(models, baseline, self.fingerprint["memory_bytes"])
         firsts, rests = zip(*(self._timed(baseline, group, final) for group in groups), strict=True)
         return firsts[0], [timing for rest in rests for timing in rest]
 
-    def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
+    def _timed(
+        self, baseline: Path, models: Sequence[Path], final: bool
+    ) -> tuple[Timing, list[Timing]]:
         profile, files = self.profile, [onnx_file(path) for path in (baseline, *models)]
         precisions = [onnx_format(scheme_of(path)) for path in (baseline, *models)]
         request = {
@@ -71,7 +75,8 @@ class OnnxDevice:
             "statistic": profile.statistic,
             "confidence": profile.confidence,
             "target_precision": profile.target_precision,
-            "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
+            "seconds": (profile.final_seconds if final else profile.trial_seconds)
+            * max(1, len(models)),
             "memory": [final or not models, *([True] * len(models))],
         }
 
@@ -80,7 +85,9 @@ class OnnxDevice:
 
         if has_cache(files[0]):
             workload = {**profile.generation(self.lengths), "lengths": [1]}
-            first, *rest = in_phases({phase: timed({**workload, "phase": phase}) for phase in profile.phases(final)})
+            first, *rest = in_phases(
+                {phase: timed({**workload, "phase": phase}) for phase in profile.phases(final)}
+            )
         else:
             profile.check_not_generating()
             first, *rest = timed({})
@@ -89,9 +96,18 @@ class OnnxDevice:
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
         if self.is_local and self.profile.runtime == "onnxruntime-cpu":
             return predict(onnx_file(model), batches, kept)
-        request = {"action": "score", "runtime": self.profile.runtime, "threads": self.profile.threads}
-        pieces = [batches[i : i + _BATCHES_PER_REQUEST] for i in range(0, len(batches), _BATCHES_PER_REQUEST)]
-        return np.concatenate([_outputs(ask(self.host, request, [onnx_file(model)], piece)) for piece in pieces])
+        request = {
+            "action": "score",
+            "runtime": self.profile.runtime,
+            "threads": self.profile.threads,
+        }
+        pieces = [
+            batches[i : i + _BATCHES_PER_REQUEST]
+            for i in range(0, len(batches), _BATCHES_PER_REQUEST)
+        ]
+        return np.concatenate(
+            [_outputs(ask(self.host, request, [onnx_file(model)], piece)) for piece in pieces]
+        )
 
     def close(self) -> None:
         self.host.close()
@@ -104,5 +120,7 @@ def described(host: Host) -> dict[str, Any]:
 
 
 def _outputs(answer: Mapping[str, Any]) -> NDArray[np.floating[Any]]:
-    outputs: NDArray[np.floating[Any]] = np.load(io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False)
+    outputs: NDArray[np.floating[Any]] = np.load(
+        io.BytesIO(base64.b64decode(answer["npy"])), allow_pickle=False
+    )
     return outputs

@@ -1,4 +1,5 @@
-"""A device reached through a command that hands one line to a shell there: ssh, ``docker exec``, ``adb shell``."""
+"""A device reached through a command that hands one line to a shell there: ssh, ``docker exec``,
+``adb shell``."""
 
 from __future__ import annotations
 
@@ -23,14 +24,16 @@ PAUSES = (1.0, 3.0)
 _PATIENCE = 60.0
 """Seconds that a command on the device may take beyond its work."""
 _PER_MODEL, _PER_BATCH = 1800.0, 60.0
-"""Seconds that the slowest board may take, whatever the time that was asked for: 30 rounds of a large model, a batch to score."""
+"""Seconds that the slowest board may take, whatever the time that was asked for: 30 rounds of a
+large model, a batch to score."""
 _SLOWEST = 100_000
 """Bytes per second of the slowest line that is waited for."""
 _GONE = 75
 """Exit status of our own lines when the folder is not there."""
 
 _SSH_OPTIONS = (
-    "-T -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o ServerAliveInterval=5 -o ServerAliveCountMax=3"
+    "-T -o BatchMode=yes -o StrictHostKeyChecking=yes -o ConnectTimeout=10 -o "
+    "ServerAliveInterval=5 -o ServerAliveCountMax=3"
 )
 _SSH = re.compile(
     r"ssh://(?P<user>[A-Za-z0-9_][\w.+-]*@)?(?P<host>[A-Za-z0-9_][\w.-]*|\[[0-9A-Fa-f:.]+(?:%\w+)?\])(?::(?P<port>\d{1,5}))?",
@@ -38,15 +41,21 @@ _SSH = re.compile(
 )
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 _UNREACHABLE = re.compile(
-    "Could not resolve hostname|Connection refused|No route to host|Network is unreachable|timed out|[Bb]ad configuration"
+    "Could not resolve hostname|Connection refused|No route to host|Network is unreachable|timed "
+    "out|[Bb]ad configuration"
 )
-"""What ssh says when the address or its settings are wrong, or, of a device that has answered before, when it is away."""
+"""What ssh says when the address or its settings are wrong, or, of a device that has answered
+before, when it is away."""
 _UNFIT = re.compile("^(ModuleNotFoundError|ImportError|SyntaxError)", re.MULTILINE)
 
 _BASE = 'd=${TMPDIR:-/tmp}; [ -w "$d" ] || [ ! -w /data/local/tmp ] || d=/data/local/tmp'
 _STOP = 'for p in /proc/[0-9]*; do [ "$p/cwd" -ef "$f" ] && kill -9 "${p#/proc/}"; done 2>/dev/null'
-"""Ends agents that outlived their connection: they work in our folder, and would disturb the next measurement."""
-_MAKE = _STOP + '; { [ -d "$f" ] || mkdir -m 700 "$f"; } && [ -O "$f" ] && [ ! -L "$f" ] && cd "$f" || exit 1'
+"""Ends agents that outlived their connection: they work in our folder, and would disturb the next
+measurement."""
+_MAKE = (
+    _STOP
+    + '; { [ -d "$f" ] || mkdir -m 700 "$f"; } && [ -O "$f" ] && [ ! -L "$f" ] && cd "$f" || exit 1'
+)
 
 
 class _Lost(Exception):
@@ -54,18 +63,22 @@ class _Lost(Exception):
 
 
 class Board:
-    """A device with a shell, Python, numpy and onnxruntime, asked one thing at a time. Also a context manager; what it placed is
-    removed at the end of the process at the latest.
+    """A device with a shell, Python, numpy and onnxruntime, asked one thing at a time. Also a
+    context manager; what it placed is removed at the end of the process at the latest.
 
-    Every line that runs there ends by printing its exit status: an answer without one came over a connection that was lost.
+    Every line that runs there ends by printing its exit status: an answer without one came over a
+    connection that was lost.
     """
 
-    def __init__(self, location: str, python: str = "python3", ssh_config: str | None = None) -> None:
+    def __init__(
+        self, location: str, python: str = "python3", ssh_config: str | None = None
+    ) -> None:
         """Nothing is contacted before the first use.
 
         Args:
-            location: ``ssh://[user@]host[:port]``, or ``cmd:WRAPPER`` where WRAPPER is a command that passes its last argument to
-                a shell on the device: ``cmd:docker exec -i board sh -c``, ``cmd:adb shell``.
+            location: ``ssh://[user@]host[:port]``, or ``cmd:WRAPPER`` where WRAPPER is a command
+                that passes its last argument to a shell on the device: ``cmd:docker exec -i board
+                    sh -c``, ``cmd:adb shell``.
             python: a name on the device's PATH or a path from the root.
             ssh_config: a file for ssh to read in place of the user's own.
 
@@ -73,11 +86,18 @@ class Board:
             UserError: malformed location, relative path of Python, no such ssh_config.
         """
         if "/" in python and not python.startswith("/"):
-            raise UserError(f"python of {location} is {python!r}; allowed is a name such as python3 or a path from the root")
+            raise UserError(
+                f"python of {location} is {python!r}; allowed is a name such as python3 or a path "
+                f"from the root"
+            )
         words = _words(location, ssh_config)
         self.location, self.python = location, python
         self._by_hand = shlex.join(words)
-        self._command = words if location.startswith("cmd:") else [*words[:1], *_SSH_OPTIONS.split(), *words[1:]]
+        self._command = (
+            words
+            if location.startswith("cmd:")
+            else [*words[:1], *_SSH_OPTIONS.split(), *words[1:]]
+        )
         self._where = f"{_BASE}; f=$d/autocompress-{secrets.token_hex(16)}"
         self._folder = ""
         self._answered = False
@@ -94,7 +114,10 @@ class Board:
             CandidateFailed: connection lost three times, or no room on the device.
         """
         if not _NAME.fullmatch(name):
-            raise UserError(f"{name!r} cannot be a file's name on a device; allowed are letters, digits, '.', '_' and '-'")
+            raise UserError(
+                f"{name!r} cannot be a file's name on a device; allowed are letters, digits, '.', "
+                f"'_' and '-'"
+            )
         self._files[name] = file
 
         def step() -> str:
@@ -108,11 +131,17 @@ class Board:
         """See ``Host``; what the request names is sent again if the device lost it.
 
         Raises:
-            UserError: a device that cannot be reached as given, or that lacks Python, numpy or onnxruntime.
+            UserError: a device that cannot be reached as given, or that lacks Python, numpy or
+                onnxruntime.
             CandidateFailed: connection lost three times, or the process died.
         """
         asked = json.loads(request)
-        limit = 300 + 10 * asked.get("seconds", 0) + _PER_MODEL * len(asked.get("models", ())) + _PER_BATCH * asked.get("count", 0)
+        limit = (
+            300
+            + 10 * asked.get("seconds", 0)
+            + _PER_MODEL * len(asked.get("models", ()))
+            + _PER_BATCH * asked.get("count", 0)
+        )
         needed = [name for name in self._files if name in request]
 
         def step() -> str:
@@ -125,18 +154,26 @@ class Board:
             reason = _last_line(complaints)
             if status in (126, 127) or (status != 0 and _UNFIT.search(complaints)):
                 needs = "it needs Python 3.9 or newer with onnxruntime and numpy; run there:"
-                raise UserError(f"{self.location}: {reason}; {needs} {self.python} -m pip install onnxruntime numpy")
+                raise UserError(
+                    f"{self.location}: {reason}; {needs} {self.python} -m pip install onnxruntime "
+                    f"numpy"
+                )
             if status > 128:
                 died = f"the process there was killed by signal {status - 128}"
-                raise CandidateFailed(f"{self.location}: {died}" + (" (out of memory?)" if status == 137 else ""))
+                raise CandidateFailed(
+                    f"{self.location}: {died}" + (" (out of memory?)" if status == 137 else "")
+                )
             if status != 0:
-                raise CandidateFailed(f"{self.location}: {reason or f'the process there ended with {status}'}")
+                raise CandidateFailed(
+                    f"{self.location}: {reason or f'the process there ended with {status}'}"
+                )
             return output
 
         return self._persist(step)
 
     def close(self) -> None:
-        """Remove the folder and end what still runs in it; quiet when the device is gone or was never used."""
+        """Remove the folder and end what still runs in it; quiet when the device is gone or was
+        never used."""
         atexit.unregister(self.close)
         if self._to_remove:
             self._to_remove = self._connected = False
@@ -163,7 +200,8 @@ class Board:
                 time.sleep(pause)
 
     def _connect(self) -> None:
-        """Make the folder unless it is there, with the agent in it, and see which other files it holds."""
+        """Make the folder unless it is there, with the agent in it, and see which other files it
+        holds."""
         if self._connected:
             return
         if not self._to_remove:
@@ -171,12 +209,17 @@ class Board:
             atexit.register(self.close)
         agent = AGENT.read_bytes()
         try:
-            status, output, complaints = self._shell(f"{_MAKE}; {_receive(AGENT.name, len(agent))}; ls && pwd", _PATIENCE, agent)
+            status, output, complaints = self._shell(
+                f"{_MAKE}; {_receive(AGENT.name, len(agent))}; ls && pwd", _PATIENCE, agent
+            )
         except UserError:
             self._to_remove = self._answered
             raise
         if status != 0:
-            raise CandidateFailed(f"{self.location}: no folder with the agent can be made there: {_reason(complaints)}")
+            raise CandidateFailed(
+                f"{self.location}: no folder with the agent can be made there: "
+                f"{_reason(complaints)}"
+            )
         *files, self._folder = output.splitlines()
         self._where = f"f={shlex.quote(self._folder)}"
         self._there = set(files) & self._files.keys()
@@ -202,12 +245,17 @@ class Board:
             self._there -= spare
             self._send(name, keep)
         else:
-            raise CandidateFailed(f"{self.location}: {name} cannot be written there: {_reason(complaints)}")
+            raise CandidateFailed(
+                f"{self.location}: {name} cannot be written there: {_reason(complaints)}"
+            )
 
-    def _shell(self, line: str, limit: float, given: bytes | IO[bytes] = b"") -> tuple[int, str, str]:
+    def _shell(
+        self, line: str, limit: float, given: bytes | IO[bytes] = b""
+    ) -> tuple[int, str, str]:
         """Run a line on the device, which finds its folder in ``$f``.
 
-        The output goes to files: a pipe would stay open as long as any process that a dead wrapper left behind.
+        The output goes to files: a pipe would stay open as long as any process that a dead wrapper
+        left behind.
 
         Returns:
             Exit status, standard output, standard error.
@@ -221,29 +269,52 @@ class Board:
         data, stream = (given, None) if isinstance(given, bytes) else (None, given)
         with TemporaryFile() as output_file, TemporaryFile() as complaints_file:
             try:
-                done = subprocess.run(command, input=data, stdin=stream, stdout=output_file, stderr=complaints_file, timeout=limit)
+                done = subprocess.run(
+                    command,
+                    input=data,
+                    stdin=stream,
+                    stdout=output_file,
+                    stderr=complaints_file,
+                    timeout=limit,
+                )
             except subprocess.TimeoutExpired:
                 raise _Lost(f"connection lost: no answer within {limit:.0f} s") from None
             except (OSError, ValueError) as error:
-                raise UserError(f"{self.location}: {command[0]} cannot be started: {error}") from error
+                raise UserError(
+                    f"{self.location}: {command[0]} cannot be started: {error}"
+                ) from error
             output, complaints = _text(output_file), _text(complaints_file)
         end = re.search(r"\nautocompress (\d+)\s*\Z", output)
         if not end:
-            raise self._lost(complaints, _last_line(complaints) or f"{command[0]} ended with {done.returncode}")
+            raise self._lost(
+                complaints, _last_line(complaints) or f"{command[0]} ended with {done.returncode}"
+            )
         self._answered = True
         if int(end[1]) == _GONE:
             raise _Lost("its folder is gone")
         return int(end[1]), output[: end.start()], complaints
 
     def _lost(self, complaints: str, reason: str) -> Exception:
-        """What a connection that ended early means: a mistake in how the device is reached, or a loss."""
+        """What a connection that ended early means: a mistake in how the device is reached, or a
+        loss."""
         if "IDENTIFICATION HAS CHANGED" in complaints:
-            changed = "its host key is another than before; if it is the same device, set up anew, remove the old key"
-            return UserError(f"{self.location}: {changed} with ssh-keygen -R, then run {self._by_hand!r} once by hand")
+            changed = (
+                "its host key is another than before; if it is the same device, set up "
+                "anew, remove the old key"
+            )
+            return UserError(
+                f"{self.location}: {changed} with ssh-keygen -R, then run {self._by_hand!r} once "
+                f"by hand"
+            )
         if "Host key verification failed" in complaints:
-            return UserError(f"{self.location}: its host key is not known; run {self._by_hand!r} once by hand to accept it")
+            return UserError(
+                f"{self.location}: its host key is not known; run {self._by_hand!r} once by hand "
+                f"to accept it"
+            )
         if "Permission denied (" in complaints:
-            return UserError(f"{self.location}: {reason} {self._by_hand!r} must log in without a password")
+            return UserError(
+                f"{self.location}: {reason} {self._by_hand!r} must log in without a password"
+            )
         if not self._answered and _UNREACHABLE.search(complaints):
             return UserError(f"{self.location}: {reason}")
         return _Lost(f"connection lost: {reason}")
@@ -252,11 +323,14 @@ class Board:
 def _receive(name: str, size: int) -> str:
     """A line that writes standard input to a file, which appears under its name only when whole."""
     part, whole = shlex.quote(f"{name}.part"), shlex.quote(name)
-    return f"cat > {part} && [ $(wc -c < {part}) -eq {size} ] && mv {part} {whole} || {{ rm -f {part}; exit 1; }}"
+    arrived = f"[ $(wc -c < {part}) -eq {size} ]"
+    return f"cat > {part} && {arrived} && mv {part} {whole} || {{ rm -f {part}; exit 1; }}"
 
 
 def _reason(complaints: str) -> str:
-    return _last_line(complaints) or "it arrived incomplete (the wrapper must pass on standard input)"
+    return (
+        _last_line(complaints) or "it arrived incomplete (the wrapper must pass on standard input)"
+    )
 
 
 def _text(file: IO[bytes]) -> str:
@@ -282,9 +356,15 @@ def _words(location: str, ssh_config: str | None) -> list[str]:
         raise UserError(f"device location {location!r}: {error}") from None
     if not words and not (found and 1 <= int(found["port"] or 22) <= 65535):
         shown = re.sub(r"(//[^:@]*):.*@", r"\1:...@", location)
-        raise UserError(f"device location {shown!r} is malformed; allowed is ssh://[user@]host[:port] or cmd:WRAPPER")
+        raise UserError(
+            f"device location {shown!r} is malformed; allowed is ssh://[user@]host[:port] or "
+            f"cmd:WRAPPER"
+        )
     if ssh_config is not None and not (found and Path(ssh_config).is_file()):
-        raise UserError(f"device location {location!r}: " + (f"no file {ssh_config}" if found else "ssh_config is for ssh:// only"))
+        raise UserError(
+            f"device location {location!r}: "
+            + (f"no file {ssh_config}" if found else "ssh_config is for ssh:// only")
+        )
     if not found:
         return words
     config = ["-F", ssh_config] if ssh_config is not None else []

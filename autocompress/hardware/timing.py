@@ -1,8 +1,9 @@
 """From rounds to latencies: statistics, intervals, and whether the machine was disturbed.
 
-The speedup is the baseline's estimate over that of the model, timed in turn in the same processes, and its interval is bootstrapped
-over processes and their rounds. On one CPU thread a round counts the CPU time of the thread that calls, in which onnxruntime then
-computes, so other processes do not count; otherwise wall time.
+The speedup is the baseline's estimate over that of the model, timed in turn in the same processes,
+and its interval is bootstrapped over processes and their rounds. On one CPU thread a round counts
+the CPU time of the thread that calls, in which onnxruntime then computes, so other processes do not
+count; otherwise wall time.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ _LOADED = 3
 
 
 def grouped(models: Sequence[Path], baseline: Path, memory_bytes: int) -> list[list[Path]]:
-    """Models in groups, in order, of which each fits half the memory together with the baseline; one empty group without models.
+    """Models in groups, in order, of which each fits half the memory together with the baseline;
+    one empty group without models.
 
     A model that fits with no other is a group of its own.
 
@@ -57,7 +59,10 @@ def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile
         processes: milliseconds, of shape (rounds, models) each, the baseline first.
     """
     tails = [50 * (1 - profile.confidence), 50 * (1 + profile.confidence)]
-    samples, values = resampled(processes, profile.statistic, profile.confidence), estimate(processes, profile.statistic)
+    samples, values = (
+        resampled(processes, profile.statistic, profile.confidence),
+        estimate(processes, profile.statistic),
+    )
     intervals = np.percentile(samples, tails, axis=0)
     ratios = np.percentile(samples[:, :1] / samples, tails, axis=0)
     rounds = np.concatenate(list(processes))
@@ -85,11 +90,15 @@ def in_phases(found: Mapping[str, Sequence[Timing]]) -> list[Timing]:
     Args:
         found: a timing per model, by phase.
     """
-    named = [[replace(timing, phase=phase) for timing in of_models] for phase, of_models in found.items()]
+    named = [
+        [replace(timing, phase=phase) for timing in of_models] for phase, of_models in found.items()
+    ]
     return [replace(first, others=tuple(others)) for first, *others in zip(*named, strict=True)]
 
 
-def timings(answer: dict[str, Any], profile: HardwareProfile, precisions: Sequence[str]) -> list[Timing]:
+def timings(
+    answer: dict[str, Any], profile: HardwareProfile, precisions: Sequence[str]
+) -> list[Timing]:
     """The agent's answer to a ``time`` request as one timing per model, the baseline first.
 
     Args:
@@ -97,7 +106,10 @@ def timings(answer: dict[str, Any], profile: HardwareProfile, precisions: Sequen
     """
     by_cpu = answer["clock"] == "cpu"
     processes = [np.array(rounds) for rounds in answer["cpu_ms" if by_cpu else "wall_ms"]]
-    wall, cpu = (np.concatenate([np.array(rounds) for rounds in answer[key]]) for key in ("wall_ms", "cpu_ms"))
+    wall, cpu = (
+        np.concatenate([np.array(rounds) for rounds in answer[key]])
+        for key in ("wall_ms", "cpu_ms")
+    )
     return [
         replace(
             timing,

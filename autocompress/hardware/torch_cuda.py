@@ -1,8 +1,8 @@
 """Compressed torch models on an NVIDIA GPU: low precision, CUDA graphs, CUDA events.
 
-A captured graph takes away the cost of launching hundreds of small kernels, which is most of an eager call at small batch; with
-``cuda_graphs = false`` the same profile times plain eager calls. The baseline runs in the same way in fp32, so a speedup is the
-model's own.
+A captured graph takes away the cost of launching hundreds of small kernels, which is most of an
+eager call at small batch; with ``cuda_graphs = false`` the same profile times plain eager calls.
+The baseline runs in the same way in fp32, so a speedup is the model's own.
 
 Run as a program it answers one request in a fresh process, as ``agent.py`` does for onnxruntime.
 """
@@ -24,10 +24,10 @@ import torch
 from numpy.typing import NDArray
 
 from autocompress.artifact import load_model, scheme_of
-from autocompress.decoding import generates
+from autocompress.cores import reserved
 from autocompress.errors import AutocompressError, CandidateFailed, UserError
+from autocompress.graphs.decoding import generates
 from autocompress.hardware.agent import describe, is_precise, kept
-from autocompress.hardware.cores import reserved
 from autocompress.hardware.host import save_batches
 from autocompress.hardware.profile import HardwareProfile, precision_of
 from autocompress.hardware.timing import grouped, timings
@@ -48,8 +48,15 @@ class TorchCudaDevice:
 
     def __init__(self, profile: HardwareProfile, lengths: Sequence[int]) -> None:
         if not torch.cuda.is_available():
-            lacks = "this torch is built without CUDA" if torch.version.cuda is None else "no CUDA device is visible"
-            raise UserError(f"hardware profile {profile.name}: torch-cuda needs an NVIDIA GPU, {lacks} (torch {torch.__version__})")
+            lacks = (
+                "this torch is built without CUDA"
+                if torch.version.cuda is None
+                else "no CUDA device is visible"
+            )
+            raise UserError(
+                f"hardware profile {profile.name}: torch-cuda needs an NVIDIA GPU, {lacks} (torch "
+                f"{torch.__version__})"
+            )
         self.profile, self.lengths = profile, tuple(lengths)
         self.fingerprint = describe() | {
             "gpu": torch.cuda.get_device_name(),
@@ -61,12 +68,16 @@ class TorchCudaDevice:
     def answers_like(self) -> str:
         return f"torch-cuda {' '.join(self.profile.precisions)}"
 
-    def time(self, baseline: Path, models: Sequence[Path], *, final: bool) -> tuple[Timing, list[Timing]]:
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
         groups = grouped(models, baseline, torch.cuda.get_device_properties(0).total_memory)
         firsts, rests = zip(*(self._timed(baseline, group, final) for group in groups), strict=True)
         return firsts[0], [timing for rest in rests for timing in rest]
 
-    def _timed(self, baseline: Path, models: Sequence[Path], final: bool) -> tuple[Timing, list[Timing]]:
+    def _timed(
+        self, baseline: Path, models: Sequence[Path], final: bool
+    ) -> tuple[Timing, list[Timing]]:
         profile = self.profile
         profile.check_not_generating()
         alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
@@ -82,7 +93,8 @@ class TorchCudaDevice:
                 "statistic": profile.statistic,
                 "confidence": profile.confidence,
                 "target_precision": profile.target_precision,
-                "seconds": (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models)),
+                "seconds": (profile.final_seconds if final else profile.trial_seconds)
+                * max(1, len(models)),
             }
         )
         first, *rest = timings(answer, profile, precisions)
@@ -92,7 +104,11 @@ class TorchCudaDevice:
         with tempfile.TemporaryDirectory() as folder:
             file, target = Path(folder) / "batches.npz", Path(folder) / "outputs.npy"
             save_batches(file, batches)
-            request = {"action": "score", "models": [str(model)], "precisions": [precision_of(scheme_of(model), self.profile)]}
+            request = {
+                "action": "score",
+                "models": [str(model)],
+                "precisions": [precision_of(scheme_of(model), self.profile)],
+            }
             _ask(request | {"batches": str(file), "count": len(batches), "target": str(target)})
             outputs: NDArray[np.floating[Any]] = np.load(target)
         return outputs
@@ -108,7 +124,9 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
         last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-        raise CandidateFailed(f"torch-cuda: the process ended with {done.returncode}: {last}") from None
+        raise CandidateFailed(
+            f"torch-cuda: the process ended with {done.returncode}: {last}"
+        ) from None
     if "refused" in answer:
         raise CandidateFailed(f"torch-cuda: {answer['refused']}")
     return answer
@@ -117,8 +135,13 @@ def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
 def _inputs(model: torch.nn.Module, batch_size: int, length: int) -> dict[str, torch.Tensor]:
     config: Any = model.config
     shape = (batch_size, length)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(2, min(20, config.vocab_size), shape))
-    return {"input_ids": tokens.cuda(), "attention_mask": torch.ones(shape, dtype=torch.int64, device="cuda")}
+    tokens = torch.from_numpy(
+        np.random.default_rng(0).integers(2, min(20, config.vocab_size), shape)
+    )
+    return {
+        "input_ids": tokens.cuda(),
+        "attention_mask": torch.ones(shape, dtype=torch.int64, device="cuda"),
+    }
 
 
 def _logits(model: torch.nn.Module, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
@@ -140,14 +163,21 @@ def _captured(call: Callable[[], object]) -> Callable[[], object]:
     return graph.replay
 
 
-def _runner(folder: str, precision: str, request: Mapping[str, Any]) -> tuple[Callable[[], None], int]:
-    """A function that runs the model once at each length, and the peak bytes on the device that the model added."""
-    torch.ones(64, 64, device="cuda") @ torch.ones(64, 64, device="cuda")  # cuBLAS's workspace is no model's memory
+def _runner(
+    folder: str, precision: str, request: Mapping[str, Any]
+) -> tuple[Callable[[], None], int]:
+    """A function that runs the model once at each length, and the peak bytes on the device that the
+    model added."""
+    torch.ones(64, 64, device="cuda") @ torch.ones(
+        64, 64, device="cuda"
+    )  # cuBLAS's workspace is no model's memory
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     model = load_model(folder).to(device="cuda", dtype=_DTYPES[precision])
     if generates(model):
-        raise CandidateFailed("torch-cuda times no language models yet; onnxruntime-cpu and onnxruntime-cuda do")
+        raise CandidateFailed(
+            "torch-cuda times no language models yet; onnxruntime-cpu and onnxruntime-cuda do"
+        )
     calls: list[Callable[[], object]] = []
     for length in request["lengths"]:
         inputs = _inputs(model, request["batch_size"], length)
@@ -188,26 +218,45 @@ def _time(request: Mapping[str, Any]) -> dict[str, Any]:
     import time
 
     pairs = zip(request["models"], request["precisions"], strict=True)
-    runs, memory = zip(*(_runner(folder, precision, request) for folder, precision in pairs), strict=True)
+    runs, memory = zip(
+        *(_runner(folder, precision, request) for folder, precision in pairs), strict=True
+    )
     rounds: list[list[float]] = []
     end = time.perf_counter() + request["seconds"]
     while True:
         rounds.append([_block(run, len(request["lengths"])) for run in runs])
         if len(rounds) % _BATCH_ROUNDS == 0:
-            precise = is_precise([np.array(rounds)], request["statistic"], request["confidence"], request["target_precision"])
+            precise = is_precise(
+                [np.array(rounds)],
+                request["statistic"],
+                request["confidence"],
+                request["target_precision"],
+            )
             if precise or time.perf_counter() > end:
                 break
-    return {"wall_ms": [rounds], "cpu_ms": [rounds], "clock": "wall", "energy_mj": [None] * len(runs), "memory_bytes": list(memory)}
+    return {
+        "wall_ms": [rounds],
+        "cpu_ms": [rounds],
+        "clock": "wall",
+        "energy_mj": [None] * len(runs),
+        "memory_bytes": list(memory),
+    }
 
 
 def _score(request: Mapping[str, Any]) -> dict[str, Any]:
-    model = load_model(request["models"][0]).to(device="cuda", dtype=_DTYPES[request["precisions"][0]])
+    model = load_model(request["models"][0]).to(
+        device="cuda", dtype=_DTYPES[request["precisions"][0]]
+    )
     batches = np.load(request["batches"])
     names = {key.partition(".")[2] for key in batches.files}
     outputs = []
     for index in range(request["count"]):
         question = {name: batches[f"{index}.{name}"] for name in names}
-        inputs = {name: torch.from_numpy(array).cuda() for name, array in question.items() if name != "scored"}
+        inputs = {
+            name: torch.from_numpy(array).cuda()
+            for name, array in question.items()
+            if name != "scored"
+        }
         outputs.append(kept(model(**inputs).logits.float().cpu().numpy(), question))
     np.save(request["target"], np.concatenate(outputs))
     return {}

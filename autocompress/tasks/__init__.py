@@ -1,5 +1,5 @@
-"""Tasks: what a model is scored on. A task is one file here, one line in ``TASKS``, one in ``session.LOADERS`` and one row in its
-conformance test."""
+"""Tasks: what a model is scored on. A task is one file here, one line in ``TASKS``, one in
+``session.LOADERS`` and one row in its conformance test."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ class Kind:
 
 
 TASKS: dict[str, Kind] = {
-    "text-classification": Kind(METRICS["accuracy"], ("text-pair-column", "label-column", "unlabeled")),
+    "text-classification": Kind(
+        METRICS["accuracy"], ("text-pair-column", "label-column", "unlabeled")
+    ),
     "language-modeling": Kind(METRICS["perplexity"], ("block-length", "context", "stride")),
 }
 """By name; each is a module of this package."""

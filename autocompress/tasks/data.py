@@ -15,9 +15,11 @@ from autocompress.errors import UserError
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 DOCUMENT_FORMATS = FORMATS | {".txt": "text"}
-"""A text file is a table whose rows, of the one column ``text``, are its parts between blank lines."""
+"""A text file is a table whose rows, of the one column ``text``, are its parts between blank
+lines."""
 HELD_OUT_SHARE, HELD_OUT_MOST = 0.2, 1500
-"""Validation and test are cut from the data where they are not given: this share each, at most this many examples."""
+"""Validation and test are cut from the data where they are not given: this share each, at most this
+many examples."""
 
 Example = tuple[str, str | None, Any]
 """Text, second text of a pair or None, label as found."""
@@ -32,7 +34,10 @@ class Columns:
     label: str | None = None
 
 
-_USUAL = {"text": ("text", "sentence", "content", "review", "sentence1"), "label": ("label", "labels", "target", "class")}
+_USUAL = {
+    "text": ("text", "sentence", "content", "review", "sentence1"),
+    "label": ("label", "labels", "target", "class"),
+}
 
 
 @dataclass
@@ -56,14 +61,16 @@ class Documents:
     dropped: dict[str, int]
 
 
-def load_examples(source: str, columns: Columns, validation: str | None = None, test: str | None = None) -> Examples:
+def load_examples(
+    source: str, columns: Columns, validation: str | None = None, test: str | None = None
+) -> Examples:
     """Read and split.
 
     Args:
-        source: a csv, tsv, json(l) or parquet file, or a dataset id on the hub, with the name of its configuration where it has
-            several: ``nyu-mll/glue:sst2``.
-        validation: another file, or the name of a split of the hub dataset; by default its ``validation`` split where it
-            has labels, else cut from the training data.
+        source: a csv, tsv, json(l) or parquet file, or a dataset id on the hub, with the name of
+            its configuration where it has several: ``nyu-mll/glue:sst2``.
+        validation: another file, or the name of a split of the hub dataset; by default its
+            ``validation`` split where it has labels, else cut from the training data.
         test: likewise.
 
     Raises:
@@ -78,17 +85,28 @@ def load_examples(source: str, columns: Columns, validation: str | None = None, 
                 raise UserError(f"--{name} {choice}: the split has no labels")
             del splits[name]
     found = _split(splits["train"], splits.get("validation"), splits.get("test"))
-    for name, split in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+    for name, split in (
+        ("train", found.train),
+        ("validation", found.validation),
+        ("test", found.test),
+    ):
         if len(split) < 10:
-            raise UserError(f"the {name} split has {len(split)} examples after dropping repeats, at least 10 are needed")
+            raise UserError(
+                f"the {name} split has {len(split)} examples after dropping repeats, at least 10 "
+                f"are needed"
+            )
     found.label_names = _label_names(tables["train"][0], columns)
     return found
 
 
 def load_documents(
-    source: str, text_column: str | None = None, validation: str | None = None, test: str | None = None
+    source: str,
+    text_column: str | None = None,
+    validation: str | None = None,
+    test: str | None = None,
 ) -> Documents:
-    """Read and split texts without labels; those without a visible character are skipped and counted.
+    """Read and split texts without labels; those without a visible character are skipped and
+    counted.
 
     Args:
         source: as for ``load_examples``, or a txt file of documents with blank lines between them.
@@ -104,19 +122,37 @@ def load_documents(
         splits[name] = [(text, None, None) for text in texts if text.strip()]
         dropped[f"{name} empty"] = len(texts) - len(splits[name])
     found = _split(splits["train"], splits.get("validation"), splits.get("test"))
-    for name, split in (("train", found.train), ("validation", found.validation), ("test", found.test)):
+    for name, split in (
+        ("train", found.train),
+        ("validation", found.validation),
+        ("test", found.test),
+    ):
         if not split:
-            lost = "".join(f", {count} {reason}" for reason, count in (dropped | found.dropped).items() if count)
-            raise UserError(
-                f"{source}: no document is left for the {name} split of {len(splits['train'])}{lost}"
-                + ("; in a txt file blank lines separate documents" if source.endswith(".txt") else "")
+            lost = "".join(
+                f", {count} {reason}"
+                for reason, count in (dropped | found.dropped).items()
+                if count
             )
-    train, held_out, test_texts = ([text for text, _, _ in split] for split in (found.train, found.validation, found.test))
+            raise UserError(
+                f"{source}: no document is left for the {name} split of "
+                f"{len(splits['train'])}{lost}"
+                + (
+                    "; in a txt file blank lines separate documents"
+                    if source.endswith(".txt")
+                    else ""
+                )
+            )
+    train, held_out, test_texts = (
+        [text for text, _, _ in split] for split in (found.train, found.validation, found.test)
+    )
     return Documents(train, held_out, test_texts, dropped | found.dropped)
 
 
-def _tables(source: str, validation: str | None, test: str | None, formats: Mapping[str, str]) -> dict[str, tuple[Any, str]]:
-    """Tables by split, each with the words for where it is from; validation and test only where there are any."""
+def _tables(
+    source: str, validation: str | None, test: str | None, formats: Mapping[str, str]
+) -> dict[str, tuple[Any, str]]:
+    """Tables by split, each with the words for where it is from; validation and test only where
+    there are any."""
     if Path(source).suffix in formats or Path(source).exists():
         tables = {"train": _read_file(source, formats)}
     else:
@@ -132,7 +168,9 @@ def _tables(source: str, validation: str | None, test: str | None, formats: Mapp
     return found
 
 
-def _split(train: list[Example], validation: list[Example] | None, test: list[Example] | None) -> Examples:
+def _split(
+    train: list[Example], validation: list[Example] | None, test: list[Example] | None
+) -> Examples:
     dropped: dict[str, int] = {}
     train = _without_repeats(train, "train", dropped)
     order = np.random.default_rng(0).permutation(len(train))
@@ -145,7 +183,9 @@ def _split(train: list[Example], validation: list[Example] | None, test: list[Ex
     validation = _without_repeats(validation, "validation", dropped)
     test = _without_repeats(test, "test", dropped)
     validation = _without_texts_of(test, validation, "validation also in test", dropped)
-    train = _without_texts_of([*validation, *test], train, "train also in validation or test", dropped)
+    train = _without_texts_of(
+        [*validation, *test], train, "train also in validation or test", dropped
+    )
     return Examples(train, validation, test, None, dropped)
 
 
@@ -155,7 +195,9 @@ def _without_repeats(examples: list[Example], name: str, dropped: dict[str, int]
     return unique
 
 
-def _without_texts_of(others: list[Example], examples: list[Example], name: str, dropped: dict[str, int]) -> list[Example]:
+def _without_texts_of(
+    others: list[Example], examples: list[Example], name: str, dropped: dict[str, int]
+) -> list[Example]:
     texts = {(text, pair) for text, pair, _ in others}
     kept = [example for example in examples if example[:2] not in texts]
     dropped[name] = len(examples) - len(kept)
@@ -192,16 +234,27 @@ def _read_file(source: str, formats: Mapping[str, str]) -> Any:
     try:
         match formats[path.suffix]:
             case "csv":
-                frame = pandas.read_csv(path, sep="\t" if path.suffix == ".tsv" else ",", keep_default_na=False, encoding="utf-8")
+                frame = pandas.read_csv(
+                    path,
+                    sep="\t" if path.suffix == ".tsv" else ",",
+                    keep_default_na=False,
+                    encoding="utf-8",
+                )
             case "json":
                 frame = pandas.read_json(path, lines=path.suffix == ".jsonl", dtype=False)
             case "text":
-                frame = pandas.DataFrame({"text": re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())})
+                frame = pandas.DataFrame(
+                    {"text": re.split(r"\n\s*\n", path.read_text(encoding="utf-8").strip())}
+                )
             case _:
                 frame = pandas.read_parquet(path)
     except (ValueError, TypeError, OSError) as error:
-        hint = "; with one object in each line it is a .jsonl file" if path.suffix == ".json" else ""
-        raise UserError(f"data file {source} cannot be read: {str(error).splitlines()[0]}{hint}") from error
+        hint = (
+            "; with one object in each line it is a .jsonl file" if path.suffix == ".json" else ""
+        )
+        raise UserError(
+            f"data file {source} cannot be read: {str(error).splitlines()[0]}{hint}"
+        ) from error
     return frame
 
 
@@ -213,22 +266,32 @@ def _read_hub(source: str) -> dict[str, Any]:
         found = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
-            f"--data {source} is neither a file nor a dataset that can be loaded: {str(error).splitlines()[0]}"
+            f"--data {source} is neither a file nor a dataset that can be loaded: "
+            f"{str(error).splitlines()[0]}"
         ) from error
     return dict(found)
 
 
 def _label_names(table: Any, columns: Columns) -> list[str] | None:
     features = getattr(table, "features", None) or {}
-    names = getattr(features.get(_column(table, "label", columns.label, "the data")), "names", None) if features else None
+    names = (
+        getattr(features.get(_column(table, "label", columns.label, "the data")), "names", None)
+        if features
+        else None
+    )
     return list(names) if names else None
 
 
 def _column(table: Any, role: str, wanted: str | None, source: str) -> str:
-    present = [str(name) for name in (table.column_names if hasattr(table, "column_names") else table.columns)]
+    present = [
+        str(name)
+        for name in (table.column_names if hasattr(table, "column_names") else table.columns)
+    ]
     if wanted is not None:
         if wanted not in present:
-            raise UserError(f"{source} has no column {wanted!r}; its columns are {', '.join(present)}")
+            raise UserError(
+                f"{source} has no column {wanted!r}; its columns are {', '.join(present)}"
+            )
         return wanted
     for name in _USUAL[role]:
         if name in present:
@@ -245,7 +308,11 @@ def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
     text_column = _column(table, "text", columns.text, source)
     texts = _values(table, text_column)
     labels = _values(table, _column(table, "label", columns.label, source))
-    pairs = _values(table, _column(table, "text", columns.text_pair, source)) if columns.text_pair else [None] * len(texts)
+    pairs = (
+        _values(table, _column(table, "text", columns.text_pair, source))
+        if columns.text_pair
+        else [None] * len(texts)
+    )
     _refuse_open_quotes(texts, source)
     for number, (text, pair, label) in enumerate(zip(texts, pairs, labels, strict=True), start=1):
         for column, found in ((text_column, text), (columns.text_pair, pair)):
@@ -254,7 +321,9 @@ def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
         if label == "" or _missing(label):
             raise UserError(f"{source}: row {number} has no label")
         if not isinstance(label, str | int | float):
-            raise UserError(f"{source}: row {number} has the label {label!r}, allowed is one number or one word")
+            raise UserError(
+                f"{source}: row {number} has the label {label!r}, allowed is one number or one word"
+            )
     return list(zip(texts, pairs, labels, strict=True))
 
 
@@ -268,7 +337,8 @@ def _documents(table: Any, text_column: str | None, source: str) -> list[str]:
     for number, text in enumerate(texts, start=1):
         if not isinstance(text, str):
             raise UserError(
-                f"{source}: row {number} has {type(text).__name__} {str(text)[:40]!r} in column {column!r}, allowed is text"
+                f"{source}: row {number} has {type(text).__name__} {str(text)[:40]!r} in column "
+                f"{column!r}, allowed is text"
             )
     _refuse_open_quotes(texts, source)
     return texts
@@ -279,4 +349,7 @@ def _refuse_open_quotes(texts: Iterable[Any], source: str) -> None:
         return
     for number, text in enumerate(texts, start=1):
         if isinstance(text, str) and "\t" in text and "\n" in text:
-            raise UserError(f"{source}: row {number} runs over several lines; close or double the quotation mark it begins with")
+            raise UserError(
+                f"{source}: row {number} runs over several lines; close or double the quotation "
+                f"mark it begins with"
+            )

@@ -1,4 +1,5 @@
-"""Language modeling: documents in packed blocks to train on, scored by the perplexity of overlapping windows."""
+"""Language modeling: documents in packed blocks to train on, scored by the perplexity of
+overlapping windows."""
 
 from __future__ import annotations
 
@@ -20,35 +21,40 @@ from autocompress.tasks.cleaning import clean
 from autocompress.tasks.data import Documents, load_documents
 
 LENGTH = 256
-"""Tokens of a block and of a window where none are asked for, or as many as the model takes. They are alike, because positions
-that recovery does not train are scored otherwise."""
+"""Tokens of a block and of a window where none are asked for, or as many as the model takes. They
+are alike, because positions that recovery does not train are scored otherwise."""
 SCORED_TOKENS, RUNG_TOKENS = 2**15, 2**12
-"""About so many of a held-out split: for the score of an artifact, and for that of a candidate while it trains."""
+"""About so many of a held-out split: for the score of an artifact, and for that of a candidate
+while it trains."""
 STEP_TOKENS = 1024
-"""Of a training step: each costs a row of the vocabulary in the student, in the teacher and in their losses."""
+"""Of a training step: each costs a row of the vocabulary in the student, in the teacher and in
+their losses."""
 _DOCUMENTS_AT_ONCE = 1000
 """Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
 
 
 @dataclass(frozen=True)
 class Blocks:
-    """Text to train on: rows of shape (1, block length), documents one after the other, each with its end-of-text token."""
+    """Text to train on: rows of shape (1, block length), documents one after the other, each with
+    its end-of-text token."""
 
     rows: list[Row]
 
     @cached_property
     def labels(self) -> NDArray[np.int64]:
-        """(blocks, block length): the token that follows each; -100 after the last, whose next one is in another block."""
+        """(blocks, block length): the token that follows each; -100 after the last, whose next one
+        is in another block."""
         ids = np.concatenate(self.rows)
         return np.concatenate([ids[:, 1:], np.full((len(ids), 1), -100)], axis=1)
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Text to score: overlapping stretches of it, of which each scores its last tokens, so that none is scored twice.
+    """Text to score: overlapping stretches of it, of which each scores its last tokens, so that
+    none is scored twice.
 
-    The text begins with an end-of-text token, which gives its first document the context that the others have, and ends with
-    one; only the first is not scored.
+    The text begins with an end-of-text token, which gives its first document the context that the
+    others have, and ends with one; only the first is not scored.
 
     Args:
         rows: of shape (1, length), all of one length.
@@ -67,7 +73,8 @@ class Windows:
         return Windows([self.rows[i] for i in indices], scored, round(share * self.text_bytes))
 
     def spread(self, tokens: int) -> list[int]:
-        """Windows that score about so many tokens, two at least, spread evenly; all where they score no more."""
+        """Windows that score about so many tokens, two at least, spread evenly; all where they
+        score no more."""
         count = len(self.rows) * tokens // int(self.scored.sum())
         places = np.linspace(0, len(self.rows) - 1, min(len(self.rows), max(2, count)))
         return [int(place) for place in places]
@@ -75,11 +82,13 @@ class Windows:
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a window in nats.
+    """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a
+    window in nats.
 
     Args:
         cleaned: ``train`` without the lines that ``clean`` drops.
-        dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored, by reason.
+        dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored,
+            by reason.
     """
 
     train: Blocks
@@ -96,9 +105,15 @@ class LanguageModeling:
     def facts(self) -> Mapping[str, Any]:
         block, window = self.train.rows[0].shape[1], self.validation.rows[0].shape[1]
         tokens = ", ".join(
-            f"{part.scored.sum()} of {name}" for name, part in (("validation", self.validation), ("test", self.test))
+            f"{part.scored.sum()} of {name}"
+            for name, part in (("validation", self.validation), ("test", self.test))
         )
-        return {"text": f"trained on blocks of {block} tokens, scored in windows of {window}; tokens scored: {tokens}"}
+        return {
+            "text": (
+                f"trained on blocks of {block} tokens, scored in windows of {window}; tokens "
+                f"scored: {tokens}"
+            )
+        }
 
     @property
     def batch_size(self) -> int:
@@ -117,7 +132,10 @@ class LanguageModeling:
         """At most ``STEP_TOKENS`` tokens at a time, or one window."""
         size = min(size, _rows_of(STEP_TOKENS, part.rows[0]))
         starts = range(0, len(part.rows), size)
-        return [self.batch(part.rows[i : i + size]).inputs | {"scored": part.scored[i : i + size]} for i in starts]
+        return [
+            self.batch(part.rows[i : i + size]).inputs | {"scored": part.scored[i : i + size]}
+            for i in starts
+        ]
 
     def evidence(self, answers: NDArray[np.floating[Any]], part: Windows) -> Evidence:
         return answers.astype(float)
@@ -133,7 +151,9 @@ class LanguageModeling:
 
     def drop(self, baseline: Evidence, other: Evidence, part: Windows) -> tuple[float, float]:
         """See ``compare``."""
-        return _finite(*compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other))))
+        return _finite(
+            *compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other)))
+        )
 
     def pack(self, evidence: Evidence) -> str:
         """As hex of the 64-bit floats."""
@@ -173,15 +193,17 @@ def load(
         tokenizer: of transformers.
         source, text_column, validation, test: see ``load_documents``.
         positions: tokens that the model takes at most.
-        block_length: tokens of a training block; the last block is dropped where it is not full. By default ``LENGTH``.
+        block_length: tokens of a training block; the last block is dropped where it is not full. By
+            default ``LENGTH``.
         context: tokens of a scored window; by default ``LENGTH``.
-        stride: scored tokens of a window, each of which has at least ``context - stride`` tokens before it; by default half of
-            ``context``.
-        with_cleaned: the training documents also go through ``clean``, which may leave no block; what is scored stays as it is.
+        stride: scored tokens of a window, each of which has at least ``context - stride`` tokens
+            before it; by default half of ``context``.
+        with_cleaned: the training documents also go through ``clean``, which may leave no block;
+            what is scored stays as it is.
 
     Raises:
-        UserError: see ``load_documents``; lengths that do not fit the model or one another; no end-of-text token; a split
-            that does not fill one block or window.
+        UserError: see ``load_documents``; lengths that do not fit the model or one another; no
+            end-of-text token; a split that does not fill one block or window.
     """
     block_length = min(LENGTH, positions) if block_length is None else block_length
     context = min(LENGTH, positions) if context is None else context
@@ -199,11 +221,18 @@ def load(
 
     def to_learn(texts: list[str], name: str) -> Blocks:
         packed = _stream(tokenizer, texts, end, block_length, f"{source}: the {name} split")
-        return Blocks(list(packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length)))
+        return Blocks(
+            list(packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length))
+        )
 
     def to_score(texts: list[str], name: str) -> Windows:
         stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
-        found = windows(np.concatenate([[end], stream]), context, stride, sum(len(text.encode()) for text in texts))
+        found = windows(
+            np.concatenate([[end], stream]),
+            context,
+            stride,
+            sum(len(text.encode()) for text in texts),
+        )
         scored = found.spread(SCORED_TOKENS)
         report[f"{name} windows not scored"] = len(found.rows) - len(scored)
         return found.take(scored)
@@ -214,8 +243,13 @@ def load(
         report |= lines_dropped
         with contextlib.suppress(UserError):  # cleaning left too little
             cleaned = to_learn(left, "cleaned train")
-    validation_windows, test_windows = to_score(documents.validation, "validation"), to_score(documents.test, "test")
-    return LanguageModeling(train, cleaned, validation_windows, test_windows, documents.dropped | report)
+    validation_windows, test_windows = (
+        to_score(documents.validation, "validation"),
+        to_score(documents.test, "test"),
+    )
+    return LanguageModeling(
+        train, cleaned, validation_windows, test_windows, documents.dropped | report
+    )
 
 
 def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
@@ -228,32 +262,45 @@ def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
 
 
 def _end_of_text(tokenizer: Any) -> int:
-    """The end-of-text token; the separator where there is none, as of models trained with BERT's tokenizer."""
+    """The end-of-text token; the separator where there is none, as of models trained with BERT's
+    tokenizer."""
     for token in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if token is not None:
             return int(token)
-    raise UserError("the model's tokenizer has neither an end-of-text token (eos_token) nor a separator (sep_token)")
+    raise UserError(
+        "the model's tokenizer has neither an end-of-text token (eos_token) nor a separator "
+        "(sep_token)"
+    )
 
 
-def _stream(tokenizer: Any, texts: Sequence[str], end: int, least: int, where: str) -> NDArray[np.int64]:
+def _stream(
+    tokenizer: Any, texts: Sequence[str], end: int, least: int, where: str
+) -> NDArray[np.int64]:
     parts = [np.zeros(0, np.int64)]
     for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
         some = list(texts[start : start + _DOCUMENTS_AT_ONCE])
-        encoded = tokenizer(some, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        encoded = tokenizer(
+            some, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )["input_ids"]
         parts.extend(np.array([*ids, end], np.int64) for ids in encoded)
     stream = np.concatenate(parts)
     if len(stream) < least:
-        raise UserError(f"{where} has {len(stream)} tokens in {len(texts)} documents, at least {least} are needed")
+        raise UserError(
+            f"{where} has {len(stream)} tokens in {len(texts)} documents, at least {least} are "
+            f"needed"
+        )
     return stream
 
 
 def windows(stream: NDArray[np.int64], context: int, stride: int, text_bytes: int) -> Windows:
-    """Every token of the stream but the first is scored once, given at least ``context - stride`` tokens before it or all.
+    """Every token of the stream but the first is scored once, given at least ``context - stride``
+    tokens before it or all.
 
     Args:
         stream: of shape (tokens,), two at least.
         context: tokens of a window; of the only one fewer, where the stream is shorter.
-        stride: tokens from one window to the next; the last window ends where the stream ends. 1 to ``context - 1``.
+        stride: tokens from one window to the next; the last window ends where the stream ends. 1 to
+            ``context - 1``.
     """
     length = min(context, len(stream))
     last = len(stream) - length
@@ -288,15 +335,18 @@ class Score:
 
     @property
     def bits_per_byte(self) -> float:
-        """To say the text and where its documents end; comparable between tokenizers that lose nothing of the text."""
+        """To say the text and where its documents end; comparable between tokenizers that lose
+        nothing of the text."""
         return float(self.nll.sum()) / math.log(2) / self.text_bytes
 
 
 def compare(baseline: Score, other: Score) -> tuple[float, float]:
-    """Increase in perplexity against the baseline and its paired standard error, both in percent of the baseline's.
+    """Increase in perplexity against the baseline and its paired standard error, both in percent of
+    the baseline's.
 
-    The error is by the delta method: the increase is ``exp(d) - 1``, where d, the difference in nats per token, is a ratio of
-    two sums over windows; windows count as independent (Cochran, Sampling Techniques, 1977, section 2.11).
+    The error is by the delta method: the increase is ``exp(d) - 1``, where d, the difference in
+    nats per token, is a ratio of two sums over windows; windows count as independent (Cochran,
+    Sampling Techniques, 1977, section 2.11).
 
     Args:
         baseline: of the same windows, two at least.
@@ -311,7 +361,9 @@ def _ratio(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float,
     per_token = nats.sum() / tokens.sum()
     with np.errstate(invalid="ignore"):
         residuals = nats - per_token * tokens
-    return float(per_token), math.sqrt(len(tokens) / (len(tokens) - 1) * float(np.square(residuals).sum())) / float(tokens.sum())
+    return float(per_token), math.sqrt(
+        len(tokens) / (len(tokens) - 1) * float(np.square(residuals).sum())
+    ) / float(tokens.sum())
 
 
 def _exp(nats: float) -> float:

@@ -15,7 +15,7 @@ from autocompress.interfaces import Batch, Evidence, Question, Row
 from autocompress.pareto import Metric
 from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns, Example, load_examples, read_lines
-from autocompress.training import BATCH_SIZE
+from autocompress.training.steps import BATCH_SIZE
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,8 @@ class Split:
 
 @dataclass(frozen=True)
 class TextClassification:
-    """A ``Task``: three splits that share no text, and unlabelled rows. Evidence is 1 for a correct answer, else 0.
+    """A ``Task``: three splits that share no text, and unlabelled rows. Evidence is 1 for a correct
+    answer, else 0.
 
     Args:
         labels: names, by id.
@@ -58,12 +59,17 @@ class TextClassification:
     @property
     def rung_examples(self) -> Sequence[int]:
         """All, shortest first."""
-        return sorted(range(len(self.validation.rows)), key=lambda i: self.validation.rows[i].shape[1])
+        return sorted(
+            range(len(self.validation.rows)), key=lambda i: self.validation.rows[i].shape[1]
+        )
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded to the longest of them."""
         length = max(row.shape[1] for row in rows)
-        inputs = {name: np.zeros((len(rows), length), np.int64) for name in (*self.input_names, "attention_mask")}
+        inputs = {
+            name: np.zeros((len(rows), length), np.int64)
+            for name in (*self.input_names, "attention_mask")
+        }
         inputs["input_ids"][:] = self.pad_id
         for i, row in enumerate(rows):
             for name, values in zip(self.input_names, row, strict=True):
@@ -94,7 +100,9 @@ class TextClassification:
         return np.packbits(evidence > 0).tobytes().hex()
 
     def unpack(self, text: str, count: int) -> Evidence:
-        return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(float)
+        return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(
+            float
+        )
 
 
 def _mean(values: Evidence) -> tuple[float, float]:
@@ -135,30 +143,52 @@ def load(
     """
     examples = load_examples(source, columns, validation, test)
     if label_ids is None:
-        found = {_plain(label) for part in (examples.train, examples.validation, examples.test) for _, _, label in part}
-        ordered_labels = examples.label_names or sorted(map(str, found), key=lambda name: (_number(name), name))
+        found = {
+            _plain(label)
+            for part in (examples.train, examples.validation, examples.test)
+            for _, _, label in part
+        }
+        ordered_labels = examples.label_names or sorted(
+            map(str, found), key=lambda name: (_number(name), name)
+        )
         label_ids = {name: i for i, name in enumerate(ordered_labels)}
     to_id = _label_reader(label_ids, examples.label_names)
     splits = {}
-    input_names = tuple(name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names)
+    input_names = tuple(
+        name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names
+    )
 
     def encode(texts: Sequence[str], pairs: Sequence[str | None]) -> list[Row]:
         encoded = tokenizer(
-            list(texts), list(pairs) if pairs and pairs[0] is not None else None, truncation=True, max_length=max_length
+            list(texts),
+            list(pairs) if pairs and pairs[0] is not None else None,
+            truncation=True,
+            max_length=max_length,
         )
-        return [np.stack([np.asarray(encoded[name][i], np.int64) for name in input_names]) for i in range(len(texts))]
+        return [
+            np.stack([np.asarray(encoded[name][i], np.int64) for name in input_names])
+            for i in range(len(texts))
+        ]
 
     def split(part: list[Example], name: str) -> Split:
         ids = np.array([to_id(label, f"{source} ({name})") for _, _, label in part], np.int64)
         return Split(encode([text for text, _, _ in part], [pair for _, pair, _ in part]), ids)
 
-    for name, part in (("train", examples.train), ("validation", examples.validation), ("test", examples.test)):
+    for name, part in (
+        ("train", examples.train),
+        ("validation", examples.validation),
+        ("test", examples.test),
+    ):
         splits[name] = split(part, name)
         if len(set(splits[name].labels.tolist())) < 2:
-            raise UserError(f"{source}: the {name} split has one class only, at least two are needed")
+            raise UserError(
+                f"{source}: the {name} split has one class only, at least two are needed"
+            )
     dropped = dict(examples.dropped)
     lines = read_lines(unlabeled) if unlabeled else []
-    known = {text for part in (examples.train, examples.validation, examples.test) for text, _, _ in part}
+    known = {
+        text for part in (examples.train, examples.validation, examples.test) for text, _, _ in part
+    }
     fresh = [line for line in lines if line not in known]
     if lines:
         dropped["unlabeled also in a split"] = len(lines) - len(fresh)
@@ -200,6 +230,9 @@ def _label_reader(label_ids: dict[str, int], names: list[str] | None) -> Any:
             return folded[name.casefold()]
         if nameless and isinstance(label, int) and label in ids:
             return label
-        raise UserError(f"{where}: label {name if known else label!r} is not among the model's labels {', '.join(label_ids)}")
+        raise UserError(
+            f"{where}: label {name if known else label!r} is not among the model's labels "
+            f"{', '.join(label_ids)}"
+        )
 
     return to_id

@@ -1,6 +1,8 @@
-"""Compression techniques. A member is one file here, one line in a table below and one row in the conformance test.
+"""Compression techniques. A member is one file here, one line in a table below and one row in the
+conformance test.
 
-Structural techniques apply in the order of ``TECHNIQUES``; quantization converts the exported graph at the end.
+Structural techniques apply in the order of ``TECHNIQUES``; quantization converts the exported graph
+at the end.
 """
 
 from __future__ import annotations
@@ -25,7 +27,10 @@ TECHNIQUES: tuple[Technique, ...] = (
 )
 
 SETTINGS = Settings(
-    *(technique.settings for technique in TECHNIQUES), INITIALIZATION_SETTINGS, RECOVERY_SETTINGS, QUANTIZATION_SETTINGS
+    *(technique.settings for technique in TECHNIQUES),
+    INITIALIZATION_SETTINGS,
+    RECOVERY_SETTINGS,
+    QUANTIZATION_SETTINGS,
 )
 """Every setting a candidate may have."""
 

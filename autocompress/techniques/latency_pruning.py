@@ -1,7 +1,8 @@
 """Heads and FFN neurons pruned together, those first that matter least for the time they take.
 
-Importance per unit of latency as in Shen et al. 2022, "Structural Pruning via Latency-Saliency Knapsack" (HALP), section 3, with
-Fisher information (comparable between heads and neurons) and the device's own latency table.
+Importance per unit of latency as in Shen et al. 2022, "Structural Pruning via Latency-Saliency
+Knapsack" (HALP), section 3, with Fisher information (comparable between heads and neurons) and the
+device's own latency table.
 """
 
 from __future__ import annotations
@@ -21,11 +22,17 @@ Unit = tuple[int, Literal["heads", "ffn"], int]
 
 @dataclass(frozen=True)
 class LatencyPruning:
-    """Removes units in order of importance per latency until the predicted latency is ``width.latency`` of what it was."""
+    """Removes units in order of importance per latency until the predicted latency is
+    ``width.latency`` of what it was."""
 
     name: str = "latency-pruning"
     settings: tuple[Setting, ...] = (
-        Setting("width.latency", Real(0.02, 1), 1.0, "share of the predicted latency that stays when heads and neurons go"),
+        Setting(
+            "width.latency",
+            Real(0.02, 1),
+            1.0,
+            "share of the predicted latency that stays when heads and neurons go",
+        ),
     )
 
     def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
@@ -38,10 +45,17 @@ class LatencyPruning:
         target = share * latency(structure)
         low, high = 0, len(units)
         if latency(_without(structure, units)) > target:
-            raise CandidateFailed(f"width.latency {share:g} is out of reach: without any heads and neurons more is left")
+            raise CandidateFailed(
+                f"width.latency {share:g} is out of reach: without any heads and neurons more is "
+                f"left"
+            )
         while low < high:
             middle = (low + high) // 2
-            low, high = (low, middle) if latency(_without(structure, units[:middle])) <= target else (middle + 1, high)
+            low, high = (
+                (low, middle)
+                if latency(_without(structure, units[:middle])) <= target
+                else (middle + 1, high)
+            )
         return _without(structure, units[:low])
 
 
@@ -50,13 +64,18 @@ def _least_worth_first(structure: Structure, knowledge: Knowledge) -> list[Unit]
     scores = knowledge.importance["fisher"]
     worth: list[tuple[float, Unit]] = []
     for position, layer in enumerate(structure.layers):
-        for kind, kept, important in (("heads", layer.heads, scores.heads), ("ffn", layer.ffn, scores.ffn)):
+        for kind, kept, important in (
+            ("heads", layer.heads, scores.heads),
+            ("ffn", layer.ffn, scores.ffn),
+        ):
             cost = _cost(structure, position, kind, knowledge.latency)
             worth += [(float(important[layer.source][i]) / cost, (position, kind, i)) for i in kept]  # type: ignore[misc]
     return [unit for _, unit in sorted(worth, key=lambda pair: pair[0])]
 
 
-def _cost(structure: Structure, position: int, kind: str, latency: Callable[[Structure], float]) -> float:
+def _cost(
+    structure: Structure, position: int, kind: str, latency: Callable[[Structure], float]
+) -> float:
     """Latency that a unit of a layer takes, on average over half of them."""
     layer = structure.layers[position]
     units = layer.heads if kind == "heads" else layer.ffn
@@ -65,7 +84,9 @@ def _cost(structure: Structure, position: int, kind: str, latency: Callable[[Str
     half = units[: len(units) // 2]
     layers = list(structure.layers)
     layers[position] = replace(layer, heads=half) if kind == "heads" else replace(layer, ffn=half)
-    return max(1e-9, (latency(structure) - latency(Structure(tuple(layers)))) / (len(units) - len(half)))
+    return max(
+        1e-9, (latency(structure) - latency(Structure(tuple(layers)))) / (len(units) - len(half))
+    )
 
 
 def _without(structure: Structure, units: Sequence[Unit]) -> Structure:
@@ -73,6 +94,10 @@ def _without(structure: Structure, units: Sequence[Unit]) -> Structure:
 
     def left(position: int, layer: Layer) -> Layer:
         heads = tuple(i for i in layer.heads if (position, "heads", i) not in gone)
-        return replace(layer, heads=heads, ffn=tuple(i for i in layer.ffn if (position, "ffn", i) not in gone))
+        return replace(
+            layer, heads=heads, ffn=tuple(i for i in layer.ffn if (position, "ffn", i) not in gone)
+        )
 
-    return Structure(tuple(left(position, layer) for position, layer in enumerate(structure.layers)))
+    return Structure(
+        tuple(left(position, layer) for position, layer in enumerate(structure.layers))
+    )

@@ -1,8 +1,9 @@
 """Layer truncation: keep some layers, drop the rest.
 
-Rules after Li et al. 2021 and its released code (layers of a student as part of a teacher's) and Sajjad et al. 2020, "Poor Man's
-BERT". Keeping half of the layers, ``bottom`` and ``bottom-half`` are the same, as are ``top`` and ``top-half``, ``sandwich`` and
-``spread-sandwich``; keeping fewer, those of the paper's code stay spread over their half.
+Rules after Li et al. 2021 and its released code (layers of a student as part of a teacher's) and
+Sajjad et al. 2020, "Poor Man's BERT". Keeping half of the layers, ``bottom`` and ``bottom-half``
+are the same, as are ``top`` and ``top-half``, ``sandwich`` and ``spread-sandwich``; keeping fewer,
+those of the paper's code stay spread over their half.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ def _top_half(n: int, k: int) -> list[int]:
 
 RULES: dict[str, Callable[[int, int], list[int]]] = {
     "uniform": lambda n, k: [i * n // k for i in range(k)],
-    "pseudo-uniform": lambda n, k: [0] if k == 1 else [(2 * i * (n - 1) + k - 1) // (2 * (k - 1)) for i in range(k)],
+    "pseudo-uniform": lambda n, k: (
+        [0] if k == 1 else [(2 * i * (n - 1) + k - 1) // (2 * (k - 1)) for i in range(k)]
+    ),
     "bottom": lambda n, k: list(range(k)),
     "top": lambda n, k: list(range(n - k, n)),
     "sandwich": lambda n, k: [*range((k + 1) // 2), *range(n - k // 2, n)],
     "bottom-half": _bottom_half,
     "top-half": _top_half,
-    "spread-sandwich": lambda n, k: [*_bottom_half(n, k)[: (k + 1) // 2], *_top_half(n, k)[(k + 1) // 2 :]],
+    "spread-sandwich": lambda n, k: [
+        *_bottom_half(n, k)[: (k + 1) // 2],
+        *_top_half(n, k)[(k + 1) // 2 :],
+    ],
 }
 """Rule -> (layers there are, layers to keep) -> the layers kept, ascending."""
 
@@ -44,7 +50,11 @@ class _LayersKept:
 
     def allows(self, value: Value) -> bool:
         if isinstance(value, tuple):
-            whole = [item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0]
+            whole = [
+                item
+                for item in value
+                if isinstance(item, int) and not isinstance(item, bool) and item >= 0
+            ]
             return len(whole) == len(value) > 0 and whole == sorted(set(whole))
         return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value <= 1
 
@@ -57,7 +67,8 @@ class _LayersKept:
 
 @dataclass(frozen=True)
 class LayerTruncation:
-    """Keeps ``layers.keep`` of the layers (at least one), chosen by ``layers.rule``, or exactly the listed ones."""
+    """Keeps ``layers.keep`` of the layers (at least one), chosen by ``layers.rule``, or exactly the
+    listed ones."""
 
     name: str = "layer-truncation"
     settings: tuple[Setting, ...] = (
@@ -77,7 +88,10 @@ class LayerTruncation:
         if isinstance(keep, tuple):
             listed = [item for item in keep if isinstance(item, int)]
             if listed[-1] >= count:
-                raise CandidateFailed(f"layers.keep names layer {listed[-1]}, the model has {count} (0 to {count - 1})")
+                raise CandidateFailed(
+                    f"layers.keep names layer {listed[-1]}, the model has {count} (0 to "
+                    f"{count - 1})"
+                )
         elif keep == 1:
             return structure
         else:

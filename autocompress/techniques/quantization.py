@@ -1,11 +1,12 @@
 """Number formats of the exported graph, by onnxruntime's converters.
 
-Dynamic and static int8 as in the survey of Ganesh et al. 2021, section 3.1 (fixed-length integers after training, weights
-per channel); in causal models the activations of dynamic int8 have a scale for each token. Weight-only int8 and int4 in
-blocks, computed with int8 activations. Under int8 and int4 the embedding gets 8 bits: it is more sensitive than the layers (Shen
-et al. 2020); so does a head that is tied to it, from the same table. Layers may be spared: they keep more bits than the others,
-as in the mixed precision of the same paper. Under bf16 the ONNX file stays in fp32, because onnxruntime has no bf16
-arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
+Dynamic and static int8 as in the survey of Ganesh et al. 2021, section 3.1 (fixed-length integers
+after training, weights per channel); in causal models the activations of dynamic int8 have a scale
+for each token. Weight-only int8 and int4 in blocks, computed with int8 activations. Under int8 and
+int4 the embedding gets 8 bits: it is more sensitive than the layers (Shen et al. 2020); so does a
+head that is tied to it, from the same table. Layers may be spared: they keep more bits than the
+others, as in the mixed precision of the same paper. Under bf16 the ONNX file stays in fp32, because
+onnxruntime has no bf16 arithmetic for CPUs; a runtime that has it (torch on CUDA) computes in bf16.
 """
 
 from __future__ import annotations
@@ -21,12 +22,33 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate, OneOf, Setting, Value
 from autocompress.errors import CandidateFailed, UserError
 
-SCHEMES: tuple[str, ...] = ("fp32", "fp16", "bf16", "int8-dynamic", "int8-static", "int8-weights", "int4-weights")
+SCHEMES: tuple[str, ...] = (
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8-dynamic",
+    "int8-static",
+    "int8-weights",
+    "int4-weights",
+)
 
-BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "int8-dynamic": 1.0, "int8-static": 1.0, "int8-weights": 1.0, "int4-weights": 0.5}
+BYTES = {
+    "fp32": 4.0,
+    "fp16": 2.0,
+    "bf16": 2.0,
+    "int8-dynamic": 1.0,
+    "int8-static": 1.0,
+    "int8-weights": 1.0,
+    "int4-weights": 0.5,
+}
 """Scheme -> bytes of a weight."""
 
-MORE_BITS = {"int8-dynamic": "fp32", "int8-static": "fp32", "int8-weights": "fp32", "int4-weights": "int8-weights"}
+MORE_BITS = {
+    "int8-dynamic": "fp32",
+    "int8-static": "fp32",
+    "int8-weights": "fp32",
+    "int4-weights": "int8-weights",
+}
 """Scheme -> the scheme of the layers that are spared."""
 
 SPARING_RULES: dict[str, Callable[[int], list[int]]] = {
@@ -45,7 +67,11 @@ class _LayersSpared:
 
     def allows(self, value: Value) -> bool:
         if isinstance(value, tuple):
-            whole = {item for item in value if isinstance(item, int) and not isinstance(item, bool) and item >= 0}
+            whole = {
+                item
+                for item in value
+                if isinstance(item, int) and not isinstance(item, bool) and item >= 0
+            }
             return len(value) > 0 and list(value) == sorted(whole)
         return isinstance(value, str) and value in SPARING_RULES
 
@@ -53,7 +79,9 @@ class _LayersSpared:
         return "first" if value == (0,) else value
 
     def __str__(self) -> str:
-        return f"one of {', '.join(SPARING_RULES)}, or an ascending list of kept layers counted from 0"
+        return (
+            f"one of {', '.join(SPARING_RULES)}, or an ascending list of kept layers counted from 0"
+        )
 
 
 QUANTIZATION_SETTINGS: tuple[Setting, ...] = (
@@ -76,7 +104,8 @@ QUANTIZATION_SETTINGS: tuple[Setting, ...] = (
 
 
 def onnx_format(scheme: str) -> str:
-    """What the ONNX file holds: fp32 under bf16, which onnxruntime cannot compute on CPUs; else the scheme itself."""
+    """What the ONNX file holds: fp32 under bf16, which onnxruntime cannot compute on CPUs; else the
+    scheme itself."""
     return "fp32" if scheme == "bf16" else scheme
 
 
@@ -91,9 +120,16 @@ def layer_schemes(candidate: Candidate, layers: int) -> tuple[str, ...]:
     """
     scheme = candidate.text("quantization.scheme", "fp32")
     spared = candidate.get("quantization.spared", "none")
-    listed = [item for item in spared if isinstance(item, int)] if isinstance(spared, tuple) else SPARING_RULES[str(spared)](layers)
+    listed = (
+        [item for item in spared if isinstance(item, int)]
+        if isinstance(spared, tuple)
+        else SPARING_RULES[str(spared)](layers)
+    )
     if listed and listed[-1] >= layers:
-        raise CandidateFailed(f"quantization.spared names layer {listed[-1]}, the model has {layers} (0 to {layers - 1})")
+        raise CandidateFailed(
+            f"quantization.spared names layer {listed[-1]}, the model has {layers} (0 to "
+            f"{layers - 1})"
+        )
     return tuple(MORE_BITS[scheme] if i in listed else scheme for i in range(layers))
 
 
@@ -110,8 +146,10 @@ def quantize(
     Args:
         source: fp32 ONNX file.
         target: file to write.
-        calibration: model inputs from the training split, name to (batch, length); read by ``int8-static`` only.
-        by_token: whether dynamic int8 has a scale of activations for each token, as causal models need it.
+        calibration: model inputs from the training split, name to (batch, length); read by
+            ``int8-static`` only.
+        by_token: whether dynamic int8 has a scale of activations for each token, as causal models
+            need it.
 
     Returns:
         ``{"scheme": ..., "layers": [scheme of each], "left_in_fp32": {tensor: bytes}}``.
@@ -119,8 +157,8 @@ def quantize(
     Raises:
         CandidateFailed: the graph cannot be converted, or has no such layer as is to be spared.
     """
-    from autocompress import onnx_graphs
-    from autocompress import onnx_runtime as ort
+    from autocompress.graphs import reading as onnx_graphs
+    from autocompress.graphs import runtime as ort
 
     scheme = candidate.text("quantization.scheme", "fp32")
     schemes = layer_schemes(candidate, onnx_graphs.layer_count(source))
@@ -142,7 +180,9 @@ def quantize(
                 ort.quantize_static_int8(source, target, calibration, spared)
             case _:
                 block = int(candidate.number("quantization.block_size"))
-                ort.quantize_matmul_weights(source, aside, 8 if scheme == "int8-weights" else 4, block, spared)
+                ort.quantize_matmul_weights(
+                    source, aside, 8 if scheme == "int8-weights" else 4, block, spared
+                )
                 if scheme == "int4-weights" and spared:
                     ort.quantize_matmul_weights(aside, aside, 8, block)
                 ort.quantize_dynamic_int8(aside, target, only=["Gather"])

@@ -1,31 +1,33 @@
 """Pruning of whole attention heads or whole FFN neurons.
 
-Michel et al. 2019 for heads, Prasanna et al. 2020 for both; the Fisher criterion as in Kwon et al. 2022.
+Michel et al. 2019 for heads, Prasanna et al. 2020 for both; the Fisher criterion as in Kwon et al.
+2022.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, OneOf, Real, Setting
-from autocompress.importance import CRITERIA
 from autocompress.interfaces import Knowledge
-from autocompress.structure import Structure
+from autocompress.knowledge import CRITERIA
+from autocompress.structure import Layer, Structure
 
 
 @dataclass(frozen=True)
 class UnitPruning:
-    """Keeps the most important share of the units that are left; a layer may end with none. Not beside ``width.latency``, which
-    prunes both kinds of units together.
+    """Keeps the most important share of the units that are left; a layer may end with none. Not
+    beside ``width.latency``, which prunes both kinds of units together.
 
     Args:
         name: of the technique.
-        section: which units, as in ``Layer``; also the section of the settings ``keep``, ``importance``, ``allocation``.
+        section: which units, as in ``Layer``; also the section of the settings ``keep``,
+            ``importance``, ``allocation``.
         noun: the units in words.
     """
 
@@ -37,7 +39,13 @@ class UnitPruning:
     def settings(self) -> tuple[Setting, ...]:
         keep = f"{self.section}.keep"
         return (
-            Setting(keep, Real(0, 1), 1.0, f"share of the {self.noun} kept", when=lambda s: s["width.latency"] == 1),
+            Setting(
+                keep,
+                Real(0, 1),
+                1.0,
+                f"share of the {self.noun} kept",
+                when=lambda s: s["width.latency"] == 1,
+            ),
             Setting(
                 f"{self.section}.importance",
                 OneOf(CRITERIA),
@@ -58,23 +66,39 @@ class UnitPruning:
         share = candidate.number(f"{self.section}.keep", 1)
         if share == 1:
             return structure
-        scores = getattr(knowledge.importance[candidate.text(f"{self.section}.importance", "fisher")], self.section)
+        scores = getattr(
+            knowledge.importance[candidate.text(f"{self.section}.importance", "fisher")],
+            self.section,
+        )
         units = [getattr(layer, self.section) for layer in structure.layers]
-        left = [scores[layer.source][list(kept)] for layer, kept in zip(structure.layers, units, strict=True)]
+        left = [
+            scores[layer.source][list(kept)]
+            for layer, kept in zip(structure.layers, units, strict=True)
+        ]
         chosen = allocate(left, share, candidate.text(f"{self.section}.allocation", "global"))
-        kept = [tuple(layer[i] for i in positions) for layer, positions in zip(units, chosen, strict=True)]
-        pairs = zip(structure.layers, kept, strict=True)
-        return Structure(tuple(replace(layer, **{str(self.section): positions}) for layer, positions in pairs))  # type: ignore[arg-type]
+        kept = [
+            tuple(layer[i] for i in positions)
+            for layer, positions in zip(units, chosen, strict=True)
+        ]
+        layers = []
+        for layer, positions in zip(structure.layers, kept, strict=True):
+            heads, ffn = (
+                (positions, layer.ffn) if self.section == "heads" else (layer.heads, positions)
+            )
+            layers.append(Layer(layer.source, heads, ffn))
+        return Structure(tuple(layers))
 
 
-def allocate(scores: Sequence[NDArray[np.float64]], share: float, allocation: str) -> list[tuple[int, ...]]:
+def allocate(
+    scores: Sequence[NDArray[np.float64]], share: float, allocation: str
+) -> list[tuple[int, ...]]:
     """Positions to keep in each layer.
 
     Args:
         scores: per layer, importance of what is still there.
         share: of all positions, from 0 to 1.
-        allocation: ``uniform`` keeps the same share in every layer; ``global`` keeps the most important ones wherever
-            they lie, so a layer may end with none.
+        allocation: ``uniform`` keeps the same share in every layer; ``global`` keeps the most
+            important ones wherever they lie, so a layer may end with none.
 
     Returns:
         Ascending positions per layer; ties go to the earlier layer and position.

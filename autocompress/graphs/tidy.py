@@ -8,7 +8,17 @@ from pathlib import Path
 import numpy as np
 import onnx
 
-_KEEP_DIMENSIONS = ("Add", "Cast", "Div", "LayerNormalization", "MatMul", "Mul", "Softmax", "Split", "Sum")
+_KEEP_DIMENSIONS = (
+    "Add",
+    "Cast",
+    "Div",
+    "LayerNormalization",
+    "MatMul",
+    "Mul",
+    "Softmax",
+    "Split",
+    "Sum",
+)
 """Operators whose result has the dimensions of their first computed input, all but the last."""
 
 
@@ -16,13 +26,18 @@ def tidy(path: Path, inputs: Sequence[str]) -> None:
     """Tidy an exported graph in place.
 
     Args:
-        inputs: to be declared even where nothing reads them, so that all models are called alike; integers (batch, length).
+        inputs: to be declared even where nothing reads them, so that all models are called alike;
+            integers (batch, length).
     """
     model = onnx.load(path)
     present = {item.name for item in model.graph.input}
     for name in inputs:
         if name not in present:
-            model.graph.input.append(onnx.helper.make_tensor_value_info(name, onnx.TensorProto.INT64, ["batch", "length"]))
+            model.graph.input.append(
+                onnx.helper.make_tensor_value_info(
+                    name, onnx.TensorProto.INT64, ["batch", "length"]
+                )
+            )
     keep_normalization_apart(model.graph)
     settle_shapes(model.graph)
     onnx.save(model, path)
@@ -31,8 +46,8 @@ def tidy(path: Path, inputs: Sequence[str]) -> None:
 def keep_normalization_apart(graph: onnx.GraphProto) -> None:
     """Write every addition that feeds a layer normalization as ``Sum``, which computes the same.
 
-    In quantized graphs onnxruntime (1.31) fuses ``Add`` and ``LayerNormalization`` into an operator that takes five times as
-    long on CPUs: a third of the time of a small int8 encoder.
+    In quantized graphs onnxruntime (1.31) fuses ``Add`` and ``LayerNormalization`` into an operator
+    that takes five times as long on CPUs: a third of the time of a small int8 encoder.
     """
     normalized = {node.input[0] for node in graph.node if node.op_type == "LayerNormalization"}
     for node in graph.node:
@@ -41,20 +56,29 @@ def keep_normalization_apart(graph: onnx.GraphProto) -> None:
 
 
 def settle_shapes(graph: onnx.GraphProto) -> None:
-    """Write sizes that are known as constants, keep batch and length in a reshape by their place, and drop what nothing reads then.
+    """Write sizes that are known as constants, keep batch and length in a reshape by their place,
+    and drop what nothing reads then.
 
-    The exporter computes each size from the shape of some earlier tensor, five operators for every reshape; onnxruntime simplifies
-    only those that share theirs with no other.
+    The exporter computes each size from the shape of some earlier tensor, five operators for every
+    reshape; onnxruntime simplifies only those that share theirs with no other.
     """
     shapes = _Shapes(graph)
     for node in graph.node:
         if node.op_type == "Gather" and isinstance(found := shapes.measured(node.output[0]), int):
             node.CopyFrom(
-                onnx.helper.make_node("Constant", [], node.output, node.name, value=shapes.constant(node.output[0], found))
+                onnx.helper.make_node(
+                    "Constant",
+                    [],
+                    node.output,
+                    node.name,
+                    value=shapes.constant(node.output[0], found),
+                )
             )
         sizes = shapes.producers.get(node.input[1]) if node.op_type == "Reshape" else None
         if sizes is not None and sizes.op_type == "Concat":
-            numbers = [shapes.settled(name, place, node.input[0]) for place, name in enumerate(sizes.input)]
+            numbers = [
+                shapes.settled(name, place, node.input[0]) for place, name in enumerate(sizes.input)
+            ]
             if None not in numbers:
                 node.input[1] = f"{node.name}_shape"
                 graph.initializer.append(shapes.constant(node.input[1], numbers))
@@ -84,7 +108,8 @@ class _Shapes:
         return [] if known is None else np.atleast_1d(onnx.numpy_helper.to_array(known)).tolist()
 
     def settled(self, name: str, place: int, data: str) -> int | None:
-        """A number of a shape: itself where it is known, 0 where it is what the reshaped tensor has at the same place."""
+        """A number of a shape: itself where it is known, 0 where it is what the reshaped tensor has
+        at the same place."""
         if known := self.values(name):
             return known[0]
         node = self.producers[name]
@@ -96,14 +121,23 @@ class _Shapes:
     def measured(self, name: str) -> int | tuple[str, int] | None:
         """The dimension that a number taken from a shape is."""
         node = self.producers.get(name)
-        shape = self.producers.get(node.input[0]) if node is not None and node.op_type == "Gather" else None
+        shape = (
+            self.producers.get(node.input[0])
+            if node is not None and node.op_type == "Gather"
+            else None
+        )
         if node is None or shape is None or shape.op_type != "Shape" or shape.attribute:
             return None
         places = self.values(node.input[1])
-        return self.dimension(shape.input[0], places[0]) if len(places) == 1 and places[0] >= 0 else None
+        return (
+            self.dimension(shape.input[0], places[0])
+            if len(places) == 1 and places[0] >= 0
+            else None
+        )
 
     def dimension(self, name: str, place: int) -> int | tuple[str, int]:
-        """Its size where that is constant; else the tensor that it comes from, and its place there."""
+        """Its size where that is constant; else the tensor that it comes from, and its place
+        there."""
         while (node := self.producers.get(name)) is not None:
             computed = [item for item in node.input if item not in self.constants]
             if node.op_type == "Transpose":

@@ -1,4 +1,5 @@
-"""A language model as a graph for ONNX: its cache goes in and comes out, and one graph reads the prompt and each token after it."""
+"""A language model as a graph for ONNX: its cache goes in and comes out, and one graph reads the
+prompt and each token after it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicLayer
 
 from autocompress.families import family_of
-from autocompress.tracing import tied_head
+from autocompress.graphs.tracing import tied_head
 
 
 def generates(model: nn.Module) -> bool:
@@ -22,7 +23,8 @@ def generates(model: nn.Module) -> bool:
 class Cached(nn.Module):
     """A language model whose cache is tensors; layers without heads have none.
 
-    Positions count the tokens that the mask lets through, so prompts of different lengths can be padded on the left.
+    Positions count the tokens that the mask lets through, so prompts of different lengths can be
+    padded on the left.
     """
 
     def __init__(self, model: Any) -> None:
@@ -33,7 +35,11 @@ class Cached(nn.Module):
         self.depth, self.head_size = len(heads), family.head_size(model)
         self.heads = {layer: count for layer, count in enumerate(heads) if count}
         cache = [f"{layer}.{part}" for layer in self.heads for part in ("key", "value")]
-        self.input_names = ["input_ids", "attention_mask", *(f"past_key_values.{name}" for name in cache)]
+        self.input_names = [
+            "input_ids",
+            "attention_mask",
+            *(f"past_key_values.{name}" for name in cache),
+        ]
         self.output_names = ["logits", *(f"present.{name}" for name in cache)]
 
     @property
@@ -50,16 +56,25 @@ class Cached(nn.Module):
 
     def example(self) -> tuple[Tensor, ...]:
         """Two rows of three tokens, after two that the cache holds."""
-        past = [torch.zeros(2, count, 2, self.head_size) for count in self.heads.values() for _ in ("key", "value")]
+        past = [
+            torch.zeros(2, count, 2, self.head_size)
+            for count in self.heads.values()
+            for _ in ("key", "value")
+        ]
         return (torch.ones(2, 3, dtype=torch.int64), torch.ones(2, 5, dtype=torch.int64), *past)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor) -> tuple[Tensor, ...]:
-        """Tokens (batch, length), mask (batch, past + length), and of each layer with heads keys and values (batch, heads, past,
-        head size) -> logits (batch, length, vocabulary), keys and values (batch, heads, past + length, head size)."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Tokens (batch, length), mask (batch, past + length), and of each layer with heads keys
+        and values (batch, heads, past, head size) -> logits (batch, length, vocabulary), keys and
+        values (batch, heads, past + length, head size)."""
         length = input_ids.shape[1]
         nothing = attention_mask[:, None, length:, None].float()
         given = dict(zip(self.heads, zip(past[::2], past[1::2], strict=True), strict=True))
-        cache: Any = Cache([_layer(*given.get(layer, (nothing, nothing))) for layer in range(self.depth)])
+        cache: Any = Cache(
+            [_layer(*given.get(layer, (nothing, nothing))) for layer in range(self.depth)]
+        )
         hidden = self.model.base_model(
             input_ids=input_ids,
             attention_mask=attention_mask,
@@ -69,7 +84,12 @@ class Cached(nn.Module):
         ).last_hidden_state
         table, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings()
         logits = tied_head(hidden, table) if head.weight is table else head(hidden)
-        return (logits, *chain.from_iterable((cache.layers[layer].keys, cache.layers[layer].values) for layer in self.heads))
+        return (
+            logits,
+            *chain.from_iterable(
+                (cache.layers[layer].keys, cache.layers[layer].values) for layer in self.heads
+            ),
+        )
 
 
 def _layer(keys: Tensor, values: Tensor) -> DynamicLayer:

@@ -11,19 +11,28 @@ from pathlib import Path
 from typing import Protocol
 
 from autocompress.candidate import Candidate
+from autocompress.engine.foresight import Foresight
+from autocompress.engine.request import Request
+from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.verification import (
+    all_standing,
+    keep_models,
+    losses,
+    misses,
+    provisional,
+    verified,
+    violation,
+    write_fronts,
+)
+from autocompress.engine.workbench import OutOfTime, Workbench
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
-from autocompress.foresight import Foresight
 from autocompress.journal import Trial
 from autocompress.pareto import Front, Member, Metric, nearest
 from autocompress.report import write_report
-from autocompress.request import Request
-from autocompress.samplers.optuna_sampler import OptunaSampler
 from autocompress.scores import Timing
 from autocompress.structure import Structure
 from autocompress.techniques import TECHNIQUES
 from autocompress.units import clock
-from autocompress.verification import all_standing, keep_models, losses, misses, provisional, verified, violation, write_fronts
-from autocompress.workbench import OutOfTime, Workbench
 
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
@@ -33,7 +42,9 @@ _LAST_SHARE = 0.1
 """Of the time limit: a candidate that does not fit the time left then ends the search."""
 _TIMING_NOISE = 0.03
 """Share by which two timings of one model differ by chance."""
-_STRUCTURAL = tuple({setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings})
+_STRUCTURAL = tuple(
+    {setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings}
+)
 
 
 class Listener(Protocol):
@@ -44,7 +55,8 @@ class Listener(Protocol):
         ...
 
     def trial(self, trial: Trial, remaining_s: float | None) -> None:
-        """A trial has ended; seconds to the end of the whole search, None when nothing is known yet."""
+        """A trial has ended; seconds to the end of the whole search, None when nothing is known
+        yet."""
         ...
 
 
@@ -95,10 +107,14 @@ class Clock:
 class Loop:
     """One search, from a prepared workbench to verified fronts."""
 
-    def __init__(self, request: Request, bench: Workbench, listener: Listener, clock: Clock) -> None:
+    def __init__(
+        self, request: Request, bench: Workbench, listener: Listener, clock: Clock
+    ) -> None:
         self.request, self.bench, self.listener, self.clock = request, bench, listener, clock
         self.trials: list[Trial] = []
-        self.sampler = OptunaSampler(request.space, request.sampler, request.seed, devices=len(bench.devices))
+        self.sampler = OptunaSampler(
+            request.space, request.sampler, request.seed, devices=len(bench.devices)
+        )
 
     @property
     def metric(self) -> Metric:
@@ -127,24 +143,38 @@ class Loop:
         write_report(self.bench.run.folder)
         keep_models(self.bench.run, [member for front in fronts for member in front.members])
         if not any(front.members for front in fronts):
-            raise RequestUnmet(f"none of {len(self.trials) - 1} candidates meets the budget; {self._nearest(found.rejected)}")
+            raise RequestUnmet(
+                f"none of {len(self.trials) - 1} candidates meets the budget; "
+                f"{self._nearest(found.rejected)}"
+            )
         by_name = dict(zip(self.bench.devices, fronts, strict=True))
         return SearchResult(by_name, self.bench.run.folder, tuple(self.trials))
 
     def _write_provisional(self) -> None:
-        write_fronts(self.bench.run, [provisional(self.trials, name, self.bench) for name in self.bench.devices])
+        write_fronts(
+            self.bench.run,
+            [provisional(self.trials, name, self.bench) for name in self.bench.devices],
+        )
 
     def _search(self, recorded: Sequence[Trial]) -> None:
         self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
         half = self.clock.left(0) / 2
         self.foresight = Foresight.prepare(
-            self.bench, self.trials[0], self.request.space, self.listener.stage, lambda: self.clock.left(0) < half
+            self.bench,
+            self.trials[0],
+            self.request.space,
+            self.listener.stage,
+            lambda: self.clock.left(0) < half,
         )
         baseline = self.trials[0]
-        seen: dict[object, Trial] = {_identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline}
+        seen: dict[object, Trial] = {
+            _identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline
+        }
         repeats = unfit = 0
         most = self.request.most_trials
-        while repeats < _MOST_REPEATS and (most is None or len(self.trials) <= most or len(self.trials) < len(recorded)):
+        while repeats < _MOST_REPEATS and (
+            most is None or len(self.trials) <= most or len(self.trials) < len(recorded)
+        ):
             handle, chosen = self.sampler.ask()
             candidate, structure, problem = self._resolve(self.request.space.candidate(chosen))
             identity = _identity(structure, candidate) if structure else candidate
@@ -157,15 +187,22 @@ class Loop:
             number = len(self.trials)
             if number < len(recorded):
                 trial = recorded[number]
-                if trial.candidate != candidate.as_dict() or (structure is not None and trial.sizes != structure.sizes()):
-                    raise UserError(f"--resume: trial {trial.id} cannot be replayed; was the run made with other library versions?")
+                if trial.candidate != candidate.as_dict() or (
+                    structure is not None and trial.sizes != structure.sizes()
+                ):
+                    raise UserError(
+                        f"--resume: trial {trial.id} cannot be replayed; was the run made with "
+                        f"other library versions?"
+                    )
             elif self.clock.left(self._verification_s()) <= 0:
                 break
             elif structure is None:
                 trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
             else:
                 found = self.foresight.foretold(
-                    Trial(number, candidate.as_dict(), "failed", structure.sizes()), structure, candidate
+                    Trial(number, candidate.as_dict(), "failed", structure.sizes()),
+                    structure,
+                    candidate,
                 )
                 if found.state == "over-budget":
                     trial = found
@@ -173,7 +210,9 @@ class Loop:
                     try:
                         problem = self._too_long(self._seconds_for(candidate))
                         if problem is None:
-                            trial = self.bench.evaluate(found, candidate, structure, baseline, self._promote)
+                            trial = self.bench.evaluate(
+                                found, candidate, structure, baseline, self._promote
+                            )
                         else:
                             trial = replace(found, reason=problem)
                     except OutOfTime:
@@ -188,12 +227,21 @@ class Loop:
             self._tell(handle, trial)
 
     def _resolve(self, candidate: Candidate) -> tuple[Candidate, Structure | None, str | None]:
-        """The candidate's structure; an uncut candidate loses the settings of what a cut needs, a start and recovery."""
+        """The candidate's structure; an uncut candidate loses the settings of what a cut needs, a
+        start and recovery."""
         try:
             structure = self.foresight.resolve(candidate)
         except CandidateFailed as error:
             return candidate, None, str(error)
-        return (candidate.without("weights", "recovery") if structure == self.bench.full else candidate), structure, None
+        return (
+            (
+                candidate.without("weights", "recovery")
+                if structure == self.bench.full
+                else candidate
+            ),
+            structure,
+            None,
+        )
 
     def _record(self, trial: Trial, replayed: bool) -> None:
         self.trials.append(trial)
@@ -207,12 +255,15 @@ class Loop:
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
-            self.sampler.tell(handle, (*(1.0 for _ in self.bench.devices), self.metric.largest_drop), 1.0)
+            self.sampler.tell(
+                handle, (*(1.0 for _ in self.bench.devices), self.metric.largest_drop), 1.0
+            )
         else:
             self.sampler.tell(handle, losses(trial, self.metric), self._violation(trial))
 
     def _violation(self, trial: Trial) -> float:
-        """Of the device whose limits are missed by least; a drop that counts nothing in the hypervolume is one, too."""
+        """Of the device whose limits are missed by least; a drop that counts nothing in the
+        hypervolume is one, too."""
         budgets = self.bench.budgets
         if trial.scores:
             lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
@@ -222,12 +273,22 @@ class Loop:
                 + max(0.0, lost / max(self.metric.worst_drop, budgets[name].max_drop or 0.0) - 1)
                 for name, score in trial.scores.items()
             )
-        return min(max(0.0, self.foresight.excess(name, relative)) for name, relative in trial.predicted.items())
+        return min(
+            max(0.0, self.foresight.excess(name, relative))
+            for name, relative in trial.predicted.items()
+        )
 
     def _promote(
-        self, rung: int, steps: int, drop: tuple[float, float], timings: Mapping[str, Timing], remaining_s: float
+        self,
+        rung: int,
+        steps: int,
+        drop: tuple[float, float],
+        timings: Mapping[str, Timing],
+        remaining_s: float,
     ) -> str | None:
-        return outclassed(self.trials, rung, steps, drop, timings, self.metric) or self._too_long(remaining_s)
+        return outclassed(self.trials, rung, steps, drop, timings, self.metric) or self._too_long(
+            remaining_s
+        )
 
     def _too_long(self, seconds: float) -> str | None:
         """Why something that takes so long cannot be done; None when it can.
@@ -243,16 +304,25 @@ class Loop:
         return f"its training would take {clock(seconds)} more, {clock(left)} are left"
 
     def _seconds_for(self, candidate: Candidate) -> float:
-        """What a trial may take, from the trials so far: from those trained in full, where there are any."""
+        """What a trial may take, from the trials so far: from those trained in full, where there
+        are any."""
         steps = candidate.number("recovery.steps", 0)
         trained = [trial for trial in self.trials[1:] if trial.rungs and trial.rungs[-1][0]]
-        rates = [t.seconds / t.rungs[-1][0] for t in [t for t in trained if t.state == "complete"] or trained]
+        rates = [
+            t.seconds / t.rungs[-1][0]
+            for t in [t for t in trained if t.state == "complete"] or trained
+        ]
         return 1.25 * steps * statistics.median(rates or [0.0])
 
     def _verification_s(self) -> float:
-        """What the end of the search may take: the baseline's trial was an export, a timing and a scoring."""
+        """What the end of the search may take: the baseline's trial was an export, a timing and a
+        scoring."""
         models = len(all_standing(self.trials, self.bench)) + 1
-        profiles = {name: device.profile for name, device in self.bench.devices.items() if not device.profile.estimated}
+        profiles = {
+            name: device.profile
+            for name, device in self.bench.devices.items()
+            if not device.profile.estimated
+        }
         phases = {
             name: len(profiles[name].phases(True)) if score.timing.phase else 1
             for name, score in self.trials[0].scores.items()
@@ -287,26 +357,46 @@ class Loop:
             if t.state == "over-budget" and not t.scores
             for name, relative in t.predicted.items()
         ]
-        timed = [(violation(t, name, self.bench.budgets[name]), t, name) for t in self.trials for name in t.scores]
+        timed = [
+            (violation(t, name, self.bench.budgets[name]), t, name)
+            for t in self.trials
+            for name in t.scores
+        ]
         least = min(miss for miss, _, _ in timed)
         for miss, trial, name in sorted(foretold, key=lambda one: one[0])[:1]:
             if miss < least:
                 limit = "latency" if self.bench.budgets[name].max_latency_ms else "speedup"
-                return f"the nearest is {trial.id}, limited by its {limit}: {self.foresight.in_words(trial)}, not trained"
+                foretold_in_words = self.foresight.in_words(trial)
+                return (
+                    f"the nearest is {trial.id}, limited by its {limit}: {foretold_in_words}, "
+                    "not trained"
+                )
         _, found, name = min(timed, key=lambda one: (one[0], losses(one[1], self.metric)))
         score, budget = found.scores[name], self.bench.budgets[name]
-        limits = " and ".join(limit for limit, miss in misses(found, name, budget).items() if miss > 0) or "memory"
+        limits = (
+            " and ".join(limit for limit, miss in misses(found, name, budget).items() if miss > 0)
+            or "memory"
+        )
         metric, scored = self.metric, score.quality
-        quality = f", {metric.name} {metric.text(scored.validation)} on the validation split" if scored else ", not trained"
+        quality = (
+            f", {metric.name} {metric.text(scored.validation)} on the validation split"
+            if scored
+            else ", not trained"
+        )
         return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{quality}"
 
 
 def outclassed(
-    trials: Sequence[Trial], rung: int, steps: int, drop: tuple[float, float], timings: Mapping[str, Timing], metric: Metric
+    trials: Sequence[Trial],
+    rung: int,
+    steps: int,
+    drop: tuple[float, float],
+    timings: Mapping[str, Timing],
+    metric: Metric,
 ) -> str | None:
-    """Why a candidate need not be trained on: a trial that is no slower on any device was better by more than one standard error
-    after as many recovery steps, and its learning rate was not much further down: it had no fewer steps in all, or four times as
-    many as these.
+    """Why a candidate need not be trained on: a trial that is no slower on any device was better by
+    more than one standard error after as many recovery steps, and its learning rate was not much
+    further down: it had no fewer steps in all, or four times as many as these.
 
     Args:
         rung: recovery steps done.
@@ -320,19 +410,30 @@ def outclassed(
     lost, stderr = drop
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
-        no_slower = all(name in trial.scores and _no_slower(trial.scores[name].timing, own) for name, own in timings.items())
+        no_slower = all(
+            name in trial.scores and _no_slower(trial.scores[name].timing, own)
+            for name, own in timings.items()
+        )
         comparable = trial.candidate.get("recovery.steps", 0) >= min(steps, 4 * rung)
         if at_rung is not None and comparable and no_slower and lost - at_rung > stderr:
-            return f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} and is no slower"
+            return (
+                f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} "
+                "and is no slower"
+            )
     return None
 
 
 def _no_slower(one: Timing, other: Timing) -> bool:
-    """By speedup and by latency: in a single timing a slow moment of the baseline upsets the one, of the machine the other."""
+    """By speedup and by latency: in a single timing a slow moment of the baseline upsets the one,
+    of the machine the other."""
     slack = 1 + _TIMING_NOISE
-    return slack * one.speedup >= other.speedup and one.latency_ms.value <= slack * other.latency_ms.value
+    return (
+        slack * one.speedup >= other.speedup
+        and one.latency_ms.value <= slack * other.latency_ms.value
+    )
 
 
 def _identity(structure: Structure, candidate: Candidate) -> object:
-    """Equal for candidates that give the same model by the same training, whatever their settings say."""
+    """Equal for candidates that give the same model by the same training, whatever their settings
+    say."""
     return structure, candidate.without(*_STRUCTURAL)

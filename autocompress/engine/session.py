@@ -1,4 +1,5 @@
-"""From a request to a finished run: reads model and data, reaches the devices, prepares, searches."""
+"""From a request to a finished run: reads model and data, reaches the devices, prepares,
+searches."""
 
 from __future__ import annotations
 
@@ -16,7 +17,9 @@ import torch
 from autocompress import environment
 from autocompress.candidate import Value
 from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
-from autocompress.engine import Clock, Listener, Loop, SearchResult, Silent
+from autocompress.engine.loop import Clock, Listener, Loop, SearchResult, Silent
+from autocompress.engine.request import Request
+from autocompress.engine.workbench import Workbench
 from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.hardware.devices import connect, lengths_of
@@ -24,11 +27,16 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device, Task
 from autocompress.journal import Run
 from autocompress.pareto import Budget
-from autocompress.request import Request
 from autocompress.search_space import Choices, SearchSpace
 from autocompress.tasks import language_modeling, text_classification
-from autocompress.teacher import finetuned, load_config, load_teacher, load_tokenizer, positions_of, weights_digest
-from autocompress.workbench import Workbench
+from autocompress.training.teacher import (
+    finetuned,
+    load_config,
+    load_teacher,
+    load_tokenizer,
+    positions_of,
+    weights_digest,
+)
 
 BUSY_SHARE = 0.25
 """Of a device's cores kept busy by others, above which a search warns."""
@@ -36,7 +44,9 @@ Connect = Callable[[HardwareProfile, Sequence[int]], Device]
 """From a profile and the lengths to time, to the device."""
 
 
-def search_for(request: Request, listener: Listener | None = None, connect: Connect = connect) -> SearchResult:
+def search_for(
+    request: Request, listener: Listener | None = None, connect: Connect = connect
+) -> SearchResult:
     """Search, verify, and write the run folder.
 
     Args:
@@ -44,7 +54,8 @@ def search_for(request: Request, listener: Listener | None = None, connect: Conn
         connect: reaches the devices.
 
     Raises:
-        UserError: a mistake in the request, or a device that cannot be reached; nothing is written then.
+        UserError: a mistake in the request, or a device that cannot be reached; nothing is written
+            then.
         RequestUnmet: no model meets the budget of any device; the run folder shows what was tried.
         SearchFailed: every trial failed.
         KeyboardInterrupt: stopped; the fronts so far are written, and the run can be resumed.
@@ -67,24 +78,37 @@ def search_for(request: Request, listener: Listener | None = None, connect: Conn
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
         description = _description(request, weights_digest(model), task, fingerprints)
-        run = Run.resume(request.out, description["inputs"]) if request.resume else Run.start(request.out, description)
+        run = (
+            Run.resume(request.out, description["inputs"])
+            if request.resume
+            else Run.start(request.out, description)
+        )
         try:
             stack.enter_context(run.locked())
             stack.callback(shutil.rmtree, run.folder / "scratch", ignore_errors=True)
             run.note(trials=request.most_trials, time_limit_s=request.time_limit_s)
             if request.finetune:
                 listener.stage("fine-tuning the teacher")
-                model = finetuned(model, task, request.seed, lambda done, of: listener.stage("fine-tuning the teacher", done, of))
+                model = finetuned(
+                    model,
+                    task,
+                    request.seed,
+                    lambda done, of: listener.stage("fine-tuning the teacher", done, of),
+                )
             tokenizer.save_pretrained(run.folder / "tokenizer")
             listener.stage("preparing the teacher")
             budgets = {name: request.budget_on(name) for name in devices}
             family = family_of(model.config.model_type)
-            bench = Workbench.prepare(run, task, model, family, run.folder / "tokenizer", devices, budgets, request.seed)
+            bench = Workbench.prepare(
+                run, task, model, family, run.folder / "tokenizer", devices, budgets, request.seed
+            )
             return Loop(request, bench, listener, clock).run()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
-            raise UserError(f"no room left on the disk of {request.out}: free some and go on with --resume") from error
+            raise UserError(
+                f"no room left on the disk of {request.out}: free some and go on with --resume"
+            ) from error
 
 
 def search(
@@ -103,9 +127,11 @@ def search(
     """Search for the compressed models worth having; the command ``autocompress search`` in Python.
 
     Args:
-        hardware: a profile, the name of a shipped one, or a TOML path; or several of them, each of which gets a front.
+        hardware: a profile, the name of a shipped one, or a TOML path; or several of them, each of
+            which gets a front.
         space: likewise, one.
-        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``, ``seed``, ``resume``.
+        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``,
+            ``seed``, ``resume``.
 
     Returns:
         The verified fronts, whose ``pick`` chooses by budget, and the run folder.
@@ -118,7 +144,10 @@ def search(
         str(model),
         task,
         str(data),
-        tuple(profile if isinstance(profile, HardwareProfile) else HardwareProfile.load(profile) for profile in listed),
+        tuple(
+            profile if isinstance(profile, HardwareProfile) else HardwareProfile.load(profile)
+            for profile in listed
+        ),
         space if isinstance(space, SearchSpace) else SearchSpace.load(space),
         Path(out),
         budget=budget or Budget(),
@@ -134,7 +163,10 @@ def _load_data(request: Request) -> tuple[Task[Any], Any]:
     language_model = request.task == "language-modeling"
     for profile in request.hardware:
         if language_model and profile.runtime == "torch-cuda":
-            raise UserError(f"hardware profile {profile.name}: torch-cuda times no language models, onnxruntime-cuda does")
+            raise UserError(
+                f"hardware profile {profile.name}: torch-cuda times no language models, "
+                f"onnxruntime-cuda does"
+            )
     task = LOADERS[request.task](request, config, tokenizer, positions)
     for profile in request.hardware:
         profile.check_lengths(_lengths(profile, task), positions, generates=language_model)
@@ -145,10 +177,13 @@ def _lengths(profile: HardwareProfile, task: Task[Any]) -> tuple[int, ...]:
     return lengths_of(profile, [row.shape[1] for row in task.validation.rows])
 
 
-def _text_classification(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
+def _text_classification(
+    request: Request, config: Any, tokenizer: Any, positions: int
+) -> Task[Any]:
     if family_of(config.model_type).causal and tokenizer.pad_token_id is None:
         raise UserError(
-            f"--model {request.model}: the tokenizer has neither a padding token nor an end-of-text token; a decoder that "
+            f"--model {request.model}: the tokenizer has neither a padding token nor an "
+            f"end-of-text token; a decoder that "
             "classifies needs one to find the end of a text"
         )
     return text_classification.load(
@@ -165,7 +200,10 @@ def _text_classification(request: Request, config: Any, tokenizer: Any, position
 
 def _language_modeling(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
     if not family_of(config.model_type).causal:
-        raise UserError(f"--model {request.model} is of type {config.model_type}, language modeling needs a decoder such as gpt2")
+        raise UserError(
+            f"--model {request.model} is of type {config.model_type}, language modeling needs a "
+            f"decoder such as gpt2"
+        )
     return language_modeling.load(
         tokenizer,
         request.data,
@@ -184,12 +222,16 @@ LOADERS: dict[str, Callable[[Request, Any, Any, int], Task[Any]]] = {
     "text-classification": _text_classification,
     "language-modeling": _language_modeling,
 }
-"""By task: from the request, the model's config, its tokenizer and the tokens that it takes at most, to the data."""
+"""By task: from the request, the model's config, its tokenizer and the tokens that it takes at
+most, to the data."""
 
 
 def _may_be(space: SearchSpace, name: str, value: Value) -> bool:
     """Whether any candidate of a space has this choice in a setting."""
-    return any(p.name == name and isinstance(p.values, Choices) and value in p.values.values for p in space.parameters)
+    return any(
+        p.name == name and isinstance(p.values, Choices) and value in p.values.values
+        for p in space.parameters
+    )
 
 
 def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
@@ -201,14 +243,21 @@ def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
         space = space.without(UNLABELED_SHARE)
     if task.cleaned is None and _may_be(space, CLEANED, True):
         if not _may_be(space, CLEANED, False):
-            raise UserError(f"search space {space.name}: {CLEANED} is true, but there is no cleaned text to learn from")
+            raise UserError(
+                f"search space {space.name}: {CLEANED} is true, but there is no cleaned text to "
+                f"learn from"
+            )
         listener.stage(f"{CLEANED} is not searched: there is no cleaned text to learn from")
         space = space.without(CLEANED)
-    offered = dict.fromkeys(["fp32", *(name for profile in request.hardware for name in profile.precisions)])
+    offered = dict.fromkeys(
+        ["fp32", *(name for profile in request.hardware for name in profile.precisions)]
+    )
     narrowed, dropped = space.limited("quantization.scheme", offered)
     if dropped:
         names = " and ".join(profile.name for profile in request.hardware)
-        listener.stage(f"{', '.join(map(str, dropped))} not searched: no gain on {names} by its profile")
+        listener.stage(
+            f"{', '.join(map(str, dropped))} not searched: no gain on {names} by its profile"
+        )
     return replace(request, space=narrowed)
 
 
@@ -216,12 +265,15 @@ def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Liste
     for name, found in fingerprints.items():
         if (found.get("busy_cores") or 0) > BUSY_SHARE * found.get("cores", 1):
             listener.stage(
-                f"{name}: other processes keep {found['busy_cores']:.1f} of {found['cores']} cores busy; training will be slow and "
+                f"{name}: other processes keep {found['busy_cores']:.1f} of {found['cores']} "
+                f"cores busy; training will be slow and "
                 "latencies less certain"
             )
 
 
-def _description(request: Request, weights: str, task: Task[Any], fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def _description(
+    request: Request, weights: str, task: Task[Any], fingerprints: Mapping[str, Mapping[str, Any]]
+) -> dict[str, Any]:
     splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
         "schema": 1,

@@ -1,4 +1,5 @@
-"""Fisher information of a gate on each head and neuron, from one pass (Kwon et al. 2022, section 4.1)."""
+"""Fisher information of a gate on each head and neuron, from one pass (Kwon et al. 2022, section
+4.1)."""
 
 from __future__ import annotations
 
@@ -13,13 +14,16 @@ from torch.nn.functional import cross_entropy
 
 from autocompress.interfaces import Batch, Family
 from autocompress.structure import Importance
-from autocompress.training import fast_math
+from autocompress.training.steps import fast_math
 
 
-def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]) -> Importance:
+def measure(
+    model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]
+) -> Importance:
     """Mean over examples of the squared derivative of the example's own loss by a gate of value 1.
 
-    Every example has gates of its own, so one backward pass over a batch gives the derivatives of each example.
+    Every example has gates of its own, so one backward pass over a batch gives the derivatives of
+    each example.
 
     Args:
         batches: model inputs, and labels as ``TrainingSplit`` has them.
@@ -36,9 +40,9 @@ def measure(model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDA
             gates["heads", index] = torch.ones(count, len(layer.heads), requires_grad=True)
             gates["ffn", index] = torch.ones(count, len(layer.ffn), requires_grad=True)
         handles = [
-            family.part(model, index, "attention_output" if kind == "heads" else "ffn_output").register_forward_pre_hook(
-                _gate(gate)
-            )
+            family.part(
+                model, index, "attention_output" if kind == "heads" else "ffn_output"
+            ).register_forward_pre_hook(_gate(gate))
             for (kind, index), gate in gates.items()
         ]
         try:

@@ -1,4 +1,5 @@
-"""Magnitude: how large a head's or neuron's own weights are (Michel et al. 2019 normalise per layer; so do we)."""
+"""Magnitude: how large a head's or neuron's own weights are (Michel et al. 2019 normalise per
+layer; so do we)."""
 
 from __future__ import annotations
 
@@ -16,12 +17,19 @@ from autocompress.structure import Importance
 def measure(model: nn.Module, family: Family) -> Importance:
     """L2 norm of the weights that go when a unit goes, divided by the layer's root mean square."""
     layers = family.structure(model).layers
-    heads = [_scores(family.weights(model, i, "heads"), len(layer.heads)) for i, layer in enumerate(layers)]
-    ffn = [_scores(family.weights(model, i, "ffn"), len(layer.ffn)) for i, layer in enumerate(layers)]
+    heads = [
+        _scores(family.weights(model, i, "heads"), len(layer.heads))
+        for i, layer in enumerate(layers)
+    ]
+    ffn = [
+        _scores(family.weights(model, i, "ffn"), len(layer.ffn)) for i, layer in enumerate(layers)
+    ]
     return Importance(tuple(heads), tuple(ffn))
 
 
 def _scores(matrices: Sequence[Tensor], units: int) -> NDArray[np.float64]:
-    squares = torch.stack([matrix.double().pow(2).reshape(units, -1).sum(1) for matrix in matrices]).sum(0)
+    squares = torch.stack(
+        [matrix.double().pow(2).reshape(units, -1).sum(1) for matrix in matrices]
+    ).sum(0)
     scores: NDArray[np.float64] = (squares / squares.mean()).sqrt().numpy()
     return scores

@@ -15,16 +15,21 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+)
 from transformers.utils import logging as transformers_logging
 
+from autocompress.cores import reserved
 from autocompress.environment import versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside
-from autocompress.hardware.cores import reserved
 from autocompress.interfaces import Task
-from autocompress.training import Optimizer, fast_math, schedule, tensors
+from autocompress.training.steps import Optimizer, fast_math, schedule, tensors
 
 MOST_BYTES = 2**31
 """Of one ONNX file."""
@@ -47,16 +52,26 @@ def load_config(source: str) -> Any:
         reason = "holds no config.json" if folder.is_dir() else "does not exist"
         raise UserError(f"model folder {source} {reason}")
     try:
-        values = json.loads((folder / "config.json").read_text(encoding="utf-8")) if looks_local and not is_gguf else {}
+        values = (
+            json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if looks_local and not is_gguf
+            else {}
+        )
         if isinstance(values, dict) and values.get("model_type") == "autocompress":
-            raise UserError(f"{source} is already compressed by autocompress; give the model it was made from")
+            raise UserError(
+                f"{source} is already compressed by autocompress; give the model it was made from"
+            )
         if isinstance(values, dict) and "model_type" in values:
             family_of(values["model_type"])
         config = AutoConfig.from_pretrained(**_place(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {source} cannot be loaded: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"--model {source} cannot be loaded: {str(error).splitlines()[0]}"
+        ) from error
     except ImportError as error:
-        raise UserError(f"--model {source}: to read it, pip install 'autocompress[gguf]'") from error
+        raise UserError(
+            f"--model {source}: to read it, pip install 'autocompress[gguf]'"
+        ) from error
     family_of(config.model_type)
     return config
 
@@ -67,7 +82,8 @@ def positions_of(config: Any) -> int:
 
 
 def _place(source: str) -> dict[str, str]:
-    """Where transformers finds a folder, a hub id, or a .gguf file, whose weights it decodes to floats."""
+    """Where transformers finds a folder, a hub id, or a .gguf file, whose weights it decodes to
+    floats."""
     path = Path(source)
     if path.is_file() and path.suffix == ".gguf":
         return {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
@@ -86,13 +102,17 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_place(source), trust_remote_code=False)
     except (OSError, ValueError) as error:
-        raise UserError(f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}"
+        ) from error
     ids = tokenizer.get_vocab().values()
     if len(ids) <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model {source} has no usable tokenizer: its vocabulary is empty")
     words = max(ids) + 1
     if words > vocabulary:
-        raise UserError(f"--model {source}: the tokenizer has {words} tokens, the model only {vocabulary}")
+        raise UserError(
+            f"--model {source}: the tokenizer has {words} tokens, the model only {vocabulary}"
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -104,7 +124,11 @@ def load_teacher(source: str, task: Task[Any], *, fresh: bool = False) -> nn.Mod
     Args:
         fresh: a classifier gets a new head.
     """
-    return load_classifier(source, task.labels if fresh else None) if task.labels else load_language_model(source)
+    return (
+        load_classifier(source, task.labels if fresh else None)
+        if task.labels
+        else load_language_model(source)
+    )
 
 
 def load_language_model(source: str) -> nn.Module:
@@ -119,11 +143,15 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
         labels: label names for a new head; None wants the head that the model has.
 
     Raises:
-        UserError: no safetensors weights, weights that are not finite, or no head where one is wanted.
+        UserError: no safetensors weights, weights that are not finite, or no head where one is
+            wanted.
     """
     new_head: dict[str, Any] = {}
     if labels is not None:
-        new_head = {"id2label": dict(enumerate(labels)), "label2id": {name: i for i, name in enumerate(labels)}}
+        new_head = {
+            "id2label": dict(enumerate(labels)),
+            "label2id": {name: i for i, name in enumerate(labels)},
+        }
         new_head |= {"num_labels": len(labels), "ignore_mismatched_sizes": True}
         torch.manual_seed(0)
     return _load(AutoModelForSequenceClassification, source, **new_head)
@@ -143,19 +171,28 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
         )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {reason}") from error
+        raise UserError(
+            f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {reason}"
+        ) from error
     fresh = (*_HEADS, "bert.pooler") if new_head else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:
-        hint = "; give --finetune to train a classification head" if missing[0].startswith(_HEADS) else ""
+        hint = (
+            "; give --finetune to train a classification head"
+            if missing[0].startswith(_HEADS)
+            else ""
+        )
         raise UserError(f"--model {source} has no weights for {missing[0]}{hint}")
     for name, tensor in model.state_dict().items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"--model {source}: the weights of {name} are not all finite (NaN or infinity)")
+            raise UserError(
+                f"--model {source}: the weights of {name} are not all finite (NaN or infinity)"
+            )
     size = 4 * sum(parameter.numel() for parameter in model.parameters())
     if size >= MOST_BYTES:
         raise UserError(
-            f"--model {source} has {size / 2**30:.1f} GiB of weights in fp32, an ONNX file holds {MOST_BYTES / 2**30:g}"
+            f"--model {source} has {size / 2**30:.1f} GiB of weights in fp32, an ONNX file holds "
+            f"{MOST_BYTES / 2**30:g}"
         )
     model.config.architectures = [type(model).__name__]  # GGUF does not say
     loaded: nn.Module = model.eval()
@@ -171,7 +208,12 @@ def weights_digest(model: nn.Module) -> str:
     return digest.hexdigest()
 
 
-def finetune(model: nn.Module, task: Task[Any], seed: int, progress: Callable[[int, int], None] = lambda done, of: None) -> None:
+def finetune(
+    model: nn.Module,
+    task: Task[Any],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> None:
     """Train all weights on the training split: 2 epochs, batches of the task's size, AdamW at 1e-4.
 
     Args:
@@ -191,20 +233,31 @@ def finetune(model: nn.Module, task: Task[Any], seed: int, progress: Callable[[i
         inputs = tensors(task.batch([task.train.rows[i] for i in indices]))
         with fast_math():
             logits = model(**inputs).logits.float().flatten(0, -2)
-        optimizer.step(nn.functional.cross_entropy(logits, torch.from_numpy(task.train.labels[indices]).flatten()))
+        optimizer.step(
+            nn.functional.cross_entropy(
+                logits, torch.from_numpy(task.train.labels[indices]).flatten()
+            )
+        )
         progress(step + 1, steps)
     model.eval()
 
 
 def finetuned(
-    model: nn.Module, task: Task[Any], seed: int, progress: Callable[[int, int], None] = lambda done, of: None
+    model: nn.Module,
+    task: Task[Any],
+    seed: int,
+    progress: Callable[[int, int], None] = lambda done, of: None,
 ) -> nn.Module:
-    """The model after ``finetune``, kept on disk under what it was made from, where that can be written.
+    """The model after ``finetune``, kept on disk under what it was made from, where that can be
+    written.
 
-    The folder is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else ``~/.cache/autocompress``.
+    The folder is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else
+    ``~/.cache/autocompress``.
     """
     made_from = hashlib.sha256(weights_digest(model).encode())
-    made_from.update(json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode())
+    made_from.update(
+        json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode()
+    )
     for row, label in zip(task.train.rows, task.train.labels, strict=True):
         made_from.update(row.tobytes() + label.tobytes())
     folder = cache_folder() / "teachers" / made_from.hexdigest()[:16]

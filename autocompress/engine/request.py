@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autocompress.engine.samplers import SAMPLERS
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.pareto import Budget, Metric
-from autocompress.samplers import SAMPLERS
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns
@@ -26,20 +26,24 @@ class Request:
     """All that a search is asked.
 
     Args:
-        model: folder or hub id of a fine-tuned classifier, or with ``finetune`` of a model without that head; of a causal language
-            model for language modeling.
+        model: folder or hub id of a fine-tuned classifier, or with ``finetune`` of a model without
+            that head; of a causal language model for language modeling.
         task: ``text-classification`` or ``language-modeling``.
-        data: csv, tsv, json(l) or parquet file, or a dataset id on the hub; for language modeling also a txt file of documents with
-            blank lines between them.
+        data: csv, tsv, json(l) or parquet file, or a dataset id on the hub; for language modeling
+            also a txt file of documents with blank lines between them.
         hardware: what latency is measured under; every device gets a front of its own.
         space: what is searched.
         out: the run folder, new or empty.
-        columns: of the data; usual names are found. Those of a second text and of labels are for text classification.
-        validation: file or split name; by default the data's own, else cut from it. Guides the search.
+        columns: of the data; usual names are found. Those of a second text and of labels are for
+            text classification.
+        validation: file or split name; by default the data's own, else cut from it. Guides the
+            search.
         test: likewise; scored once, at the end.
         unlabeled: text file, a line each, for the teacher to label, in text classification.
-        block_length: language modeling: tokens of a block of training text; by default 256, or as many as the model takes.
-        context: language modeling: tokens of a window of scored text; by default as for ``block_length``.
+        block_length: language modeling: tokens of a block of training text; by default 256, or as
+            many as the model takes.
+        context: language modeling: tokens of a window of scored text; by default as for
+            ``block_length``.
         stride: language modeling: tokens that each window scores; by default half of ``context``.
         finetune: train the model on the data first (2 epochs) and compress the result.
         budget: constraints on every model of a front.
@@ -92,8 +96,15 @@ class Request:
                 raise UserError(f"hardware profile {name} is given twice")
         for name in self.budgets:
             if name not in names:
-                phases = f", nor a phase ({', '.join(PHASES)})" if self.task == "language-modeling" else ""
-                raise UserError(f"a limit is set for {name}, which is not among the hardware profiles {', '.join(names)}{phases}")
+                phases = (
+                    f", nor a phase ({', '.join(PHASES)})"
+                    if self.task == "language-modeling"
+                    else ""
+                )
+                raise UserError(
+                    f"a limit is set for {name}, which is not among the hardware profiles "
+                    f"{', '.join(names)}{phases}"
+                )
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
         if self.time_limit_s is not None and self.time_limit_s <= 0:
@@ -128,7 +139,8 @@ class Request:
         return self.budgets.get(name, self.budget)
 
     def inputs(self, weights: str, fingerprints: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-        """What a resumed run must share with its beginning; the limits on trials and time may change.
+        """What a resumed run must share with its beginning; the limits on trials and time may
+        change.
 
         Args:
             weights: digest of the model's, before any fine-tuning.
@@ -145,10 +157,13 @@ class Request:
             "finetune": self.finetune,
             "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),
-            "budgets": {profile.name: self.budget_on(profile.name).as_dict() for profile in self.hardware},
+            "budgets": {
+                profile.name: self.budget_on(profile.name).as_dict() for profile in self.hardware
+            },
             "sampler": self.sampler,
             "seed": self.seed,
             "devices": {
-                name: {key: value for key, value in found.items() if key not in _STATE} for name, found in fingerprints.items()
+                name: {key: value for key, value in found.items() if key not in _STATE}
+                for name, found in fingerprints.items()
             },
         }

@@ -21,7 +21,15 @@ from autocompress.distillation.settings import CLEANED, weight_setting
 from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Batch, Family, Features, Lesson, Matching, Row
 from autocompress.structure import Structure
-from autocompress.training import BATCH_SIZE, Optimizer, fast_math, forward_all, schedule, tensors, watch
+from autocompress.training.steps import (
+    BATCH_SIZE,
+    Optimizer,
+    fast_math,
+    forward_all,
+    schedule,
+    tensors,
+    watch,
+)
 
 
 @dataclass(frozen=True)
@@ -53,18 +61,25 @@ class TransferSet:
 
 
 class Teacher:
-    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted; those of a language model are
-    computed each time.
+    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted;
+    those of a language model are computed each time.
 
-    Labelled and unlabelled rows are run apart, so that outputs do not depend on what was wanted before.
+    Labelled and unlabelled rows are run apart, so that outputs do not depend on what was wanted
+    before.
 
     Args:
-        scratch: folder for features, which are kept in fp16, all tokens one below the other; emptied first.
+        scratch: folder for features, which are kept in fp16, all tokens one below the other;
+            emptied first.
         cleaned: what students learn from with ``recovery.cleaned``, of a language model only.
     """
 
     def __init__(
-        self, model: nn.Module, family: Family, transfer: TransferSet, scratch: Path, cleaned: TransferSet | None = None
+        self,
+        model: nn.Module,
+        family: Family,
+        transfer: TransferSet,
+        scratch: Path,
+        cleaned: TransferSet | None = None,
     ) -> None:
         self.model = model
         self.family = family
@@ -81,7 +96,8 @@ class Teacher:
         self._features: dict[tuple[str, int], NDArray[np.float16]] = {}
 
     def remember(self, names: Collection[str], unlabelled: bool) -> None:
-        """Compute and keep the logits and these features, of the unlabelled rows too where they are wanted."""
+        """Compute and keep the logits and these features, of the unlabelled rows too where they are
+        wanted."""
         if self.transfer.by_token:
             return
         for part in range(1 + unlabelled):
@@ -89,14 +105,26 @@ class Teacher:
             if missing or part not in self._logits:
                 self._run(missing, part)
 
-    def features(self, names: Sequence[str], indices: Sequence[int], inputs: Mapping[str, Tensor]) -> Features:
+    def features(
+        self, names: Sequence[str], indices: Sequence[int], inputs: Mapping[str, Tensor]
+    ) -> Features:
         """Of the rows, which the inputs are made of; ``remember`` these names first."""
         mask = inputs["attention_mask"]
         if not self.transfer.by_token:
-            return Features(self.logits(indices), mask, {name: self.feature(name, indices, mask.shape[1]) for name in names})
-        with watch(self.model, self.family, len(self.structure.layers), names) as seen, torch.no_grad(), fast_math():
+            return Features(
+                self.logits(indices),
+                mask,
+                {name: self.feature(name, indices, mask.shape[1]) for name in names},
+            )
+        with (
+            watch(self.model, self.family, len(self.structure.layers), names) as seen,
+            torch.no_grad(),
+            fast_math(),
+        ):
             logits = self.model(**inputs).logits.float()
-        return Features(logits.flatten(0, -2), mask, {name: value.float() for name, value in seen.items()})
+        return Features(
+            logits.flatten(0, -2), mask, {name: value.float() for name, value in seen.items()}
+        )
 
     def logits(self, indices: Sequence[int]) -> Tensor:
         """(rows, labels) in fp32; ``remember`` them first."""
@@ -116,13 +144,19 @@ class Teacher:
 
     def _run(self, names: Sequence[str], part: int) -> None:
         rows, starts = self._parts[part], self._starts[part]
-        for where, logits, seen in forward_all(self.model, self.family, rows, self.transfer.batch, names):
-            self._logits.setdefault(part, torch.empty(len(rows), logits.shape[1]))[torch.from_numpy(where)] = logits
+        for where, logits, seen in forward_all(
+            self.model, self.family, rows, self.transfer.batch, names
+        ):
+            self._logits.setdefault(part, torch.empty(len(rows), logits.shape[1]))[
+                torch.from_numpy(where)
+            ] = logits
             for name in names:
                 values = seen[name].to(torch.float16).numpy()
                 stored = self._features.get((name, part))
                 if stored is None:
-                    stored = self._features[name, part] = self._room_for(f"{name}.{part}", int(starts[-1]), values.shape[2])
+                    stored = self._features[name, part] = self._room_for(
+                        f"{name}.{part}", int(starts[-1]), values.shape[2]
+                    )
                 for i, index in enumerate(where):
                     stored[starts[index] : starts[index + 1]] = values[i, : rows[index].shape[1]]
 
@@ -135,11 +169,17 @@ class Teacher:
 class Recovery:
     """Trains one student by its candidate's settings; can stop at any step and go on.
 
-    Without dropout: the runs are short, the teacher's soft labels regularise, and random masks cost a third of a step.
+    Without dropout: the runs are short, the teacher's soft labels regularise, and random masks cost
+    a third of a step.
     """
 
     def __init__(
-        self, student: nn.Module, structure: Structure, candidate: Candidate, teacher: Teacher, seed: Sequence[int]
+        self,
+        student: nn.Module,
+        structure: Structure,
+        candidate: Candidate,
+        teacher: Teacher,
+        seed: Sequence[int],
     ) -> None:
         torch.manual_seed(seed[-1])
         self.student = student.eval()
@@ -158,29 +198,54 @@ class Recovery:
         )
         random = torch.Generator().manual_seed(seed[-1])
         label_phase = round(candidate.number("recovery.label_phase", 0) * self.steps)
-        self.lesson = Lesson(candidate, matching, student, teacher.model, random, max(1, self.steps - label_phase))
+        self.lesson = Lesson(
+            candidate, matching, student, teacher.model, random, max(1, self.steps - label_phase)
+        )
         known, names = objectives(), candidate.get("recovery.objectives", ())
         assert isinstance(names, tuple)
-        self.objectives = [(known[str(name)](self.lesson), candidate.number(weight_setting(str(name)), 1)) for name in names]
-        beside = [p for objective, _ in self.objectives if isinstance(objective, nn.Module) for p in objective.parameters()]
-        self.optimizer = Optimizer(student, candidate.number("recovery.learning_rate"), self.steps, beside=beside)
+        self.objectives = [
+            (known[str(name)](self.lesson), candidate.number(weight_setting(str(name)), 1))
+            for name in names
+        ]
+        beside = [
+            p
+            for objective, _ in self.objectives
+            if isinstance(objective, nn.Module)
+            for p in objective.parameters()
+        ]
+        self.optimizer = Optimizer(
+            student, candidate.number("recovery.learning_rate"), self.steps, beside=beside
+        )
         transfer = teacher.cleaned if candidate.get(CLEANED, False) else teacher.transfer
         if transfer is None:
-            raise CandidateFailed(f"{CLEANED} is true, but there is no cleaned text: it is for language modeling")
+            raise CandidateFailed(
+                f"{CLEANED} is true, but there is no cleaned text: it is for language modeling"
+            )
         self.transfer = transfer
         labelled = len(transfer.labels)
         lengths = np.array([row.shape[1] for row in transfer.rows], np.int64)
         share = candidate.number("recovery.unlabeled_share", 0)
         if share > 0 and len(lengths) == labelled:
-            raise CandidateFailed("recovery.unlabeled_share is more than 0, but there is no unlabelled text: give --unlabeled")
+            raise CandidateFailed(
+                "recovery.unlabeled_share is more than 0, but there is no unlabelled text: give "
+                "--unlabeled"
+            )
         size = transfer.batch_size
         unlabelled = round(share * size)
         pairs = [pair for objective, _ in self.objectives for pair in objective.features()]
-        self.watched, self.taught = sorted({mine for mine, _ in pairs}), sorted({theirs for _, theirs in pairs})
+        self.watched, self.taught = (
+            sorted({mine for mine, _ in pairs}),
+            sorted({theirs for _, theirs in pairs}),
+        )
         if self.objectives:
             teacher.remember(self.taught, unlabelled > 0)
-        sources = [_part(labelled, candidate.number("recovery.data_share"), seed[0]), np.arange(labelled, len(lengths))]
-        drawn = schedule([lengths[source] for source in sources], [size - unlabelled, unlabelled], seed)
+        sources = [
+            _part(labelled, candidate.number("recovery.data_share"), seed[0]),
+            np.arange(labelled, len(lengths)),
+        ]
+        drawn = schedule(
+            [lengths[source] for source in sources], [size - unlabelled, unlabelled], seed
+        )
         rows = np.concatenate(sources)
         self.batches: Iterator[list[int]] = (rows[indices].tolist() for indices in drawn)
 
@@ -202,7 +267,11 @@ class Recovery:
             logits = self.student(**inputs).logits.float().flatten(0, -2)
         loss: Tensor = 0 * logits[0].sum()
         self.lesson.inputs, self.lesson.step = inputs, self.done
-        weight = 1.0 if self.lesson.steps <= self.done < self.steps else self.candidate.number("recovery.hard_label_weight")
+        weight = (
+            1.0
+            if self.lesson.steps <= self.done < self.steps
+            else self.candidate.number("recovery.hard_label_weight")
+        )
         if weight < 1:
             mask = inputs["attention_mask"]
             student = Features(logits, mask, {name: value.float() for name, value in seen.items()})
@@ -217,4 +286,8 @@ class Recovery:
 
 def _part(count: int, share: float, seed: int) -> NDArray[np.int64]:
     """A share of so many indices; with the same seed a smaller share is part of a larger one."""
-    return np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))] if share < 1 else np.arange(count)
+    return (
+        np.random.default_rng(seed).permutation(count)[: max(1, round(share * count))]
+        if share < 1
+        else np.arange(count)
+    )

@@ -1,10 +1,13 @@
-"""Latency foretold from a table: the sum of terms of every layer, fitted to measurements of this model's own shapes.
+"""Latency foretold from a table: the sum of terms of every layer, fitted to measurements of this
+model's own shapes.
 
-A layer costs an amount per head, one per FFN neuron, a step for having any of either, and a constant for the rest of it, all by
-number format; what is in no layer costs a constant by format. Weights that do not fit the caches cost extra: two sizes are fitted
-beyond which each further byte has a price. Nothing costs less than zero. Everything is relative to the latency of the uncut fp32
-model, which is timed in turn with each measurement, so a table holds while the machine's speed drifts. Measured trials join the
-table as they come and count twice, so a table that is off is set right.
+A layer costs an amount per head, one per FFN neuron, a step for having any of either, and a
+constant for the rest of it, all by number format; what is in no layer costs a constant by format.
+Weights that do not fit the caches cost extra: two sizes are fitted beyond which each further byte
+has a price. Nothing costs less than zero. Everything is relative to the latency of the uncut fp32
+model, which is timed in turn with each measurement, so a table holds while the machine's speed
+drifts. Measured trials join the table as they come and count twice, so a table that is off is set
+right.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ _SHARES = (
     (0, 0.5, 0.5),
     (0.67, 0.25, 0.25),
 )
-"""Of the layers, heads and FFN neurons of each probe, in order of what they tell; of the layers at least one."""
+"""Of the layers, heads and FFN neurons of each probe, in order of what they tell; of the layers at
+least one."""
 _SMALL_CACHES_MB = (0.25, 0.5, 1.0, 2.0, 4.0)
 _LARGE_CACHES_MB = (8.0, 12.0, 16.0, 24.0, 32.0)
 
@@ -53,7 +57,8 @@ class Shape:
 
 
 def shape_of(structure: Structure, candidate: Candidate) -> Shape:
-    """The shape that a candidate gives a structure; weights in blocks count as a format by the size of the block.
+    """The shape that a candidate gives a structure; weights in blocks count as a format by the size
+    of the block.
 
     Raises:
         CandidateFailed: the candidate's number formats do not fit the structure.
@@ -69,7 +74,8 @@ def shape_of(structure: Structure, candidate: Candidate) -> Shape:
 
 
 def probes(layers: int, heads: int, ffn: int, formats: Sequence[str]) -> list[Shape]:
-    """Shapes to measure, at most 50: for each format the whole model, a single layer, few heads, a narrow FFN, and mixtures."""
+    """Shapes to measure, at most 50: for each format the whole model, a single layer, few heads, a
+    narrow FFN, and mixtures."""
     each = min(len(_SHARES), MOST_MEASUREMENTS // len(formats))
     return list(
         dict.fromkeys(
@@ -115,16 +121,20 @@ class LatencyTable:
         return {shape.rest, *(name for _, _, name in shape.layers)} <= self.columns.keys()
 
     def errors(self) -> NDArray[np.float64]:
-        """Relative error of each row and trial foretold from all the others, signed; infinite for one that alone tells a cost.
+        """Relative error of each row and trial foretold from all the others, signed; infinite for
+        one that alone tells a cost.
 
-        By the leverages of the linear fit, the sizes of the caches and the costs set to zero taken as they are (Hastie et al. 2009,
-        The Elements of Statistical Learning, section 7.10.3).
+        By the leverages of the linear fit, the sizes of the caches and the costs set to zero taken
+        as they are (Hastie et al. 2009, The Elements of Statistical Learning, section 7.10.3).
         """
         return self._errors
 
     def _fit(self) -> None:
         seen = [*self.rows, *self.trials]
-        formats = sorted({shape.rest for shape, _ in seen} | {layer[2] for shape, _ in seen for layer in shape.layers})
+        formats = sorted(
+            {shape.rest for shape, _ in seen}
+            | {layer[2] for shape, _ in seen for layer in shape.layers}
+        )
         self.columns = {name: i for i, name in enumerate(formats)}
         counts = np.array([1.0] * len(self.rows) + [_TRIAL_WEIGHT] * len(self.trials))
         shares = counts / [relative for _, relative in seen]
@@ -144,13 +154,19 @@ class LatencyTable:
         megabytes = 0.0
         for heads, ffn, name in shape.layers:
             terms[self.columns[name]] += (0, 1, heads > 0, heads, ffn > 0, ffn)
-            megabytes += BYTES[name.partition("/")[0]] * (heads * self.weights[0] + ffn * self.weights[1]) / 1e6
+            megabytes += (
+                BYTES[name.partition("/")[0]]
+                * (heads * self.weights[0] + ffn * self.weights[1])
+                / 1e6
+            )
         return np.append(terms.ravel(), [max(0.0, megabytes - size) for size in caches])
 
 
 def _leverages(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     """How much each row draws its own fitted value, 0 to 1."""
-    left, sizes, _ = np.linalg.svd(matrix / np.maximum(np.abs(matrix).max(axis=0), 1e-12), full_matrices=False)
+    left, sizes, _ = np.linalg.svd(
+        matrix / np.maximum(np.abs(matrix).max(axis=0), 1e-12), full_matrices=False
+    )
     leverages: NDArray[np.float64] = np.square(left[:, sizes > 1e-6 * sizes[0]]).sum(axis=1)
     return leverages
 

@@ -11,17 +11,20 @@ import numpy as np
 import onnx
 
 PAST = "past_key_values."
-"""Of the names of the inputs that hold a language model's cache, such as ``past_key_values.0.key``."""
+"""Of the names of the inputs that hold a language model's cache, such as
+``past_key_values.0.key``."""
 
 
 def has_cache(path: Path) -> bool:
-    """Whether a file is a language model whose cache goes in and comes out; what is no ONNX file is not."""
+    """Whether a file is a language model whose cache goes in and comes out; what is no ONNX file is
+    not."""
     return _has_cache(path, path.stat().st_mtime_ns)
 
 
 @lru_cache(maxsize=64)
 def _has_cache(path: Path, _: int) -> bool:
-    """Read once for each time that the file was written: it is asked before every timing, and weights are large."""
+    """Read once for each time that the file was written: it is asked before every timing, and
+    weights are large."""
     try:
         inputs = onnx.load(path, load_external_data=False).graph.input
     except Exception as error:
@@ -32,7 +35,8 @@ def _has_cache(path: Path, _: int) -> bool:
 
 
 def layer_of(node_name: str) -> int | None:
-    """The layer a node belongs to, by the scope that torch's exporter writes, such as ``/model/bert/encoder/layer.3/``."""
+    """The layer a node belongs to, by the scope that torch's exporter writes, such as
+    ``/model/bert/encoder/layer.3/``."""
     found = re.search(r"/(?:layer|layers|h)\.(\d+)/", node_name)
     return int(found[1]) if found else None
 
@@ -43,12 +47,15 @@ def layer_count(path: Path) -> int:
 
 
 def float_weight_bytes(path: Path) -> dict[str, int]:
-    """Bytes of the fp32 matrices, by name: what a quantizer left; its own scales are not counted."""
+    """Bytes of the fp32 matrices, by name: what a quantizer left; its own scales are not
+    counted."""
     graph = onnx.load(path).graph
     return {
         tensor.name: 4 * int(np.prod(tensor.dims))
         for tensor in graph.initializer
-        if tensor.data_type == onnx.TensorProto.FLOAT and len(tensor.dims) >= 2 and not tensor.name.endswith(("_scale", "_scales"))
+        if tensor.data_type == onnx.TensorProto.FLOAT
+        and len(tensor.dims) >= 2
+        and not tensor.name.endswith(("_scale", "_scales"))
     }
 
 
@@ -69,30 +76,61 @@ _SCHEME_BY_TYPE = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp
 
 
 def operations(path: Path) -> tuple[list[Product], int]:
-    """The matrix products with weights, and the number of all operators but constants and shape arithmetic."""
+    """The matrix products with weights, and the number of all operators but constants and shape
+    arithmetic."""
     graph = onnx.load(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
-    dequantized = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    dequantized = {
+        node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
+    }
     products = []
     for node in graph.node:
         if node.op_type == "MatMulNBits":
             attributes = {item.name: item.i for item in node.attribute}
-            products.append(Product(attributes["K"] * attributes["N"], f"int{attributes['bits']}-weights"))
-        elif node.op_type in ("MatMul", "Gemm", "MatMulInteger", "MatMulIntegerToFloat", "DynamicQuantizeMatMul"):
+            products.append(
+                Product(attributes["K"] * attributes["N"], f"int{attributes['bits']}-weights")
+            )
+        elif node.op_type in (
+            "MatMul",
+            "Gemm",
+            "MatMulInteger",
+            "MatMulIntegerToFloat",
+            "DynamicQuantizeMatMul",
+        ):
             static = [dequantized[name] for name in node.input if dequantized.get(name) in tensors]
-            weights = [tensors[name] for name in [*node.input, *static] if name in tensors and len(tensors[name].dims) == 2]
+            weights = [
+                tensors[name]
+                for name in [*node.input, *static]
+                if name in tensors and len(tensors[name].dims) == 2
+            ]
             for tensor in weights[:1]:
                 integer = "int8-static" if static else "int8-dynamic"
-                products.append(Product(int(np.prod(tensor.dims)), _SCHEME_BY_TYPE.get(tensor.data_type, integer)))
+                products.append(
+                    Product(
+                        int(np.prod(tensor.dims)), _SCHEME_BY_TYPE.get(tensor.data_type, integer)
+                    )
+                )
     return products, sum(node.op_type not in _FREE for node in graph.node)
 
 
-_FREE = ("Constant", "ConstantOfShape", "Shape", "Gather", "Unsqueeze", "Concat", "Reshape", "Cast", "Slice", "Identity")
+_FREE = (
+    "Constant",
+    "ConstantOfShape",
+    "Shape",
+    "Gather",
+    "Unsqueeze",
+    "Concat",
+    "Reshape",
+    "Cast",
+    "Slice",
+    "Identity",
+)
 """Operators whose time is nothing beside the others'."""
 
 
 def write_probe(path: Path, width: int = 512, inner: int = 2048, layers: int = 2) -> None:
-    """A model with nothing but an embedding and feed-forward layers, random weights: what a device is judged by."""
+    """A model with nothing but an embedding and feed-forward layers, random weights: what a device
+    is judged by."""
     rng = np.random.default_rng(0)
     nodes, weights = [], {"embedding": rng.standard_normal((32, width))}
     nodes.append(onnx.helper.make_node("Gather", ["embedding", "input_ids"], ["h0"], "/embedding"))
@@ -102,7 +140,9 @@ def write_probe(path: Path, width: int = 512, inner: int = 2048, layers: int = 2
         nodes += [
             onnx.helper.make_node("MatMul", [f"h{i}", f"up{i}"], [f"u{i}"], f"/layer.{i}/up"),
             onnx.helper.make_node("Relu", [f"u{i}"], [f"r{i}"], f"/layer.{i}/relu"),
-            onnx.helper.make_node("MatMul", [f"r{i}", f"down{i}"], [f"h{i + 1}"], f"/layer.{i}/down"),
+            onnx.helper.make_node(
+                "MatMul", [f"r{i}", f"down{i}"], [f"h{i + 1}"], f"/layer.{i}/down"
+            ),
         ]
     value = onnx.helper.make_tensor_value_info
     graph = onnx.helper.make_graph(
@@ -110,6 +150,14 @@ def write_probe(path: Path, width: int = 512, inner: int = 2048, layers: int = 2
         "probe",
         [value("input_ids", onnx.TensorProto.INT64, ["batch", "length"])],
         [value(f"h{layers}", onnx.TensorProto.FLOAT, ["batch", "length", width])],
-        [onnx.numpy_helper.from_array(tensor.astype(np.float32), name) for name, tensor in weights.items()],
+        [
+            onnx.numpy_helper.from_array(tensor.astype(np.float32), name)
+            for name, tensor in weights.items()
+        ],
     )
-    onnx.save(onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8), path)
+    onnx.save(
+        onnx.helper.make_model(
+            graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8
+        ),
+        path,
+    )

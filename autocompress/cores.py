@@ -1,4 +1,5 @@
-"""One user of a device at a time: no timing runs while another search trains on the same cores, or times on the same board."""
+"""One user of a device at a time: no timing runs while another search trains on the same cores, or
+times on the same board."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from pathlib import Path
 
 @contextmanager
 def reserved(location: str = "local") -> Iterator[None]:
-    """Waits until no other autocompress process of this user holds the device, and keeps the others waiting.
+    """Waits until no other autocompress process of this user holds the device, and keeps the others
+    waiting.
 
     Args:
         location: as in a hardware profile.

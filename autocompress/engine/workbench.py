@@ -1,4 +1,5 @@
-"""Everything a search needs to try one candidate: the teacher with its outputs, importance, baseline and devices."""
+"""Everything a search needs to try one candidate: the teacher with its outputs, importance,
+baseline and devices."""
 
 from __future__ import annotations
 
@@ -16,29 +17,31 @@ from numpy.typing import NDArray
 from torch import nn
 
 from autocompress.candidate import Candidate
+from autocompress.cores import reserved
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.export import export_model
+from autocompress.graphs.export import export_model
 from autocompress.hardware.agent import kept
-from autocompress.hardware.cores import reserved
-from autocompress.importance import fisher, magnitude
 from autocompress.interfaces import Batch, Device, Evidence, Family, HeldOut, Question, Task
 from autocompress.journal import Run, Trial
+from autocompress.knowledge import fisher, magnitude
 from autocompress.pareto import Budget
-from autocompress.recovery import Recovery, Teacher, TransferSet
 from autocompress.scores import Quality, Score, Timing
 from autocompress.structure import Importance, Structure
 from autocompress.techniques import SETTINGS
-from autocompress.training import fast_math
+from autocompress.training.recovery import Recovery, Teacher, TransferSet
+from autocompress.training.steps import fast_math
 
 FIRST_RUNG = 32
-"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see README)."""
+"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see
+README)."""
 _RUNG_FACTOR = 6
 _IMPORTANCE_BATCHES = 16
 _CALIBRATION_BATCHES = 4
 
 Promote = Callable[[int, int, tuple[float, float], Mapping[str, Timing], float], str | None]
-"""(recovery steps done, and in all, drop on validation examples and its standard error, timings by device, seconds that the
-remaining steps take) -> None to go on, or the reason to stop; may raise ``OutOfTime``."""
+"""(recovery steps done, and in all, drop on validation examples and its standard error, timings by
+device, seconds that the remaining steps take) -> None to go on, or the reason to stop; may raise
+``OutOfTime``."""
 
 
 class OutOfTime(Exception):
@@ -65,7 +68,8 @@ def torch_answer(model: nn.Module, question: Question) -> NDArray[np.floating[An
 
 
 class _Importance(dict[str, Importance]):
-    """Scores of every head and neuron, by criterion; from the first training examples, when they are first wanted."""
+    """Scores of every head and neuron, by criterion; from the first training examples, when they
+    are first wanted."""
 
     def __init__(self, task: Task[Any], model: nn.Module, family: Family) -> None:
         super().__init__()
@@ -120,11 +124,29 @@ class Workbench:
         seed: int,
     ) -> Workbench:
         """Put together what trials need; nothing is computed yet."""
-        transfer = TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch, task.batch_size)
-        cleaned = TransferSet(task.cleaned.rows, task.cleaned.labels, task.batch, task.batch_size) if task.cleaned else None
+        transfer = TransferSet(
+            [*task.train.rows, *task.unlabeled], task.train.labels, task.batch, task.batch_size
+        )
+        cleaned = (
+            TransferSet(task.cleaned.rows, task.cleaned.labels, task.batch, task.batch_size)
+            if task.cleaned
+            else None
+        )
         teacher = Teacher(model, family, transfer, run.folder / "scratch", cleaned)
         full, importance = family.structure(model), _Importance(task, model, family)
-        return cls(run, task, model, family, full, importance, teacher, tokenizer_files, devices, budgets, seed)
+        return cls(
+            run,
+            task,
+            model,
+            family,
+            full,
+            importance,
+            teacher,
+            tokenizer_files,
+            devices,
+            budgets,
+            seed,
+        )
 
     @property
     def models(self) -> Path:
@@ -140,7 +162,9 @@ class Workbench:
         Raises:
             OSError: for none.
         """
-        found = shutil.disk_usage(self.run.folder).free // (4 * (self.baseline_folder / "model.onnx").stat().st_size)
+        found = shutil.disk_usage(self.run.folder).free // (
+            4 * (self.baseline_folder / "model.onnx").stat().st_size
+        )
         if not found:
             raise OSError(errno.ENOSPC, "no room for another model")
         return found
@@ -150,9 +174,15 @@ class Workbench:
         started = time.monotonic()
         candidate = SETTINGS.candidate({}).without("recovery")
         parity = self.export(self.model, self.full, candidate, self.baseline_folder)
-        timings = {name: device.time(self.baseline_folder, [], final=False)[0] for name, device in self.devices.items()}
+        timings = {
+            name: device.time(self.baseline_folder, [], final=False)[0]
+            for name, device in self.devices.items()
+        }
         evidence = self.evidence(self.baseline_folder, self.task.validation)
-        scores = {name: self._scored(timing, evidence[name], evidence[name]) for name, timing in timings.items()}
+        scores = {
+            name: self._scored(timing, evidence[name], evidence[name])
+            for name, timing in timings.items()
+        }
         return Trial(
             0,
             candidate.as_dict(),
@@ -166,10 +196,18 @@ class Workbench:
             path="models/t000",
         )
 
-    def evaluate(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Trial, promote: Promote) -> Trial:
+    def evaluate(
+        self,
+        found: Trial,
+        candidate: Candidate,
+        structure: Structure,
+        baseline: Trial,
+        promote: Promote,
+    ) -> Trial:
         """Cut, time, recover, export, score. Failures come back as failed trials.
 
-        The candidate is timed before it is trained, so one that misses a latency limit costs seconds.
+        The candidate is timed before it is trained, so one that misses a latency limit costs
+        seconds.
 
         Args:
             found: what is known of the trial.
@@ -190,12 +228,21 @@ class Workbench:
         except RuntimeError as error:
             if "memory" not in str(error):
                 raise
-            found = replace(found, state="failed", reason=f"out of memory: {str(error).splitlines()[0]}")
+            found = replace(
+                found, state="failed", reason=f"out of memory: {str(error).splitlines()[0]}"
+            )
         if found.state != "complete":
             shutil.rmtree(self.models / found.id, ignore_errors=True)
         return replace(found, seconds=time.monotonic() - started)
 
-    def _try(self, found: Trial, candidate: Candidate, structure: Structure, baseline: Trial, promote: Promote) -> Trial:
+    def _try(
+        self,
+        found: Trial,
+        candidate: Candidate,
+        structure: Structure,
+        baseline: Trial,
+        promote: Promote,
+    ) -> Trial:
         folder = self.models / found.id
         student = self.family.cut(self.model, structure, candidate.text("weights.start", "copied"))
         steps = int(candidate.number("recovery.steps", 0))
@@ -203,7 +250,8 @@ class Workbench:
         def export_and_time() -> tuple[Trial, dict[str, Timing]]:
             parity = self.export(student, structure, candidate, folder)
             timings = {
-                name: device.time(self.baseline_folder, [folder], final=False)[1][0] for name, device in self.devices.items()
+                name: device.time(self.baseline_folder, [folder], final=False)[1][0]
+                for name, device in self.devices.items()
             }
             scores = {name: Score(timing) for name, timing in timings.items()}
             size = (folder / "model.onnx").stat().st_size
@@ -215,7 +263,9 @@ class Workbench:
             return replace(found, state="over-budget", reason="; ".join(misses))
         if steps:
             with reserved():
-                recovery = Recovery(student, structure, candidate, self.teacher, (self.seed, found.number))
+                recovery = Recovery(
+                    student, structure, candidate, self.teacher, (self.seed, found.number)
+                )
             for rung in rungs(steps):
                 before, begun = recovery.done, time.monotonic()
                 with reserved():
@@ -231,10 +281,17 @@ class Workbench:
             found, timings = export_and_time()
         evidence = self.evidence(folder, self.task.validation)
         scores = {
-            name: self._scored(timing, evidence[name], self.recorded(baseline.scores[name])) for name, timing in timings.items()
+            name: self._scored(timing, evidence[name], self.recorded(baseline.scores[name]))
+            for name, timing in timings.items()
         }
         worst = max(score.quality.drop_validation for score in scores.values() if score.quality)
-        return replace(found, state="complete", scores=scores, path=f"models/{found.id}", rungs=(*found.rungs, (steps, worst)))
+        return replace(
+            found,
+            state="complete",
+            scores=scores,
+            path=f"models/{found.id}",
+            rungs=(*found.rungs, (steps, worst)),
+        )
 
     def _scored(self, timing: Timing, evidence: Evidence, baseline: Evidence) -> Score:
         task, part = self.task, self.task.validation
@@ -246,20 +303,29 @@ class Workbench:
         return self.task.unpack(score.evidence or "", len(self.task.validation.rows))
 
     def too_much(self, name: str, timing: Timing) -> str | None:
-        """What a model needs beyond a device's limits of latency and memory; None when it needs no more."""
+        """What a model needs beyond a device's limits of latency and memory; None when it needs no
+        more."""
         where = f" on {name}" if len(self.devices) > 1 else ""
         if not self.budgets[name].admits_speed(timing.latency_ms.value, timing.speedup):
             return f"{timing}{where}"
         if self.memory_excess(name, timing) > 0:
-            limit, eaten = self.devices[name].profile.memory_limit_mb, (timing.memory_bytes or 0) / 1e6
+            limit, eaten = (
+                self.devices[name].profile.memory_limit_mb,
+                (timing.memory_bytes or 0) / 1e6,
+            )
             what = "memory at the peak" if timing.latency_ms.basis == "measured" else "weights"
             return f"{eaten:.0f} MB of {what}, the limit is {limit:g}{where}"
         return None
 
     def memory_excess(self, name: str, timing: Timing) -> float:
-        """By how much a model misses the device's limit of memory, as a share of it; zero when it holds."""
+        """By how much a model misses the device's limit of memory, as a share of it; zero when it
+        holds."""
         limit = self.devices[name].profile.memory_limit_mb
-        return 0.0 if limit is None or timing.memory_bytes is None else max(0.0, timing.memory_bytes / (limit * 1e6) - 1)
+        return (
+            0.0
+            if limit is None or timing.memory_bytes is None
+            else max(0.0, timing.memory_bytes / (limit * 1e6) - 1)
+        )
 
     def evidence(self, model: Path, part: HeldOut) -> dict[str, Evidence]:
         """Of an artifact on each device, run at its profile's batch size."""
@@ -267,19 +333,29 @@ class Workbench:
         for device in self.devices.values():
             kind = device.answers_like, device.profile.batch_size
             if kind not in known:
-                answers = device.predict(model, self.task.questions(part, device.profile.batch_size))
+                answers = device.predict(
+                    model, self.task.questions(part, device.profile.batch_size)
+                )
                 known[kind] = self.task.evidence(answers, part)
-        return {name: known[device.answers_like, device.profile.batch_size] for name, device in self.devices.items()}
+        return {
+            name: known[device.answers_like, device.profile.batch_size]
+            for name, device in self.devices.items()
+        }
 
     def _drop_in_training(self, student: nn.Module, baseline: Score) -> tuple[float, float]:
         """On the task's rung examples, with its standard error."""
         examples = self.task.rung_examples
         part = self.task.validation.take(examples)
-        answers = [torch_answer(student, question) for question in self.task.questions(part, self.task.batch_size)]
+        answers = [
+            torch_answer(student, question)
+            for question in self.task.questions(part, self.task.batch_size)
+        ]
         evidence = self.task.evidence(np.concatenate(answers), part)
         return self.task.drop(self.recorded(baseline)[list(examples)], evidence, part)
 
-    def export(self, model: nn.Module, structure: Structure, candidate: Candidate, target: Path) -> dict[str, float]:
+    def export(
+        self, model: nn.Module, structure: Structure, candidate: Candidate, target: Path
+    ) -> dict[str, float]:
         """Write a model folder; see ``export_model``."""
         size, rows = self.task.batch_size, self.task.train.rows
         starts = range(0, min(len(rows), _CALIBRATION_BATCHES * size), size)

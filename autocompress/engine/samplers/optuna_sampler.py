@@ -19,7 +19,8 @@ _START_UP_TRIALS = 8
 class OptunaSampler:
     """A ``Sampler`` over a space: its corners first, in order, then the algorithm's proposals.
 
-    Conditions hold inside a point: a setting that means nothing beside the earlier ones is not asked for.
+    Conditions hold inside a point: a setting that means nothing beside the earlier ones is not
+    asked for.
 
     Args:
         algorithm: ``tpe`` or ``random``.
@@ -35,7 +36,9 @@ class OptunaSampler:
             sampler: optuna.samplers.BaseSampler = (
                 optuna.samplers.RandomSampler(seed=seed)
                 if algorithm == "random"
-                else optuna.samplers.TPESampler(seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True)
+                else optuna.samplers.TPESampler(
+                    seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True
+                )
             )
         self.study = optuna.create_study(directions=["minimize"] * (devices + 1), sampler=sampler)
         self.trials: dict[int, optuna.Trial] = {}
@@ -64,8 +67,18 @@ def _encode(parameter: Parameter, value: Value) -> Any:
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
     values = parameter.values
     if isinstance(values, Choices):
-        encoded = trial.suggest_categorical(parameter.name, [json.dumps(thaw(value)) for value in values.values])
+        encoded = trial.suggest_categorical(
+            parameter.name, [json.dumps(thaw(value)) for value in values.values]
+        )
         return freeze(json.loads(encoded))
     if values.integer:
-        return trial.suggest_int(parameter.name, int(values.low), int(values.high), step=int(values.step or 1), log=values.log)
-    return trial.suggest_float(parameter.name, values.low, values.high, step=values.step, log=values.log)
+        return trial.suggest_int(
+            parameter.name,
+            int(values.low),
+            int(values.high),
+            step=int(values.step or 1),
+            log=values.log,
+        )
+    return trial.suggest_float(
+        parameter.name, values.low, values.high, step=values.step, log=values.log
+    )

@@ -1,7 +1,9 @@
-"""What stands in for a model's own operations while its graph is traced: the same results in fewer and faster operators.
+"""What stands in for a model's own operations while its graph is traced: the same results in fewer
+and faster operators.
 
-Attention as plain products with one mask for all layers, queries that share a key multiplied with it at once, reshapes without
-shape arithmetic, and a head that is tied to the embedding reading the embedding's own table.
+Attention as plain products with one mask for all layers, queries that share a key multiplied with
+it at once, reshapes without shape arithmetic, and a head that is tied to the embedding reading the
+embedding's own table.
 """
 
 from __future__ import annotations
@@ -22,7 +24,8 @@ _ATTENTION = "autocompress"
 
 @contextmanager
 def traceable(model: Any) -> Iterator[None]:
-    """While the graph is traced, the model's attention, mask and products are those of this file."""
+    """While the graph is traced, the model's attention, mask and products are those of this
+    file."""
     before = model.config._attn_implementation
     model.config._attn_implementation = _ATTENTION
     try:
@@ -33,16 +36,28 @@ def traceable(model: Any) -> Iterator[None]:
 
 
 def tied_head(hidden: Tensor, table: Tensor) -> Tensor:
-    """The product of (batch, length, width) with the transposed embedding, as a Gemm that transposes as it goes."""
+    """The product of (batch, length, width) with the transposed embedding, as a Gemm that
+    transposes as it goes."""
     scores: Tensor = _TiedHead.apply(hidden, table)  # type: ignore[no-untyped-call]
     return scores
 
 
 def _attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **_: Any
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    **_: Any,
 ) -> tuple[Tensor, None]:
-    """As transformers' eager attention, but keys and values are not copied for each head of queries that shares them."""
-    heads, size, groups = int(query.shape[1]), int(query.shape[3]), getattr(module, "num_key_value_groups", 1)
+    """As transformers' eager attention, but keys and values are not copied for each head of queries
+    that shares them."""
+    heads, size, groups = (
+        int(query.shape[1]),
+        int(query.shape[3]),
+        getattr(module, "num_key_value_groups", 1),
+    )
     if groups > 1:
         query = _reshape(query, (0, heads // groups, -1, size))
         attention_mask = attention_mask.repeat(1, 1, groups, 1)
@@ -66,15 +81,30 @@ def _mask(
 ) -> Tensor:
     """As transformers' eager mask, which spends fifty operators on positions.
 
-    A query sees the tokens that are no padding, and in a causal model of these only as many as up to itself.
+    A query sees the tokens that are no padding, and in a causal model of these only as many as up
+    to itself.
     """
-    if attention_mask is None or mask_function not in (bidirectional_mask_function, causal_mask_function):
-        return eager_mask(batch_size, q_length, kv_length, q_offset, kv_offset, mask_function, attention_mask, dtype, **rest)
+    if attention_mask is None or mask_function not in (
+        bidirectional_mask_function,
+        causal_mask_function,
+    ):
+        return eager_mask(
+            batch_size,
+            q_length,
+            kv_length,
+            q_offset,
+            kv_offset,
+            mask_function,
+            attention_mask,
+            dtype,
+            **rest,
+        )
     visible = attention_mask[:, None, None, :]
     if mask_function is causal_mask_function:
         order = attention_mask.long().cumsum(-1)
         visible = (
-            order.masked_fill(~attention_mask, torch.iinfo(torch.int64).max)[:, None, None, :] <= order[:, None, -q_length:, None]
+            order.masked_fill(~attention_mask, torch.iinfo(torch.int64).max)[:, None, None, :]
+            <= order[:, None, -q_length:, None]
         )
     return torch.where(visible, 0.0, torch.finfo(dtype).min)
 
@@ -101,7 +131,12 @@ class _TiedHead(torch.autograd.Function):
         vocabulary, width = table.type().sizes()
         rows = g.op("Reshape", hidden, g.op("Constant", value_t=torch.tensor([-1, width])))
         scores = g.op("Gemm", rows, table, transB_i=1)
-        shape = g.op("Concat", g.op("Shape", hidden, end_i=2), g.op("Constant", value_t=torch.tensor([vocabulary])), axis_i=0)
+        shape = g.op(
+            "Concat",
+            g.op("Shape", hidden, end_i=2),
+            g.op("Constant", value_t=torch.tensor([vocabulary])),
+            axis_i=0,
+        )
         return g.op("Reshape", scores, shape)
 
 

@@ -15,13 +15,22 @@ import numpy as np
 import onnx
 import onnxruntime
 from numpy.typing import NDArray
-from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_dynamic, quantize_static
-from onnxruntime.quantization.matmul_nbits_quantizer import DefaultWeightOnlyQuantConfig, MatMulNBitsQuantizer
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    QuantFormat,
+    QuantType,
+    quantize_dynamic,
+    quantize_static,
+)
+from onnxruntime.quantization.matmul_nbits_quantizer import (
+    DefaultWeightOnlyQuantConfig,
+    MatMulNBitsQuantizer,
+)
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.transformers.float16 import convert_float_to_float16
 
 from autocompress.errors import UserError
-from autocompress.onnx_graphs import PAST, layer_of
+from autocompress.graphs.reading import PAST, layer_of
 
 Inputs = Mapping[str, NDArray[Any]]
 _TABLE = "/table/"
@@ -38,7 +47,9 @@ def _errors_of(path: Path, verb: str) -> Iterator[None]:
     except Exception as error:
         if not type(error).__module__.startswith("onnxruntime"):
             raise
-        raise UserError(f"{path}: onnxruntime cannot {verb} it: {str(error).splitlines()[0]}") from error
+        raise UserError(
+            f"{path}: onnxruntime cannot {verb} it: {str(error).splitlines()[0]}"
+        ) from error
 
 
 class Model:
@@ -54,7 +65,9 @@ class Model:
         options.log_severity_level = 3
         self.path = path
         with _errors_of(path, "load"):
-            self.session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            self.session = onnxruntime.InferenceSession(
+                str(path), options, providers=["CPUExecutionProvider"]
+            )
         self.input_names = tuple(item.name for item in self.session.get_inputs())
         self.output_names = [item.name for item in self.session.get_outputs()]
 
@@ -65,39 +78,62 @@ class Model:
             UserError: inputs that the model cannot take, such as more tokens than it has positions.
         """
         with _errors_of(self.path, "run"):
-            output: NDArray[np.float32] = self.session.run(self.output_names[:1], self.completed(inputs))[0]
+            output: NDArray[np.float32] = self.session.run(
+                self.output_names[:1], self.completed(inputs)
+            )[0]
         return output
 
     def outputs(self, inputs: Inputs) -> dict[str, NDArray[np.float32]]:
         """All outputs by name; raises as a call."""
         with _errors_of(self.path, "run"):
-            return dict(zip(self.output_names, self.session.run(None, self.completed(inputs)), strict=True))
+            return dict(
+                zip(self.output_names, self.session.run(None, self.completed(inputs)), strict=True)
+            )
 
     def completed(self, inputs: Inputs) -> dict[str, NDArray[Any]]:
         """The inputs, and an empty cache for what of it they do not give."""
-        missing = [item for item in self.session.get_inputs() if item.name.startswith(PAST) and item.name not in inputs]
+        missing = [
+            item
+            for item in self.session.get_inputs()
+            if item.name.startswith(PAST) and item.name not in inputs
+        ]
         rows = len(next(iter(inputs.values())))
-        return {**inputs, **{item.name: np.zeros((rows, item.shape[1], 0, item.shape[3]), np.float32) for item in missing}}
+        return {
+            **inputs,
+            **{
+                item.name: np.zeros((rows, item.shape[1], 0, item.shape[3]), np.float32)
+                for item in missing
+            },
+        }
 
 
 def past_of(outputs: Mapping[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
     """The cache that came out of one run, as the next one takes it in."""
-    return {PAST + name.removeprefix(_PRESENT): value for name, value in outputs.items() if name.startswith(_PRESENT)}
+    return {
+        PAST + name.removeprefix(_PRESENT): value
+        for name, value in outputs.items()
+        if name.startswith(_PRESENT)
+    }
 
 
 def predict(
-    path: Path, batches: Sequence[Inputs], keep: Callable[[NDArray[Any], Inputs], NDArray[Any]] = lambda output, batch: output
+    path: Path,
+    batches: Sequence[Inputs],
+    keep: Callable[[NDArray[Any], Inputs], NDArray[Any]] = lambda output, batch: output,
 ) -> NDArray[Any]:
     """First output for all batches, one below the other; each core works on batches of its own.
 
     Args:
-        keep: from an output and its batch, which may hold more than the model's inputs, to what is kept.
+        keep: from an output and its batch, which may hold more than the model's inputs, to what is
+            kept.
     """
     model = Model(path, threads=1)
     pool = ThreadPoolExecutor(os.cpu_count() or 1)
 
     def answer(batch: Inputs) -> NDArray[Any]:
-        return keep(model({name: batch[name] for name in model.input_names if name in batch}), batch)
+        return keep(
+            model({name: batch[name] for name in model.input_names if name in batch}), batch
+        )
 
     try:
         return np.concatenate(list(pool.map(answer, batches)))
@@ -127,12 +163,18 @@ def _quantizing(path: Path) -> Iterator[None]:
 
 
 def _nodes_of(model: onnx.ModelProto, layers: Collection[int]) -> list[str]:
-    """Names of the nodes that a quantizer must leave: those of the layers, and those that read a table already quantized."""
-    return [node.name for node in model.graph.node if layer_of(node.name) in layers or node.name.startswith(_TABLE)]
+    """Names of the nodes that a quantizer must leave: those of the layers, and those that read a
+    table already quantized."""
+    return [
+        node.name
+        for node in model.graph.node
+        if layer_of(node.name) in layers or node.name.startswith(_TABLE)
+    ]
 
 
 def _without_gemm(path: Path) -> onnx.ModelProto:
-    """The graph with its Gemms written as MatMul and Add, as some quantizers need it; their nodes get other names."""
+    """The graph with its Gemms written as MatMul and Add, as some quantizers need it; their nodes
+    get other names."""
     graph = ONNXModel(onnx.load(path))
     graph.replace_gemm_with_matmul()
     return graph.model
@@ -141,16 +183,26 @@ def _without_gemm(path: Path) -> onnx.ModelProto:
 def convert_to_fp16(source: Path, target: Path) -> None:
     """Weights and arithmetic to float16; the model's inputs and outputs keep their types.
 
-    LayerNormalization is one node and sums in fp32 inside; an RMS norm of single nodes, which would square in float16, stays in
-    fp32.
+    LayerNormalization is one node and sums in fp32 inside; an RMS norm of single nodes, which would
+    square in float16, stays in fp32.
     """
     with _quantizing(source):
         model = onnx.load(source)
-        norms = [node.name for node in model.graph.node if "norm/" in node.name and node.op_type != "LayerNormalization"]
+        norms = [
+            node.name
+            for node in model.graph.node
+            if "norm/" in node.name and node.op_type != "LayerNormalization"
+        ]
         model = convert_float_to_float16(model, keep_io_types=True, node_block_list=norms)
     nodes = list({node.output[0]: node for node in model.graph.node}.values())
-    narrowed = {node.output[0]: node.input[0] for node in nodes if node.name.endswith("_cast_to_fp16_node")}
-    there_and_back = {node.output[0]: narrowed.get(node.input[0]) for node in nodes if node.name.endswith("_cast_to_fp32_node")}
+    narrowed = {
+        node.output[0]: node.input[0] for node in nodes if node.name.endswith("_cast_to_fp16_node")
+    }
+    there_and_back = {
+        node.output[0]: narrowed.get(node.input[0])
+        for node in nodes
+        if node.name.endswith("_cast_to_fp32_node")
+    }
     for node in nodes:
         node.input[:] = [there_and_back.get(name) or name for name in node.input]
     del model.graph.node[:]
@@ -158,7 +210,9 @@ def convert_to_fp16(source: Path, target: Path) -> None:
     onnx.save(model, target)
 
 
-def quantize_dynamic_int8(source: Path, target: Path, only: Sequence[str] | None = None, spared: Collection[int] = ()) -> None:
+def quantize_dynamic_int8(
+    source: Path, target: Path, only: Sequence[str] | None = None, spared: Collection[int] = ()
+) -> None:
     """Weights to int8 per channel, activations to uint8 per run.
 
     Args:
@@ -177,10 +231,14 @@ def quantize_dynamic_int8(source: Path, target: Path, only: Sequence[str] | None
         )
 
 
-def quantize_static_int8(source: Path, target: Path, calibration: Iterable[Inputs], spared: Collection[int] = ()) -> None:
-    """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches (min-max), as QDQ.
+def quantize_static_int8(
+    source: Path, target: Path, calibration: Iterable[Inputs], spared: Collection[int] = ()
+) -> None:
+    """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches
+    (min-max), as QDQ.
 
-    Only matrix products and the embedding: the attention mask's huge negative numbers would spoil any range they share.
+    Only matrix products and the embedding: the attention mask's huge negative numbers would spoil
+    any range they share.
 
     Args:
         spared: layers to leave as they are.
@@ -201,25 +259,34 @@ def quantize_static_int8(source: Path, target: Path, calibration: Iterable[Input
         )
 
 
-def quantize_matmul_weights(source: Path, target: Path, bits: int, block_size: int, spared: Collection[int] = ()) -> None:
-    """Weights of matrix products to int4 or int8 in blocks along the inputs; computed with int8 activations.
+def quantize_matmul_weights(
+    source: Path, target: Path, bits: int, block_size: int, spared: Collection[int] = ()
+) -> None:
+    """Weights of matrix products to int4 or int8 in blocks along the inputs; computed with int8
+    activations.
 
     Args:
         spared: layers to leave as they are.
     """
     with _quantizing(source):
         model = _without_gemm(source)
-        config = DefaultWeightOnlyQuantConfig(block_size=block_size, is_symmetric=True, accuracy_level=4, bits=bits)
-        quantizer = MatMulNBitsQuantizer(model, nodes_to_exclude=_nodes_of(model, spared), algo_config=config)
+        config = DefaultWeightOnlyQuantConfig(
+            block_size=block_size, is_symmetric=True, accuracy_level=4, bits=bits
+        )
+        quantizer = MatMulNBitsQuantizer(
+            model, nodes_to_exclude=_nodes_of(model, spared), algo_config=config
+        )
         quantizer.process()
         onnx.save(quantizer.model.model, target)
 
 
 def quantize_int8_by_token(source: Path, target: Path, spared: Collection[int] = ()) -> None:
-    """Weights to int8 per channel, activations to 8 bits with a scale for each token; the embedding to int8.
+    """Weights to int8 per channel, activations to 8 bits with a scale for each token; the embedding
+    to int8.
 
-    The first token of a text has far larger activations than the others: with one scale for all of a text SmolLM2's perplexity
-    went from 36 to 63, with one for each token to 37. And a text gives the same read at once and token by token.
+    The first token of a text has far larger activations than the others: with one scale for all of
+    a text SmolLM2's perplexity went from 36 to 63, with one for each token to 37. And a text gives
+    the same read at once and token by token.
 
     Args:
         spared: layers to leave as they are.
@@ -262,43 +329,70 @@ _BY_TOKEN: dict[str, NDArray[Any]] = {
 
 
 def _scaled_by_token(given: str) -> tuple[list[onnx.NodeProto], str, str]:
-    """Nodes that bring each token's activations to 8 bits, and the names of the integers and of each token's largest number, which
-    may be zero: the integers are then whatever 0 / 0 becomes, and count nothing."""
+    """Nodes that bring each token's activations to 8 bits, and the names of the integers and of
+    each token's largest number, which may be zero: the integers are then whatever 0 / 0 becomes,
+    and count nothing."""
     step, zero = _BY_TOKEN
-    names = {part: f"{_TABLE}{part}_{given}" for part in ("Abs", "ReduceMax", "Div", "QuantizeLinear")}
+    names = {
+        part: f"{_TABLE}{part}_{given}" for part in ("Abs", "ReduceMax", "Div", "QuantizeLinear")
+    }
     make = onnx.helper.make_node
     nodes = [
         make("Abs", [given], [names["Abs"]], names["Abs"]),
-        make("ReduceMax", [names["Abs"]], [names["ReduceMax"]], names["ReduceMax"], axes=[-1], keepdims=1),
+        make(
+            "ReduceMax",
+            [names["Abs"]],
+            [names["ReduceMax"]],
+            names["ReduceMax"],
+            axes=[-1],
+            keepdims=1,
+        ),
         make("Div", [given, names["ReduceMax"]], [names["Div"]], names["Div"]),
-        make("QuantizeLinear", [names["Div"], step, zero], [names["QuantizeLinear"]], names["QuantizeLinear"]),
+        make(
+            "QuantizeLinear",
+            [names["Div"], step, zero],
+            [names["QuantizeLinear"]],
+            names["QuantizeLinear"],
+        ),
     ]
     return nodes, names["QuantizeLinear"], names["ReduceMax"]
 
 
-def _product_by_token(quantized: str, largest: str, weights: str, scales: str, replaced: onnx.NodeProto) -> list[onnx.NodeProto]:
+def _product_by_token(
+    quantized: str, largest: str, weights: str, scales: str, replaced: onnx.NodeProto
+) -> list[onnx.NodeProto]:
     """In place of a node, the product of such integers with int8 weights."""
     step, zero = _BY_TOKEN
     found = f"{replaced.output[0]}_of_unit"
     inputs = [quantized, weights, step, scales, zero]
     return [
-        onnx.helper.make_node("MatMulIntegerToFloat", inputs, [found], replaced.name, domain="com.microsoft"),
-        onnx.helper.make_node("Mul", [found, largest], [replaced.output[0]], f"{replaced.name}_by_token"),
+        onnx.helper.make_node(
+            "MatMulIntegerToFloat", inputs, [found], replaced.name, domain="com.microsoft"
+        ),
+        onnx.helper.make_node(
+            "Mul", [found, largest], [replaced.output[0]], f"{replaced.name}_by_token"
+        ),
     ]
 
 
 def _add_constants(model: onnx.ModelProto, arrays: Mapping[str, NDArray[Any]]) -> None:
     present = {tensor.name for tensor in model.graph.initializer}
-    model.graph.initializer.extend(onnx.numpy_helper.from_array(array, key) for key, array in arrays.items() if key not in present)
+    model.graph.initializer.extend(
+        onnx.numpy_helper.from_array(array, key)
+        for key, array in arrays.items()
+        if key not in present
+    )
     if not any(item.domain == "com.microsoft" for item in model.opset_import):
         model.opset_import.append(onnx.helper.make_opsetid("com.microsoft", 1))
 
 
 def quantize_tied_table(source: Path, target: Path) -> bool:
-    """Store the table that an embedding and a tied head share once, as int8 with a scale for each token.
+    """Store the table that an embedding and a tied head share once, as int8 with a scale for each
+    token.
 
-    The head multiplies with it as ``quantize_int8_by_token`` would have it, the embedding reads its columns. Held in blocks
-    (GatherBlockQuantized and MatMulNBits) it would be read faster, and multiplied by many tokens three times slower.
+    The head multiplies with it as ``quantize_int8_by_token`` would have it, the embedding reads its
+    columns. Held in blocks (GatherBlockQuantized and MatMulNBits) it would be read faster, and
+    multiplied by many tokens three times slower.
 
     Returns:
         Whether the graph has such a table; nothing is written otherwise.
@@ -306,7 +400,10 @@ def quantize_tied_table(source: Path, target: Path) -> bool:
     model = onnx.load(source)
     graph = model.graph
     embeddings = {node.input[0]: node for node in graph.node if node.op_type == "Gather"}
-    head = next((node for node in graph.node if node.op_type == "Gemm" and node.input[1] in embeddings), None)
+    head = next(
+        (node for node in graph.node if node.op_type == "Gemm" and node.input[1] in embeddings),
+        None,
+    )
     if head is None:
         return False
     name = head.input[1]
@@ -315,19 +412,34 @@ def quantize_tied_table(source: Path, target: Path) -> bool:
     table = onnx.numpy_helper.to_array(tensor)
     scales = np.maximum(np.abs(table).max(axis=1, keepdims=True) / 127, np.float32(1e-12))
     stored, by_product, by_row = f"{name}_quantized", f"{name}_scale", f"{name}_row_scale"
-    held = {stored: np.rint(table / scales).astype(np.int8).T, by_product: scales[:, 0], by_row: scales}
+    held = {
+        stored: np.rint(table / scales).astype(np.int8).T,
+        by_product: scales[:, 0],
+        by_row: scales,
+    }
 
     def read(kind: str, inputs: Sequence[str], **attributes: Any) -> onnx.NodeProto:
-        return onnx.helper.make_node(kind, inputs, [f"{_TABLE}{kind}_{inputs[0]}"], f"{_TABLE}{kind}_{inputs[0]}", **attributes)
+        return onnx.helper.make_node(
+            kind,
+            inputs,
+            [f"{_TABLE}{kind}_{inputs[0]}"],
+            f"{_TABLE}{kind}_{inputs[0]}",
+            **attributes,
+        )
 
     columns = read("Gather", [stored, embedding.input[1]], axis=1)
     rows = read("Transpose", columns.output, perm=[1, 2, 0])
     numbers = read("Cast", rows.output, to=onnx.TensorProto.FLOAT)
     factors = read("Gather", [by_row, embedding.input[1]])
-    found = onnx.helper.make_node("Mul", [numbers.output[0], factors.output[0]], embedding.output, embedding.name)
+    found = onnx.helper.make_node(
+        "Mul", [numbers.output[0], factors.output[0]], embedding.output, embedding.name
+    )
     scaling, quantized, factor = _scaled_by_token(head.input[0])
     product = _product_by_token(quantized, factor, stored, by_product, head)
-    replaced = {embedding.name: [columns, rows, numbers, factors, found], head.name: [*scaling, *product]}
+    replaced = {
+        embedding.name: [columns, rows, numbers, factors, found],
+        head.name: [*scaling, *product],
+    }
     nodes = [new for node in graph.node for new in replaced.get(node.name, [node])]
     del graph.node[:]
     graph.node.extend(nodes)

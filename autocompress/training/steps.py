@@ -1,4 +1,5 @@
-"""What training a teacher and recovering a student share: batches of like lengths, bf16, the optimizers, features."""
+"""What training a teacher and recovering a student share: batches of like lengths, bf16, the
+optimizers, features."""
 
 from __future__ import annotations
 
@@ -23,8 +24,8 @@ _POOL = 20
 
 @contextmanager
 def fast_math() -> Iterator[None]:
-    """bf16 where the CPU computes it fast (about 2x), and attention as plain products: at the length of sentences the fused
-    CPU kernel costs a step a quarter more."""
+    """bf16 where the CPU computes it fast (about 2x), and attention as plain products: at the
+    length of sentences the fused CPU kernel costs a step a quarter more."""
     bf16 = torch.backends.mkldnn.is_available() and _has_bf16()  # type: ignore[no-untyped-call]
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
         yield
@@ -39,21 +40,31 @@ def tensors(batch: Batch) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
 
 
-def schedule(lengths: Sequence[NDArray[np.int64]], per_batch: Sequence[int], seed: Sequence[int]) -> Iterator[list[int]]:
+def schedule(
+    lengths: Sequence[NDArray[np.int64]], per_batch: Sequence[int], seed: Sequence[int]
+) -> Iterator[list[int]]:
     """Endless batches of example indices, each batch of like lengths.
 
     Args:
         lengths: token counts of each source of examples; indices go on from one source to the next.
-        per_batch: examples that a batch takes from each source on average, over any 20 batches exactly.
+        per_batch: examples that a batch takes from each source on average, over any 20 batches
+            exactly.
         seed: same seed, same batches.
     """
     rng = np.random.default_rng(list(seed))
     offsets = np.cumsum([0, *(len(source) for source in lengths)])[:-1]
     all_lengths = np.concatenate(list(lengths))
-    streams = [_endless(len(source), int(offset), rng) for source, offset in zip(lengths, offsets, strict=True)]
+    streams = [
+        _endless(len(source), int(offset), rng)
+        for source, offset in zip(lengths, offsets, strict=True)
+    ]
     size = sum(per_batch)
     while True:
-        pool = [next(stream) for stream, count in zip(streams, per_batch, strict=True) for _ in range(count * _POOL)]
+        pool = [
+            next(stream)
+            for stream, count in zip(streams, per_batch, strict=True)
+            for _ in range(count * _POOL)
+        ]
         pool.sort(key=lambda index: int(all_lengths[index]))
         batches = [pool[i : i + size] for i in range(0, len(pool), size)]
         random.Random(int(rng.integers(2**31))).shuffle(batches)
@@ -66,8 +77,8 @@ def _endless(count: int, offset: int, rng: np.random.Generator) -> Iterator[int]
 
 
 class Optimizer:
-    """AdamW on the dense parameters, lazy Adam on word embeddings that no head shares (only the rows a batch touches), with a
-    linear warm-up and a linear decay to zero.
+    """AdamW on the dense parameters, lazy Adam on word embeddings that no head shares (only the
+    rows a batch touches), with a linear warm-up and a linear decay to zero.
 
     Args:
         beside: parameters that are not the model's.
@@ -85,7 +96,10 @@ class Optimizer:
         embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
         embeddings.sparse = head is None or head.weight is not embeddings.weight
         lazy = [embeddings.weight] if embeddings.sparse else []
-        self.dense = [*(p for p in model.parameters() if not any(p is weight for weight in lazy)), *beside]
+        self.dense = [
+            *(p for p in model.parameters() if not any(p is weight for weight in lazy)),
+            *beside,
+        ]
         self.parts: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(self.dense, lr=learning_rate, weight_decay=weight_decay, fused=True),
             *(torch.optim.SparseAdam([weight], lr=learning_rate) for weight in lazy),
@@ -115,8 +129,11 @@ class Optimizer:
 
 
 @contextmanager
-def watch(model: nn.Module, family: Family, depth: int, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
-    """Collects features, named as in ``interfaces.Features``, of every forward pass inside the block.
+def watch(
+    model: nn.Module, family: Family, depth: int, names: Sequence[str]
+) -> Iterator[dict[str, Tensor]]:
+    """Collects features, named as in ``interfaces.Features``, of every forward pass inside the
+    block.
 
     Args:
         depth: layers of the model.
@@ -152,7 +169,8 @@ def forward_all(
         names: features to watch.
 
     Yields:
-        Indices of the rows, logits (rows, labels) in fp32, and features (rows, length, width), padding included.
+        Indices of the rows, logits (rows, labels) in fp32, and features (rows, length, width),
+        padding included.
     """
     model.eval()
     depth = len(family.structure(model).layers)

@@ -1,0 +1,1 @@
+"""The search itself: from a request to verified fronts."""

@@ -1,0 +1,1 @@
+"""The one door to ONNX: export, graphs read and edited, onnxruntime."""

@@ -1,0 +1,1 @@
+"""Latencies foretold from tables."""

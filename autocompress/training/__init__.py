@@ -1,0 +1,1 @@
+"""Training: of the teacher on its task, of students by their teacher."""
