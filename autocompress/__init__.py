@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autocompress.errors import SearchFailed as SearchFailed
     from autocompress.errors import UserError as UserError
     from autocompress.hardware.profile import HardwareProfile as HardwareProfile
-    from autocompress.pareto import Budget as Budget
+    from autocompress.limits import Limits as Limits
     from autocompress.pareto import Front as Front
     from autocompress.pareto import Member as Member
     from autocompress.pareto import load_front as load_front
@@ -34,11 +34,11 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "AutocompressError": "errors",
-    "Budget": "pareto",
     "Candidate": "candidate",
     "Columns": "tasks.data",
     "Front": "pareto",
     "HardwareProfile": "hardware.profile",
+    "Limits": "limits",
     "Member": "pareto",
     "Recipe": "recipes",
     "RequestUnmet": "errors",

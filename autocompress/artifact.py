@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_model as load_weights
 from torch import nn
-from transformers import AutoConfig
 
 from autocompress.errors import UserError
-from autocompress.families import family_of
 from autocompress.files import write_json
+from autocompress.interfaces import Technique
+from autocompress.plan import Plan
+from autocompress.structure import Structure
+from autocompress.student import load_plain, plan_from
+from autocompress.techniques import TECHNIQUES
 
 REFUSED = {
     "model_type": "autocompress",
@@ -58,11 +60,14 @@ def annotate(folder: Path, added: Mapping[str, Any]) -> None:
     write_json(folder / "autocompress.json", facts(folder) | dict(added))
 
 
-def load_model(folder: str | Path) -> nn.Module:
+def load_model(folder: str | Path, techniques: Sequence[Technique] = TECHNIQUES) -> nn.Module:
     """The compressed model of an exported folder as a transformers model in fp32, in evaluation
     mode.
 
     A quantized export loads with the fp32 weights it was made from.
+
+    Args:
+        techniques: more than those that ship, where it was made by others.
 
     Raises:
         UserError: not a folder that autocompress wrote, or damaged.
@@ -72,9 +77,13 @@ def load_model(folder: str | Path) -> nn.Module:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         if config.get("model_type") != REFUSED["model_type"]:
             raise UserError(f"{folder} was not written by autocompress; load it with transformers")
-        base = AutoConfig.for_model(config["family"], **config["original"])
-        model = family_of(config["family"]).blank(base, config["sizes"])
-        load_weights(model, folder / "model.safetensors")
+        return load_plain(folder, config["original"], _plan(config, techniques), techniques)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
-    return model.eval()
+
+
+def _plan(config: Mapping[str, Any], techniques: Sequence[Technique]) -> Plan:
+    """Of a folder's config; older folders hold sizes alone."""
+    if "plan" in config:
+        return plan_from(config["plan"], techniques)
+    return Plan(config["family"], Structure.of_sizes(config["sizes"]))

@@ -7,8 +7,10 @@ fraction of a second.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+import math
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autocompress.errors import UserError
@@ -52,18 +54,23 @@ class Domain(Protocol):
     def __str__(self) -> str: ...
 
 
-@dataclass(frozen=True)
-class OneOf:
-    """One of the listed values."""
+class Plain:
+    """Of values that have one form and no ranges."""
 
-    values: tuple[Value, ...]
-    has_ranges: bool = False
-
-    def allows(self, value: Value) -> bool:
-        return any(value == item and type(value) is type(item) for item in self.values)
+    has_ranges = False
 
     def canonical(self, value: Value) -> Value:
         return value
+
+
+@dataclass(frozen=True)
+class OneOf(Plain):
+    """One of the listed values."""
+
+    values: tuple[Value, ...]
+
+    def allows(self, value: Value) -> bool:
+        return any(value == item and type(value) is type(item) for item in self.values)
 
     def __str__(self) -> str:
         return "one of " + ", ".join(str(value) for value in self.values)
@@ -94,10 +101,11 @@ class SubsetOf:
 
 @dataclass(frozen=True)
 class Real:
-    """A number in [low, high]."""
+    """A number in [low, high]; ``what`` it is, or its unit, for people."""
 
     low: float
     high: float
+    what: str = "a number"
     has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
@@ -112,15 +120,16 @@ class Real:
         return float(value)
 
     def __str__(self) -> str:
-        return f"a number from {self.low:g} to {self.high:g}"
+        return f"{self.what} from {self.low:g} to {self.high:g}"
 
 
 @dataclass(frozen=True)
 class Integer:
-    """A whole number in [low, high]."""
+    """A whole number in [low, high]; ``low_means`` tells people what the lowest stands for."""
 
     low: int
     high: int
+    low_means: str = ""
     has_ranges: bool = True
 
     def allows(self, value: Value) -> bool:
@@ -134,7 +143,70 @@ class Integer:
         return value
 
     def __str__(self) -> str:
-        return f"a whole number from {self.low} to {self.high}"
+        low = f"{self.low} ({self.low_means})" if self.low_means else f"{self.low}"
+        return f"a whole number from {low} to {self.high}"
+
+
+@dataclass(frozen=True)
+class Positive(Plain):
+    """A finite number more than 0 and at most ``high``."""
+
+    what: str = "a number"
+    high: float = math.inf
+
+    def allows(self, value: Value) -> bool:
+        return (
+            isinstance(value, int | float)
+            and not isinstance(value, bool)
+            and 0 < value <= self.high
+            and value < math.inf
+        )
+
+    def __str__(self) -> str:
+        most = f" and at most {self.high:g}" if self.high < math.inf else ""
+        return f"{self.what} more than 0{most}"
+
+
+@dataclass(frozen=True)
+class Flag(Plain):
+    """True or false."""
+
+    def allows(self, value: Value) -> bool:
+        return isinstance(value, bool)
+
+    def __str__(self) -> str:
+        return "true or false"
+
+
+@dataclass(frozen=True)
+class Text(Plain):
+    """Text that matches a regular expression as a whole; ``what`` it is, for people."""
+
+    what: str = "text"
+    pattern: str = ".*"
+
+    def allows(self, value: Value) -> bool:
+        return isinstance(value, str) and bool(re.fullmatch(self.pattern, value, re.DOTALL))
+
+    def __str__(self) -> str:
+        return self.what
+
+
+@dataclass(frozen=True)
+class EitherOf(Plain):
+    """What one domain or the other allows."""
+
+    first: Domain
+    second: Domain
+
+    def allows(self, value: Value) -> bool:
+        return self.first.allows(value) or self.second.allows(value)
+
+    def canonical(self, value: Value) -> Value:
+        return (self.first if self.first.allows(value) else self.second).canonical(value)
+
+    def __str__(self) -> str:
+        return f"{self.first}, or {self.second}"
 
 
 @dataclass(frozen=True)
@@ -189,12 +261,20 @@ class Settings:
         return {setting.name: chosen.get(setting.name, setting.default) for setting in self}
 
     def candidate(self, chosen: Mapping[str, Any], where: str = "candidate") -> Candidate:
-        """A validated candidate of the active settings that differ in meaning from an untouched
-        model.
+        """A validated candidate.
 
         Raises:
             UserError: unknown setting, or a value that is not allowed.
         """
+        active = self.active(chosen, where)
+        differing = ((s.name, active[s.name]) for s in self if s.name in active)
+        return Candidate(
+            tuple((name, v) for name, v in differing if v != self.by_name[name].default), active
+        )
+
+    def active(self, chosen: Mapping[str, Any], where: str = "candidate") -> dict[str, Value]:
+        """Every setting that means something beside the chosen ones, in order, defaults included;
+        raises as ``candidate``."""
         for name in chosen:
             if name not in self.by_name:
                 raise UserError(
@@ -202,17 +282,22 @@ class Settings:
                 )
         checked = {name: self.by_name[name].check(value, where) for name, value in chosen.items()}
         complete = self.complete(checked)
-        return Candidate(tuple((s.name, complete[s.name]) for s in self if s.when(complete)))
+        return {s.name: complete[s.name] for s in self if s.when(complete)}
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """The active settings of one point, in order of application; frozen, hashable, JSON both ways.
+    """One point; frozen, hashable, JSON both ways. Make one with ``Settings.candidate``, which
+    validates.
 
-    Make one with ``Settings.candidate``, which validates.
+    Args:
+        settings: the active ones that differ from their defaults, in order of application. They
+            alone tell candidates apart, so that a setting added later changes none.
+        active: these and the defaults of all others that mean something beside them.
     """
 
     settings: tuple[tuple[str, Value], ...]
+    active: Mapping[str, Value] = field(default_factory=dict, compare=False, repr=False)
 
     def get(self, name: str, default: Value | None = None) -> Value:
         """The setting's value; ``default`` when it is inactive.
@@ -220,7 +305,7 @@ class Candidate:
         Raises:
             KeyError: inactive, and no default given.
         """
-        value = dict(self.settings).get(name, default)
+        value = self.active.get(name, default)
         if value is None:
             raise KeyError(name)
         return value
@@ -239,16 +324,13 @@ class Candidate:
             raise TypeError(f"{name} is {value!r}, no name")
         return value
 
-    def without(self, *sections: str) -> Candidate:
-        """The candidate less all settings of these sections."""
+    def only(self, names: Collection[str]) -> Candidate:
+        """The candidate less all settings but these."""
         return Candidate(
-            tuple(
-                (name, value)
-                for name, value in self.settings
-                if name.partition(".")[0] not in sections
-            )
+            tuple((name, value) for name, value in self.settings if name in names),
+            {name: value for name, value in self.active.items() if name in names},
         )
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON: ``{"layers.keep": 0.5, ...}``."""
+        """As JSON, only what differs from the defaults: ``{"layers.keep": 0.5, ...}``."""
         return {name: thaw(value) for name, value in self.settings}

@@ -13,14 +13,16 @@ from typing import Any, NoReturn
 from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
+from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
-from autocompress.tasks import TASKS
+from autocompress.tasks import OPTIONS, TASKS
 
 EXIT_UNMET, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 130
 _MAX_DROP = (
     "lose at most so many points of accuracy, or increase the perplexity by at most so many percent"
 )
+_MAX_SIZE, _MIN_COMPRESSION = "of the model's file", "bytes of the fp32 model over the model's"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -82,7 +84,17 @@ def _parser() -> argparse.ArgumentParser:
             metavar=f"[PROFILE=]{example}",
             help=f"on one device, or without its name on each{phase}",
         )
+    search.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
+    search.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
     search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
+    search.add_argument(
+        "--objectives",
+        metavar="A,B",
+        help=(
+            f"what is minimised: quality, and latency or size or both ({','.join(OBJECTIVES)}); "
+            f"default: what the space says, else {','.join(LATENCY_AND_QUALITY)}"
+        ),
+    )
     search.add_argument(
         "--trials",
         type=int,
@@ -132,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
 
     pick = commands.add_parser("pick", help="choose a model of the front by budget")
     pick.add_argument("run", type=Path, metavar="RUN")
-    _add_limits(pick.add_mutually_exclusive_group(required=True))
+    _add_limits(pick)
     _add_device(pick)
     _add_tie(pick)
     pick.add_argument("--json", action="store_true")
@@ -140,9 +152,8 @@ def _parser() -> argparse.ArgumentParser:
 
     export = commands.add_parser("export", help="copy a model of the front to a folder of its own")
     export.add_argument("run", type=Path, metavar="RUN")
-    choice = export.add_mutually_exclusive_group(required=True)
-    choice.add_argument("--trial", metavar="ID")
-    _add_limits(choice)
+    export.add_argument("--trial", metavar="ID", help="in place of limits")
+    _add_limits(export)
     _add_device(export)
     _add_tie(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -189,6 +200,10 @@ def _parser() -> argparse.ArgumentParser:
         help="tokens; default: the lengths of the task's own texts",
     )
     new.set_defaults(command=verbs.new_profile)
+    keys = profile.add_parser(
+        "settings", help="what a profile may hold: each key, what is allowed, its default"
+    )
+    keys.set_defaults(command=verbs.list_profile_keys)
 
     doctor = commands.add_parser(
         "doctor", help="whether a device can be timed well, and what int8 gains there"
@@ -244,8 +259,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
             "language modeling also txt"
         ),
     )
-    for name in ("text", "text-pair", "label"):
-        parser.add_argument(f"--{name}-column", metavar="C")
     parser.add_argument(
         "--validation",
         metavar="FILE_OR_SPLIT",
@@ -256,21 +269,15 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         metavar="FILE_OR_SPLIT",
         help="scored once, at the end; cut from the data where not given",
     )
-    parser.add_argument(
-        "--unlabeled",
-        metavar="FILE",
-        help="text classification: text for the teacher to label, a line each",
-    )
-    for option, what in (
-        (
-            "--block-length",
-            "tokens of a block of training text; 256 where not given, or as many as the model "
-            "takes",
-        ),
-        ("--context", "tokens of a window of scored text; likewise"),
-        ("--stride", "tokens that each window scores; half of --context where not given"),
-    ):
-        parser.add_argument(option, type=int, metavar="N", help=f"language modeling: {what}")
+    for option in OPTIONS.values():
+        takers = [name for name, kind in TASKS.items() if option in kind.options]
+        only = "" if len(takers) == len(TASKS) else f"{', '.join(takers)}: "
+        parser.add_argument(
+            f"--{option.name}",
+            type=option.takes,
+            metavar=option.metavar,
+            help=f"{only}{option.help}",
+        )
     parser.add_argument(
         "--finetune",
         action="store_true",
@@ -286,12 +293,22 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
             "front of its own"
         ),
     )
+    parser.add_argument(
+        "--train-on",
+        default="auto",
+        metavar="auto|cpu|cuda[:N]",
+        help="where the teacher and its students are trained; auto takes a GPU where there is one",
+    )
+    parser.add_argument(
+        "--tf32", action="store_true", help="let a GPU round the inputs of fp32 products"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", required=True, type=Path, metavar="RUN")
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
-def _add_limits(group: Any) -> None:
+def _add_limits(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("limits", "give at least one; of several all must hold")
     group.add_argument(
         "--max-latency",
         metavar="3ms",
@@ -300,6 +317,8 @@ def _add_limits(group: Any) -> None:
     group.add_argument(
         "--min-speedup", metavar="2x", help="against the fp32 model in the same runtime"
     )
+    group.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
+    group.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
     group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")
     group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)

@@ -15,6 +15,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
 
+from autocompress.formats import words
 from autocompress.journal import Trial
 from autocompress.pareto import Front, Member, Metric
 from autocompress.scores import Latency, Timing
@@ -46,7 +47,9 @@ def front_table(front: Front) -> Table:
         ),
         title_justify="left",
     )
-    for name in ("model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"):
+    compressed = "size" in front.objectives
+    names = ["model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"]
+    for name in [*names, *(["compression"] if compressed else [])]:
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_column("what it is")
     rows = [
@@ -62,6 +65,7 @@ def front_table(front: Front) -> Table:
             metric.text(q.reported),
             f"{q.drop_reported:.2f} ± {q.drop_stderr_reported:.2f}",
             f"{member.weight_bytes / 1e6:.1f}",
+            *([f"{front.compression(member):.2f}x"] if compressed else []),
             describe(member.candidate, member.sizes),
         )
     return table
@@ -98,18 +102,12 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
 
 def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     """A candidate in words."""
-    scheme = candidate.get("quantization.scheme", "fp32")
-    block, spared = (
-        candidate.get("quantization.block_size"),
-        candidate.get("quantization.spared", "none"),
-    )
     start, steps = candidate.get("weights.start", "copied"), candidate.get("recovery.steps", 0)
     teacher = " without a teacher" if candidate.get("recovery.hard_label_weight") == 1 else ""
     return ", ".join(
         [
             describe_sizes(sizes),
-            (f"{scheme}/{block}" if block else str(scheme))
-            + (f", spared {spared}" if spared != "none" else ""),
+            words(candidate),
             *([] if start == "copied" else [f"start {start}"]),
             *([f"{steps} steps{teacher}"] if steps else []),
         ]

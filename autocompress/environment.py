@@ -1,8 +1,11 @@
-"""The library versions that a measurement depends on."""
+"""The libraries around: the versions that a measurement depends on, and their chatter."""
 
 from __future__ import annotations
 
+import logging
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 
 PACKAGES = ("autocompress", "torch", "transformers", "onnx", "onnxruntime", "optuna", "numpy")
@@ -17,3 +20,17 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+@contextmanager
+def silenced(*libraries: str) -> Iterator[None]:
+    """Nothing but errors is logged by these libraries inside the block."""
+    loggers = [logging.getLogger(library) for library in libraries]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)

@@ -35,15 +35,27 @@ def folder_aside(path: Path) -> Iterator[Path]:
     """A scratch folder that becomes ``path`` (replacing it) when the block ends without an
     error."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    aside, before = (
+        path.with_name(f".{path.name}.{os.getpid()}.{kind}") for kind in ("part", "old.part")
+    )
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:
         yield aside
-        shutil.rmtree(path, ignore_errors=True)
+        if path.exists():
+            path.replace(before)
         aside.replace(path)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        for left in (aside, before):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody will change; a copy where the disk knows no such."""
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        shutil.copyfile(source, target)
 
 
 def sha256(path: Path) -> str:

@@ -1,17 +1,47 @@
-"""The plug points, as protocols, on one page. Shapes and units are part of the contract."""
+"""The plug points on one page. Shapes and units are part of the contract; ``autocompress.testing``
+has a suite for each.
+
+House words, in the order in which a search meets them:
+
+    teacher     the user's model, fine-tuned: what is compressed, and what students learn from
+    baseline    the teacher exported in fp32 and run by the device's runtime; speedups and drops are
+                against it
+    candidate   one point of a search space: the settings that differ from their defaults
+    corner      a candidate that a space has tried first
+    plan        what a student is made of, before there are weights: structure and parts
+    structure   which layers are kept, and in each which heads and FFN neurons
+    part        what a technique makes of a student beside its structure
+    knowledge   what is measured of the teacher once: importance, and what a technique asks for
+    student     a model in the making: a folder of weights, plan and progress, named by a digest
+    recovery    the short training that repairs a cut; it stops at rungs
+    rung        so many recovery steps, after which students are compared
+    modifier    what trains along with a student and leaves a plain one behind
+    sealed      of a student: nothing is to be trained any more
+    artifact    a student in one number format, as a folder that ships
+    trial       one artifact in a search, or why there is none
+    evidence    what a model's answers show on each example of a split
+    drop        how much worse than the baseline a model is, in the unit of the metric
+    foretold    predicted from a latency table, before anything is built
+    phase       of a language model: what of it is timed, prefill, decode or both
+    limits      what a model must meet
+    front       the models that none beats in all objectives, and that meet the limits
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, Self, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Setting, Value
 from autocompress.pareto import Metric
+from autocompress.plan import Part, Plan
 from autocompress.scores import Timing
 from autocompress.structure import Importance, Structure
 
@@ -19,6 +49,7 @@ if TYPE_CHECKING:
     import torch
 
     from autocompress.hardware.profile import HardwareProfile
+    from autocompress.training.compute import Compute
 
 Row = NDArray[np.int64]
 """One tokenized example, shape (inputs, length): token ids, then token types where the model has
@@ -36,34 +67,104 @@ class Knowledge:
             indices.
         latency: predicts the latency of a structure under the candidate's number formats, relative
             to the uncut fp32 model, on the first device; None where no table was measured.
+        measured: gives what a function of the uncut model and its family finds, such as singular
+            values; each function is called once in a search.
     """
 
     importance: Mapping[str, Importance]
     latency: Callable[[Structure], float] | None = None
+    measured: Callable[[Callable[[torch.nn.Module, Family], Any]], Any] | None = None
 
 
-class Technique(Protocol):
-    """A structural technique: decides what to keep, never touches weights.
+class Technique(ABC):
+    """One way to make a student smaller. It plans before there are weights; where it leaves a part
+    in the plan, it builds that part's shapes and fills them, and it may train along.
 
-    At its settings' defaults it returns the structure it was given.
+    At its settings' defaults it returns the plan it was given.
     """
 
-    @property
-    def name(self) -> str: ...
+    name: str
+    settings: tuple[Setting, ...]
+    part: ClassVar[type[Part] | None] = None
+    """What it leaves in plans beside their structure."""
 
-    @property
-    def settings(self) -> tuple[Setting, ...]: ...
-
-    def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
-        """The structure that is left.
+    def plan(self, plan: Plan, candidate: Candidate, knowledge: Knowledge) -> Plan:
+        """What is left of it; pure.
 
         Args:
-            structure: what earlier techniques left.
+            plan: what earlier techniques left.
 
         Raises:
             CandidateFailed: the settings do not fit this model.
         """
+        return plan
+
+    def build(self, model: torch.nn.Module, part: Any, family: Family) -> None:
+        """Give the model the shapes of its part, in place, whatever its weights: loading from disk
+        runs this on a blank model."""
+
+    def fill(
+        self, model: torch.nn.Module, before: torch.nn.Module, part: Any, family: Family
+    ) -> None:
+        """First weights for what ``build`` made.
+
+        Args:
+            model: built; all other weights are there.
+            before: the same model before it was built.
+        """
+
+    def modifier(self, lesson: Lesson) -> Modifier | None:
+        """What trains along, installed in ``lesson.student``; None when the candidate asks for
+        nothing."""
+        return None
+
+
+class StructuralTechnique(Technique):
+    """Decides which layers, heads and neurons are kept, and never touches weights: the family cuts
+    the model once, at the end."""
+
+    def plan(self, plan: Plan, candidate: Candidate, knowledge: Knowledge) -> Plan:
+        return replace(plan, structure=self.refine(plan.structure, candidate, knowledge))
+
+    @abstractmethod
+    def refine(self, structure: Structure, candidate: Candidate, knowledge: Knowledge) -> Structure:
+        """The structure that is left; arguments and errors as of ``plan``."""
         ...
+
+
+class Modifier(ABC):
+    """Changes how a student is trained, and leaves a plain one behind. Modifiers stack.
+
+    It acts only while ``Lesson.training`` is true: scored in between, a student answers as after
+    ``remove``.
+    """
+
+    def parameters(self) -> Iterable[torch.nn.Parameter]:
+        """Trained beside the student's."""
+        return ()
+
+    def before_step(self) -> None:
+        """Schedules and draws, by ``Lesson.step``."""
+
+    def penalty(self) -> torch.Tensor | None:
+        """Added to the loss."""
+        return None
+
+    def after_step(self) -> None:
+        """After the optimizer's step: proximal steps, ranges."""
+
+    @abstractmethod
+    def remove(self) -> Part | None:
+        """Fold everything into plain weights; what was learned becomes part of the plan."""
+        ...
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that is not in the student's own state, so that stopping and going on changes no
+        bit."""
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of ``state``."""
 
 
 class Family(Protocol):
@@ -114,6 +215,10 @@ class Family(Protocol):
         are the layer's heads and neurons side by side, and ``block``, the whole layer."""
         ...
 
+    def put(self, model: torch.nn.Module, layer: int, role: str, module: torch.nn.Module) -> None:
+        """Another module in a role of a layer: a matrix, or a ``Sequential`` of several."""
+        ...
+
     def tap(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, Take]:
         """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention
         multiplies them, what the layer (``block``) gives to the next, or what the last layer gives
@@ -124,6 +229,80 @@ class Family(Protocol):
         """Views of the matrices that a layer's units, ``heads`` or ``ffn``, lie in, each with the
         units along its rows, one after the other, in equal shares."""
         ...
+
+    def hidden_size(self, model: torch.nn.Module) -> int:
+        """Dimensions of the residual stream, which the config of a narrowed model does not tell."""
+        ...
+
+    def narrow(self, model: torch.nn.Module, kept: Sequence[int]) -> None:
+        """Take hidden dimensions out of the model itself: out of embeddings, norms, the inputs and
+        outputs of the layers, and both sides of a pooler.
+
+        Heads keep their size, and the config its hidden size, because the one follows from the
+        other: so a narrowed model is ``narrow`` of what ``blank`` makes, not ``blank`` alone.
+
+        Args:
+            kept: ascending indices below ``hidden_size``.
+        """
+        ...
+
+    def hidden_weights(self, model: torch.nn.Module) -> tuple[torch.Tensor, ...]:
+        """Views of the matrices that hidden dimensions lie in, each with these as its rows; a
+        matrix that they lie in twice comes twice, a tied one once."""
+        ...
+
+    def hidden_gates(self, model: torch.nn.Module) -> tuple[torch.nn.Module, ...]:
+        """The norms of the residual stream, and the pooler's projection: whatever reads a hidden
+        dimension reads it from one of their outputs."""
+        ...
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What the conversion of a graph is given.
+
+    Args:
+        source: fp32 ONNX file.
+        target: file to write.
+        calibration: model inputs from the training split, name to (batch, length).
+        by_token: whether activations whose range is found as the model runs have a scale for each
+            token, as causal models need it.
+        block_size: weights that share a scale, where they lie in blocks.
+        spared: layers that keep more bits.
+        ranges: module of the torch model, such as ``bert.pooler.dense``, to the least and the
+            largest number that goes into its product, as training with quantization has learned
+            them.
+    """
+
+    source: Path
+    target: Path
+    calibration: Sequence[Mapping[str, NDArray[np.int64]]]
+    by_token: bool
+    block_size: int
+    spared: frozenset[int]
+    ranges: Mapping[str, tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Format:
+    """A number format of the exported graph.
+
+    Args:
+        bytes: of a weight.
+        stored: the format that the ONNX file holds.
+        gains: runtimes that it is known to speed up on some device; of fp32, all there are.
+        convert: writes the graph; raises ``UserError`` where onnxruntime cannot.
+        more_bits: the format of layers that are spared; None where none can be.
+        in_blocks: whether weights share their scales in blocks, the size of which is a setting.
+    """
+
+    name: str
+    bytes: float
+    stored: str
+    gains: tuple[str, ...]
+    convert: Callable[[Conversion], None]
+    more_bits: str | None = None
+    in_blocks: bool = False
 
 
 @dataclass(frozen=True)
@@ -139,7 +318,21 @@ Question = Mapping[str, NDArray[np.int64]]
 it answers the negative log-likelihood of so many tokens at the end of each row, because the logits
 of a vocabulary are too many to keep or to send."""
 Evidence = NDArray[np.float64]
-"""How well a model does on each example of a split, shape (examples,)."""
+"""How well a model does on each example of a split, shape (examples, numbers): a task keeps as many
+of each example as its score needs."""
+
+
+class Head(StrEnum):
+    """What a model answers with, named as transformers names its auto classes."""
+
+    SEQUENCE_CLASSIFICATION = "sequence-classification"
+    CAUSAL_LM = "causal-lm"
+
+    @property
+    def generates(self) -> bool:
+        """Whether it makes a language model; a model at hand is asked by
+        ``graphs.decoding.generates``."""
+        return self is Head.CAUSAL_LM
 
 
 class TrainingSplit(Protocol):
@@ -166,14 +359,25 @@ class HeldOut(Protocol):
         ...
 
 
-Part = TypeVar("Part", bound=HeldOut)
+class Loss(Protocol):
+    """See ``Task.loss``."""
+
+    def __call__(
+        self, logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+    ) -> torch.Tensor: ...
 
 
-class Task(Protocol[Part]):
-    """What models are taught and scored on. Splits share no text."""
+class Task(Protocol):
+    """What models are taught and scored on. Splits share no text; those that a method is given are
+    the task's own, or taken from them."""
 
     @property
     def metric(self) -> Metric: ...
+
+    @property
+    def head(self) -> Head:
+        """Of the models."""
+        ...
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -200,10 +404,10 @@ class Task(Protocol[Part]):
         ...
 
     @property
-    def validation(self) -> Part: ...
+    def validation(self) -> HeldOut: ...
 
     @property
-    def test(self) -> Part: ...
+    def test(self) -> HeldOut: ...
 
     @property
     def dropped(self) -> Mapping[str, int]:
@@ -230,15 +434,27 @@ class Task(Protocol[Part]):
         """Rows as one batch, padded where they differ in length."""
         ...
 
-    def questions(self, part: Part, size: int) -> list[Question]:
+    def loss(
+        self, logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean"
+    ) -> torch.Tensor:
+        """How far answers are from the labels: a scalar, differentiable in the logits.
+
+        Args:
+            logits: as models give them, (batch, ..., classes).
+            labels: as ``TrainingSplit`` has them, (batch, ...); -100 counts nothing.
+            reduction: ``mean`` over all labels that count, or their ``sum``.
+        """
+        ...
+
+    def questions(self, part: HeldOut, size: int) -> list[Question]:
         """All examples in order, ``size`` at a time or fewer."""
         ...
 
-    def evidence(self, answers: NDArray[np.floating[Any]], part: Part) -> Evidence:
+    def evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
         """From what was answered to ``questions``, one below the other."""
         ...
 
-    def score(self, evidence: Evidence, part: Part) -> tuple[float, float]:
+    def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """In the metric, with its standard error.
 
         Raises:
@@ -246,11 +462,11 @@ class Task(Protocol[Part]):
         """
         ...
 
-    def bits_per_byte(self, evidence: Evidence, part: Part) -> float | None:
+    def bits_per_byte(self, evidence: Evidence, part: HeldOut) -> float | None:
         """To say the text, of a language model."""
         ...
 
-    def drop(self, baseline: Evidence, other: Evidence, part: Part) -> tuple[float, float]:
+    def drop(self, baseline: Evidence, other: Evidence, part: HeldOut) -> tuple[float, float]:
         """By how much the other one is worse, and the paired standard error of that, both in the
         unit of the metric; raises as ``score``."""
         ...
@@ -262,6 +478,73 @@ class Task(Protocol[Part]):
     def unpack(self, text: str, count: int) -> Evidence:
         """The inverse of ``pack`` for so many examples."""
         ...
+
+
+@dataclass(frozen=True)
+class Option:
+    """What one task may be told and others may not; ``--block-length`` on the command line,
+    ``block_length`` in Python.
+
+    Args:
+        name: ``block-length``.
+        metavar, help: for the command line.
+        takes: what its value is.
+        is_file: whether the value is a path, whose content a resumed run must find unchanged.
+    """
+
+    name: str
+    metavar: str
+    help: str
+    takes: type[str] | type[int] = str
+    is_file: bool = False
+
+
+@dataclass(frozen=True)
+class TaskInputs:
+    """What a task is read from.
+
+    Args:
+        model: folder or hub id, as the user wrote it.
+        config: of the model, as transformers has it.
+        tokenizer: of transformers, beside the model.
+        positions: tokens that the model takes at most.
+        causal: see ``Family``.
+        data: file, or data set id on the hub.
+        validation: file, or name of a split; None cuts it from the data.
+        test: likewise.
+        options: of this task that were given, by name.
+        fresh: whether the model gets a new head, for the classes that the data has.
+        cleaned: whether candidates may learn from cleaned text.
+    """
+
+    model: str
+    config: Any
+    tokenizer: Any
+    positions: int
+    causal: bool
+    data: str
+    validation: str | None = None
+    test: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    fresh: bool = False
+    cleaned: bool = False
+
+
+@dataclass(frozen=True)
+class TaskKind:
+    """A task before any data is read.
+
+    Args:
+        name: of the task on the command line.
+        metric: one of ``pareto.METRICS``.
+        load: reads, splits and tokenizes; raises ``UserError`` for what does not fit the task.
+    """
+
+    name: str
+    metric: Metric
+    head: Head
+    options: tuple[Option, ...]
+    load: Callable[[TaskInputs], Task]
 
 
 @dataclass(frozen=True)
@@ -291,25 +574,30 @@ class Matching:
         heads: the teacher's heads of the last layer that the student's last layer kept.
         head_size: dimensions of a head's keys.
         causal: see ``Family``.
+        widths: of hidden states, of the student and of the teacher; None where they are equal.
     """
 
     layers: tuple[tuple[int, int], ...]
     heads: tuple[int, ...]
     head_size: int
     causal: bool = False
+    widths: tuple[int, int] | None = None
 
 
 @dataclass
 class Lesson:
-    """One recovery, as its objectives see it; ``inputs`` and ``step`` are of the batch at hand.
+    """One recovery, as its objectives and modifiers see it; ``inputs`` and ``step`` are of the
+    batch at hand.
 
     Args:
         student: in training.
         teacher: never changed, nor are gradients left in it.
         random: what an objective draws by, so that the same seed gives the same student.
         steps: in which objectives count; labels alone may follow.
+        compute: where all of it runs, see ``training.compute``.
         inputs: of both models, by their names, int64 of shape (batch, length).
         step: steps done.
+        training: whether a step is being made, and not an answer to be scored.
     """
 
     candidate: Candidate
@@ -318,22 +606,36 @@ class Lesson:
     teacher: torch.nn.Module
     random: torch.Generator
     steps: int
+    compute: Compute
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step: int = 0
+    training: bool = False
 
 
-class Objective(Protocol):
-    """A distillation loss, made anew from the ``Lesson`` of each recovery. The parameters of one
-    that is a ``torch.nn.Module`` are trained along with the student, and do not ship."""
+class Objective(ABC):
+    """A distillation loss, made anew from the ``Lesson`` of each recovery."""
 
+    @abstractmethod
     def features(self) -> tuple[tuple[str, str], ...]:
         """Names of the (student, teacher) features that the loss may read from
         ``Features.tokens``."""
         ...
 
+    @abstractmethod
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
         """Scalar, differentiable in the student."""
         ...
+
+    def trained(self) -> Iterable[torch.nn.Parameter]:
+        """Parameters that are trained along with the student, and do not ship."""
+        return ()
+
+    def state(self) -> dict[str, torch.Tensor]:
+        """All that steps change in it, so that stopping and going on changes no bit."""
+        return {}
+
+    def restore(self, state: Mapping[str, torch.Tensor]) -> None:
+        """The inverse of ``state``."""
 
 
 class Device(Protocol):
@@ -398,7 +700,8 @@ class Sampler(Protocol):
         """The outcome.
 
         Args:
-            losses: latency relative to the baseline on each device, then the drop against it.
+            losses: latency relative to the baseline on each device, bytes relative to it, and the
+                drop against it, as far as they are objectives.
             violation: more than zero when a limit is missed, or the trial failed: better points are
                 elsewhere.
         """

@@ -1,7 +1,9 @@
-"""The run folder: inputs, one line per trial, resume.
+"""The run folder: inputs, one line per event, resume.
 
-A killed process loses at most the trial it was running: a trial's files are renamed into place
-before its line is appended and flushed, and a line cut short by the kill is dropped on resume.
+What happens to a trial is a line each: it is asked for, its student reaches a rung and is sealed,
+and each of its number formats is scored, refused or fails. A killed process loses at most what it
+was at: files are renamed into place before their line is appended and flushed, and a line cut short
+by the kill is dropped on resume. Trials follow from events whatever their order.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -19,21 +21,30 @@ from autocompress.errors import UserError
 from autocompress.files import write_json
 from autocompress.scores import Score
 
-State = Literal["complete", "stopped", "over-budget", "failed"]
+SCHEMA = 2
+"""Of ``run.json`` and its events; runs of schema 1 are read, not gone on with."""
+State = Literal["asked", "complete", "stopped", "over-budget", "failed"]
+_EVENTS: dict[State, str] = {
+    "complete": "scored",
+    "stopped": "refused",
+    "over-budget": "refused",
+    "failed": "failed",
+}
+"""How a trial ends -> the event."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One line of ``trials.jsonl``.
+    """One model: a student in one number format.
 
     Args:
         number: 0 is the baseline.
-        candidate: the active settings.
-        sizes: kept layers, heads and FFN widths; None when the candidate could not be built.
-        state: ``complete``: recovered in full and scored; ``stopped``: another trial was better at
-            the same short recovery, or the rest of it would not fit the time left;
-            ``over-budget``: misses a limit of latency or memory on every device, so not trained;
-                ``failed``: see reason.
+        candidate: the settings that differ from their defaults.
+        sizes: see ``Plan.sizes``; None when the candidate could not be planned.
+        state: ``asked``: nothing has come of it yet; ``complete``: recovered in full and scored;
+            ``stopped``: another trial was better at the same short recovery, or the rest of it
+            would not fit the time left; ``over-budget``: misses a limit of latency, size or memory
+            on every device; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
         rungs: (recovery steps, drop on validation examples) each time it was scored, the last one
             included; on the worst device.
@@ -42,9 +53,13 @@ class Trial:
         predicted: latency relative to the baseline that the device's table foretold before the
             trial, by profile.
         weight_bytes: size of model.onnx.
-        parity: see ``export``.
-        seconds: wall time of the trial.
+        parity: see ``shipping``.
+        seconds: wall time; that of a student is counted to the first of its trials that was not
+            refused before any training.
         path: the model's folder inside the run; None when no files were kept.
+        student: its id.
+        asked: number of the trial that was asked for, of which this is another number format; None
+            of that one itself.
     """
 
     number: int
@@ -59,6 +74,8 @@ class Trial:
     parity: dict[str, float] | None = None
     seconds: float = 0.0
     path: str | None = None
+    student: str | None = None
+    asked: int | None = None
 
     @property
     def id(self) -> str:
@@ -82,8 +99,8 @@ class Run:
         self.folder = folder
 
     @property
-    def trials_file(self) -> Path:
-        return self.folder / "trials.jsonl"
+    def events_file(self) -> Path:
+        return self.folder / "events.jsonl"
 
     @classmethod
     def check_free(cls, folder: Path) -> None:
@@ -125,7 +142,14 @@ class Run:
         """
         if not (folder / "run.json").is_file():
             raise UserError(f"--resume: {folder} holds no run")
-        recorded = json.loads((folder / "run.json").read_text(encoding="utf-8"))["inputs"]
+        description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        if description.get("schema") != SCHEMA:
+            raise UserError(
+                f"--resume: the run in {folder} is of an earlier version (schema "
+                f"{description.get('schema')}, this one writes {SCHEMA}): its models can be "
+                "picked and exported, but it cannot be gone on with"
+            )
+        recorded = description["inputs"]
         asked = json.loads(json.dumps(inputs))
         for key in [*recorded, *(asked.keys() - recorded.keys())]:
             if recorded.get(key) != asked.get(key):
@@ -157,26 +181,61 @@ class Run:
         path = self.folder / "run.json"
         write_json(path, json.loads(path.read_text(encoding="utf-8")) | facts)
 
-    def trials(self) -> list[Trial]:
-        """All recorded trials, in order; a line cut short by a kill does not count."""
-        text = self.trials_file.read_text(encoding="utf-8") if self.trials_file.is_file() else ""
-        return [
-            Trial.from_json(json.loads(line)) for line in text[: text.rfind("\n") + 1].splitlines()
-        ]
+    def asked(self, trials: Sequence[Trial]) -> None:
+        """Record what was asked for, one trial for each number format of a student."""
+        self._append({"event": "asked", "trials": [asdict(trial) for trial in trials]})
 
-    def append(self, trial: Trial) -> None:
-        """Record a trial; on disk when this returns."""
-        with self.trials_file.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(trial), allow_nan=False) + "\n")
+    def rung(self, student: str, steps: int, drop: float) -> None:
+        """Record, once, how a student does after so many recovery steps."""
+        self._append_once({"event": "rung", "student": student, "steps": steps, "drop": drop})
+
+    def sealed(self, student: str) -> None:
+        """Record, once, that a student is trained."""
+        self._append_once({"event": "sealed", "student": student})
+
+    def ended(self, trial: Trial) -> None:
+        """Record what came of a trial."""
+        self._append({"event": _EVENTS[trial.state], "trial": asdict(trial)})
+
+    def trials(self) -> list[Trial]:
+        """All that came to an end, by number; a line cut short by a kill does not count."""
+        old = self.folder / "trials.jsonl"
+        if old.is_file():
+            return [Trial.from_json(value) for value in _lines(old)]
+        ended = (event["trial"] for event in self._events() if "trial" in event)
+        found = {trial.number: trial for trial in map(Trial.from_json, ended)}
+        return [found[number] for number in sorted(found)]
+
+    def proposals(self) -> list[list[Trial]]:
+        """What was asked for, in that order: the trials of each student, as they were asked."""
+        events = (event for event in self._events() if event["event"] == "asked")
+        return [[Trial.from_json(trial) for trial in event["trials"]] for event in events]
+
+    def _events(self) -> list[dict[str, Any]]:
+        return _lines(self.events_file)
+
+    def _append_once(self, event: Mapping[str, Any]) -> None:
+        if event not in self._events():
+            self._append(event)
+
+    def _append(self, event: Mapping[str, Any]) -> None:
+        """On disk when this returns."""
+        with self.events_file.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event, allow_nan=False) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
     def _drop_partial_line(self) -> None:
-        data = self.trials_file.read_bytes() if self.trials_file.is_file() else b""
+        data = self.events_file.read_bytes() if self.events_file.is_file() else b""
         whole = data[: data.rfind(b"\n") + 1]
         if whole != data:
-            with self.trials_file.open("r+b") as file:
+            with self.events_file.open("r+b") as file:
                 file.truncate(len(whole))
+
+
+def _lines(file: Path) -> list[dict[str, Any]]:
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
 
 
 def _short(value: Any) -> str:

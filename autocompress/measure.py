@@ -53,6 +53,7 @@ def _task_lengths(model: Path) -> list[int]:
 
 
 def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequence[int]) -> None:
+    from autocompress.families.decoder import head_of
     from autocompress.graphs.export import to_onnx
     from autocompress.interfaces import Batch
     from autocompress.training.teacher import (
@@ -61,6 +62,7 @@ def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequen
         load_language_model,
         load_tokenizer,
         positions_of,
+        quiet,
     )
 
     config = load_config(str(model))
@@ -72,11 +74,8 @@ def _export(model: Path, target: Path, profile: HardwareProfile, lengths: Sequen
     inputs = {name: np.ones((2, 8), np.int64) for name in names}
     if "token_type_ids" in inputs:
         inputs["token_type_ids"][:] = 0
-    language_model = any(
-        name.endswith(("ForCausalLM", "LMHeadModel")) for name in config.architectures or ()
-    )
-    profile.check_lengths(lengths, positions_of(config), generates=language_model)
-    loaded = (
-        load_language_model(str(model)) if language_model else load_classifier(str(model), None)
-    )
-    to_onnx(loaded, target, Batch(inputs))
+    generates = head_of(config).generates
+    profile.check_lengths(lengths, positions_of(config), generates=generates)
+    loaded = load_language_model(str(model)) if generates else load_classifier(str(model), None)
+    with quiet():
+        to_onnx(loaded, target, Batch(inputs))

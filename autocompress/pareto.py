@@ -1,92 +1,60 @@
-"""Metrics, dominance, fronts, hypervolume, picking. The only page that knows which direction is
+"""Objectives, dominance, fronts, hypervolume, picking. The only page that knows which direction is
 better.
 
-Inside, every objective is minimised: latency in milliseconds, and the drop against the baseline, in
-the unit of its metric.
+Inside, every objective is minimised: latency, bytes, and the drop against the baseline, in the unit
+of its metric.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RequestUnmet, UserError
+from autocompress.limits import Facts, Limits
+from autocompress.scores import METRICS as METRICS
 from autocompress.scores import Latency, Quality, Timing
+from autocompress.scores import Metric as Metric
 
 SCHEMA = 2
 """Of ``front.json``."""
+OBJECTIVES: tuple[str, ...] = ("latency", "quality", "size")
+"""What a search can minimise: latency, the drop in quality, bytes."""
+LATENCY_AND_QUALITY: tuple[str, ...] = ("latency", "quality")
+"""What it minimises when nothing is said."""
+SAME_SIZE = 1.01
+"""Ratio of sizes that are not told apart where size is an objective: what a file's own bookkeeping
+takes wins no place on a front."""
 
 
-@dataclass(frozen=True)
-class Metric:
-    """What the models of a task are scored by; a drop is how much worse a model is than the
-    baseline.
+def checked_objectives(given: Any, where: str) -> tuple[str, ...]:
+    """Objectives in the order of ``OBJECTIVES``.
 
     Args:
-        name: of the score.
-        lost: what a drop is for the score, in a word.
-        unit: of drops.
-        worst_drop: at which a model counts nothing in the hypervolume.
-        largest_drop: that can be asked for; it stands for a model that was not scored.
-        higher_is_better: whether a drop lowers the score.
-        digits: of the score that are shown.
-        examples: what is scored.
+        given: their names.
+        where: leads the message.
+
+    Raises:
+        UserError: an unknown name, one twice, no quality, or nothing beside it.
     """
-
-    name: str
-    lost: str
-    unit: str
-    worst_drop: float
-    largest_drop: float
-    higher_is_better: bool
-    digits: int
-    examples: str
-
-    def text(self, score: float) -> str:
-        """The score as it is printed."""
-        return f"{score:.{self.digits}f}"
-
-    def change(self, drop: float) -> float:
-        """How the score changes with a drop, in its unit."""
-        return 0 - drop if self.higher_is_better else drop
-
-    @property
-    def axis(self) -> str:
-        """The title of an axis of changes."""
-        better = "" if self.higher_is_better else " (lower is better)"
-        return f"{self.name} against the baseline, {self.unit}{better}"
-
-    def drop_text(self, drop: float) -> str:
-        """Such as ``drop 1.25 points``."""
-        return f"{self.lost} {drop:.2f} {self.unit}"
-
-
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(
-        "accuracy",
-        "drop",
-        "points",
-        5.0,
-        100.0,
-        higher_is_better=True,
-        digits=4,
-        examples="test examples",
-    ),
-    "perplexity": Metric(
-        "perplexity",
-        "increase",
-        "percent",
-        50.0,
-        10_000.0,
-        higher_is_better=False,
-        digits=2,
-        examples="windows of test text",
-    ),
-}
-"""By name. Points are of a hundred, percent are of the baseline's score."""
+    known = ", ".join(OBJECTIVES)
+    if not isinstance(given, list | tuple) or not all(isinstance(name, str) for name in given):
+        raise UserError(f"{where} is {given!r}, it must be a list of names of {known}")
+    for name in given:
+        if name not in OBJECTIVES:
+            raise UserError(f"{where} names {name!r}, known are {known}")
+        if given.count(name) > 1:
+            raise UserError(f"{where} names {name} twice")
+    if "quality" not in given or len(given) < 2:
+        raise UserError(
+            f"{where} is {', '.join(given) or 'empty'}: quality is always one of them, beside "
+            f"latency or size"
+        )
+    return tuple(name for name in OBJECTIVES if name in given)
 
 
 def non_dominated(points: Sequence[tuple[float, ...]]) -> list[int]:
@@ -112,9 +80,9 @@ def hypervolume(points: Sequence[tuple[float, float]], worst_drop: float) -> flo
     """Area that a front covers, in [0, 1].
 
     Args:
-        points: (latency / baseline latency, drop against the baseline) per model. A point covers
-            the rectangle up to x = 1 - relative latency and y = 1 - drop / worst_drop, both clipped
-            to [0, 1].
+        points: (latency / baseline latency, drop against the baseline) per model, or bytes in
+            place of latency. A point covers the rectangle up to x = 1 - relative latency and
+            y = 1 - drop / worst_drop, both clipped to [0, 1].
         worst_drop: see ``Metric``.
     """
     corners = sorted(
@@ -155,6 +123,23 @@ class Member:
     def speedup(self) -> float:
         return self.timing.speedup
 
+    def facts(self, baseline_bytes: int, *, certain: bool = False) -> Facts:
+        """What limits are checked on: the numbers that are reported.
+
+        Args:
+            baseline_bytes: of the baseline's file.
+            certain: the slow ends of the intervals of latency and speedup.
+        """
+        return Facts(
+            self.latency_ms.interval[1] if certain else self.latency_ms.value,
+            self.timing.speedup_interval[0] if certain else self.speedup,
+            self.weight_bytes,
+            baseline_bytes,
+            self.timing.memory_bytes,
+            self.quality.reported,
+            self.quality.drop_reported,
+        )
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
         return cls(
@@ -164,107 +149,14 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Budget:
-    """What a model must meet; None is no limit.
+class Front:
+    """The Pareto-optimal models of one search, sorted by latency; ``front.json`` as an object.
 
     Args:
-        max_latency_ms: latency at most, milliseconds.
-        min_speedup: against the unquantized fp32 model in the same runtime.
-        max_drop: lost against the baseline at most: points of accuracy, or percent that the
-            perplexity increases by.
-        min_quality: accuracy at least, as a share.
-        max_perplexity: at most.
-
-    Raises:
-        UserError: a limit that no model or every model meets.
+        hypervolume: of latency and quality.
+        objectives: that no other model of the search is better in; of ``OBJECTIVES``.
+        size_hypervolume: of size and quality; None where size is no objective.
     """
-
-    max_latency_ms: float | None = None
-    min_speedup: float | None = None
-    max_drop: float | None = None
-    min_quality: float | None = None
-    max_perplexity: float | None = None
-
-    def __post_init__(self) -> None:
-        for name in ("max_latency_ms", "min_speedup"):
-            value = getattr(self, name)
-            if value is not None and not 0 < value < float("inf"):
-                raise UserError(f"{name} is {value:g}: it must be more than zero")
-        if self.min_quality is not None and not 0 < self.min_quality <= 1:
-            raise UserError(
-                f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 "
-                f"and at most 1"
-            )
-        if self.max_perplexity is not None and not 1 < self.max_perplexity < float("inf"):
-            raise UserError(f"max_perplexity is {self.max_perplexity:g}: it must be more than 1")
-
-    def check(self, metric: Metric) -> None:
-        """Raises:
-        UserError: a drop that cannot be, or a limit of another metric.
-        """
-        if self.max_drop is not None and not 0 <= self.max_drop <= metric.largest_drop:
-            raise UserError(
-                f"max_drop is {self.max_drop:g}: it is in {metric.unit}, from 0 to "
-                f"{metric.largest_drop:g}"
-            )
-        name, other, value = (
-            ("max_perplexity", "min_quality", self.max_perplexity)
-            if metric.higher_is_better
-            else ("min_quality", "max_perplexity", self.min_quality)
-        )
-        if value is not None:
-            raise UserError(
-                f"{name} is set, but the models are scored by their {metric.name}; give {other} "
-                f"or max_drop"
-            )
-
-    def as_dict(self) -> dict[str, float]:
-        return {name: value for name, value in asdict(self).items() if value is not None}
-
-    def admits_speed(self, latency_ms: float, speedup: float) -> bool:
-        """Whether the latency limits hold."""
-        return (self.max_latency_ms is None or latency_ms <= self.max_latency_ms) and (
-            self.min_speedup is None or speedup >= self.min_speedup
-        )
-
-    def violations(
-        self, latency_ms: float, speedup: float, quality: float, drop: float
-    ) -> dict[str, float]:
-        """By how much each limit set is missed, as a share of the limit or of a hundred; zero or
-        less when it holds."""
-        found: dict[str, float] = {}
-        if self.max_latency_ms is not None:
-            found["latency"] = latency_ms / self.max_latency_ms - 1
-        if self.min_speedup is not None:
-            found["speedup"] = self.min_speedup / speedup - 1
-        if self.max_drop is not None:
-            found["drop"] = round(drop - self.max_drop, 9) / 100
-        if self.min_quality is not None:
-            found["quality"] = self.min_quality - quality
-        if self.max_perplexity is not None:
-            found["perplexity"] = quality / self.max_perplexity - 1
-        return found
-
-    def of(self, member: Member, *, certain: bool = False) -> dict[str, float]:
-        """``violations`` of a member, on the numbers that are reported.
-
-        Args:
-            certain: on the slow ends of the intervals of latency and speedup.
-        """
-        latency = member.latency_ms.interval[1] if certain else member.latency_ms.value
-        speedup = member.timing.speedup_interval[0] if certain else member.speedup
-        return self.violations(
-            latency, speedup, member.quality.reported, member.quality.drop_reported
-        )
-
-    def admits(self, member: Member, *, certain: bool = False) -> bool:
-        """Whether a member meets every limit; arguments as in ``of``."""
-        return all(miss <= 0 for miss in self.of(member, certain=certain).values())
-
-
-@dataclass(frozen=True)
-class Front:
-    """The Pareto-optimal models of one search, sorted by latency; ``front.json`` as an object."""
 
     metric: str
     baseline: Member
@@ -273,6 +165,8 @@ class Front:
     hypervolume: float
     members: tuple[Member, ...]
     verified: bool
+    objectives: tuple[str, ...] = LATENCY_AND_QUALITY
+    size_hypervolume: float | None = None
 
     def pick(
         self,
@@ -282,13 +176,15 @@ class Front:
         max_drop: float | None = None,
         min_quality: float | None = None,
         max_perplexity: float | None = None,
+        max_bytes: float | None = None,
+        min_compression: float | None = None,
         allow_tie: bool = False,
     ) -> Member:
-        """The best member within a latency limit; with quality limits only, the fastest that meets
-        them.
+        """The best member within limits of latency or size; with quality limits only, the fastest
+        that meets them.
 
         Quality limits are checked on the test score, the number that is reported. Limits as in
-        ``Budget``.
+        ``Limits``; of several all must hold.
 
         Args:
             allow_tie: also members whose interval of latency or speedup crosses the limit.
@@ -297,17 +193,33 @@ class Front:
             UserError: no limit given, or one that makes no sense.
             RequestUnmet: no member meets the request.
         """
-        budget = Budget(max_latency_ms, min_speedup, max_drop, min_quality, max_perplexity)
-        budget.check(self.scale)
-        if not budget.as_dict():
-            raise UserError("give at least one limit: a latency, a speedup, a quality or a drop")
+        limits = Limits(
+            max_latency_ms,
+            min_speedup,
+            max_drop,
+            min_quality,
+            max_perplexity,
+            max_bytes,
+            min_compression,
+        )
+        limits.check(self.scale)
+        if not limits.as_dict():
+            raise UserError(
+                "give at least one limit: a latency, a speedup, a size, a quality or a drop"
+            )
+
+        uncut = self.baseline.weight_bytes
 
         def rank(member: Member) -> tuple[float, float]:
             ranks = member.latency_ms.value, member.quality.drop_reported
-            return ranks if max_latency_ms is None and min_speedup is None else ranks[::-1]
+            return ranks[::-1] if limits.of_speed or limits.of_size else ranks
 
-        crossing = sorted((m for m in self.members if budget.admits(m)), key=rank)
-        fitting = [m for m in crossing if allow_tie or budget.admits(m, certain=True)]
+        def unsure(member: Member) -> list[str]:
+            return limits.missed(member.facts(uncut, certain=True))
+
+        met = (m for m in self.members if limits.admits(m.facts(uncut)))
+        crossing = sorted(met, key=rank)
+        fitting = [m for m in crossing if allow_tie or not unsure(m)]
         if fitting:
             return fitting[0]
         if not self.members:
@@ -317,7 +229,7 @@ class Front:
         if crossing:
             found = crossing[0]
             value, (low, high), unit = found.speedup, found.timing.speedup_interval, "x"
-            if max_latency_ms is not None:
+            if "latency" in unsure(found):
                 value, (low, high), unit = found.latency_ms.value, found.latency_ms.interval, " ms"
             raise RequestUnmet(
                 f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
@@ -325,7 +237,8 @@ class Front:
                 "--allow-tie takes it"
             )
         raise RequestUnmet(
-            f"no model of the front meets the request; {nearest(self.members, budget, self.scale)}"
+            "no model of the front meets the request; "
+            + nearest(self.members, uncut, limits, self.scale)
         )
 
     @property
@@ -338,14 +251,23 @@ class Front:
         """Whether latencies are estimates from a datasheet."""
         return self.baseline.latency_ms.basis != "measured"
 
+    def compression(self, member: Member) -> float:
+        """Bytes of the baseline over those of a member."""
+        return self.baseline.weight_bytes / member.weight_bytes
+
     @property
     def balanced(self) -> Member:
-        """The member that alone covers the most hypervolume."""
+        """The member that alone covers the most hypervolume, of size where latency is no
+        objective."""
+        return self.balanced_by("latency" if "latency" in self.objectives else "size")
+
+    def balanced_by(self, objective: str) -> Member:
+        """The member that alone covers the most hypervolume of quality and ``latency`` or
+        ``size``."""
 
         def alone(member: Member) -> float:
-            return hypervolume(
-                [(1 / member.speedup, member.quality.drop_reported)], self.scale.worst_drop
-            )
+            gain = member.speedup if objective == "latency" else self.compression(member)
+            return hypervolume([(1 / gain, member.quality.drop_reported)], self.scale.worst_drop)
 
         return max(self.members or (self.baseline,), key=alone)
 
@@ -371,6 +293,7 @@ class Front:
                 "metric": METRICS[value["metric"]].name,
                 "baseline": Member.from_json(value["baseline"]),
                 "members": tuple(Member.from_json(member) for member in value["members"]),
+                "objectives": tuple(value.get("objectives", LATENCY_AND_QUALITY)),
             }
         )
 
@@ -419,15 +342,31 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
     return fronts[name]
 
 
-def nearest(members: Sequence[Member], budget: Budget, metric: Metric) -> str:
-    """In words: which member misses the budget by least, and what limits it."""
-    found = min(members, key=lambda m: sum(max(0.0, miss) for miss in budget.of(m).values()))
-    limits = " and ".join(name for name, miss in budget.of(found).items() if miss > 0) or "memory"
+def nearest(members: Sequence[Member], baseline_bytes: int, limits: Limits, metric: Metric) -> str:
+    """In words: which member misses the limits by least, and which of them it misses."""
+    found = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes)))
+    missed = " and ".join(limits.missed(found.facts(baseline_bytes)))
+    size = f", {found.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
     return (
-        f"the nearest is {found.id}, limited by its {limits}: {found.timing}, "
+        f"the nearest is {found.id}, limited by its {missed}: {found.timing}{size}, "
         f"{metric.name} {metric.text(found.quality.reported)} "
         f"({metric.drop_text(found.quality.drop_reported)})"
     )
+
+
+def point(
+    member: Member, objectives: Collection[str], *, together: bool = False
+) -> tuple[float, ...]:
+    """What dominance compares of a member, on the validation split; all to be minimised.
+
+    Args:
+        together: whether the members were timed in one session, so that milliseconds compare; else
+            latency is relative to the baseline of the member's own session.
+    """
+    latency = member.latency_ms.value if together else 1 / member.speedup
+    size = round(math.log(member.weight_bytes, SAME_SIZE))
+    found = {"latency": latency, "quality": member.quality.drop_validation, "size": size}
+    return tuple(found[name] for name in objectives)
 
 
 Difference = Callable[[Member, Member], tuple[float, float]]
@@ -435,26 +374,36 @@ Difference = Callable[[Member, Member], tuple[float, float]]
 of the metric."""
 
 
-def without_ties(members: Sequence[Member], difference: Difference) -> list[Member]:
+def without_ties(
+    members: Sequence[Member],
+    difference: Difference,
+    objectives: Collection[str] = LATENCY_AND_QUALITY,
+) -> list[Member]:
     """Of members whose latency intervals overlap and whose validation quality differs by less than
     one standard error, the smaller file stays.
 
     Args:
         members: in any order; also those that another one dominates by a hair.
+        objectives: where latency is none of them, it tells no members apart.
 
     Returns:
         The members that stay, sorted by latency.
     """
     kept: list[Member] = []
     for member in sorted(members, key=lambda m: (m.weight_bytes, m.latency_ms.value)):
-        if not any(tied(member, other, difference) for other in kept):
+        if not any(tied(member, other, difference, objectives) for other in kept):
             kept.append(member)
     return sorted(kept, key=lambda m: m.latency_ms.value)
 
 
-def tied(a: Member, b: Member, difference: Difference) -> bool:
-    """Whether the measurements cannot tell two members apart."""
-    if (
+def tied(
+    a: Member,
+    b: Member,
+    difference: Difference,
+    objectives: Collection[str] = LATENCY_AND_QUALITY,
+) -> bool:
+    """Whether the measurements cannot tell two members apart; sizes are known, not measured."""
+    if "latency" in objectives and (
         a.latency_ms.interval[0] > b.latency_ms.interval[1]
         or b.latency_ms.interval[0] > a.latency_ms.interval[1]
     ):

@@ -73,11 +73,11 @@ class Recipe:
 
 def _named(given: Mapping[str, Any], required: Collection[str], where: str) -> dict[str, Value]:
     """The given settings that mean something beside one another, as the required ones must."""
-    active = SETTINGS.candidate(given, where).settings
+    active = SETTINGS.active(given, where)
     for name in required:
-        if name not in dict(active):
+        if name not in active:
             raise UserError(f"{where}: {name} means nothing beside the other settings")
-    return {name: value for name, value in active if name in given}
+    return {name: value for name, value in active.items() if name in given}
 
 
 def _change(text: str) -> tuple[str, Any]:

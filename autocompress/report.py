@@ -20,7 +20,7 @@ from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
 from autocompress.scores import Score, Timing
 from autocompress.structure import describe_sizes
 
-_ACCENT, _FADED, _INK = "#0b6bcb", "#9aa7b4", "#1d2733"
+_ACCENT, _SECOND, _FADED, _INK = "#0b6bcb", "#c2410c", "#9aa7b4", "#1d2733"
 _LAYOUT = {
     "template": "plotly_white",
     "font": {"family": "system-ui, sans-serif", "color": _INK},
@@ -44,7 +44,7 @@ def write_report(folder: str | Path) -> Path:
         trials = Run(folder).trials()
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(
-            f"{folder}: run.json or trials.jsonl is missing or damaged: {error}"
+            f"{folder}: run.json or events.jsonl is missing or damaged: {error}"
         ) from error
     inputs = description["inputs"]
     names = [front.hardware["name"] for front in fronts]
@@ -56,7 +56,7 @@ def write_report(folder: str | Path) -> Path:
             _section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)
         ),
         "facts": _facts(description),
-        "devices": _script([_for_script(front) for front in fronts]),
+        "devices": _script([_for_script(front, _seen(front, trials)) for front in fronts]),
         "run": _script(str(folder)),
     }
     write_text(folder / "report.html", _filled("report_template.html", parts))
@@ -80,25 +80,27 @@ def _switch(names: Sequence[str]) -> str:
 
 
 def _section(front: Front, trials: Sequence[Trial], index: int, count: int) -> str:
-    name = front.hardware["name"]
-    seen = [_Seen(t, t.scores[name]) for t in trials if name in t.scores and t.scores[name].quality]
+    name, seen = front.hardware["name"], _seen(front, trials)
     parts = {
         "index": str(index),
         "hidden": " hidden" if index else "",
         "on_device": f" on {escape(name)}" if count > 1 else "",
         "front_note": escape(_front_note(front)),
+        "axes": _axis_buttons(front, index),
         "front_plot": _html(
-            _front_figure(front, seen), f"front-{index}", first=index == 0, draggable=True
+            _front_figure(front, seen, _axes(front)[0]),
+            f"front-{index}",
+            first=index == 0,
+            draggable=True,
         ),
         "table": _table(front, index),
         "settings_note": f"All {len(seen)} scored candidates: change of the {front.metric} in "
         f"{front.scale.unit} against the baseline, on the validation split, "
         "and speedup. Colour is the other of the two.",
         "settings_plot": _html(_settings_figure(seen[1:], front.scale), f"settings-{index}"),
+        "beside": "latency, or its size," if _sized(front) else "latency",
         "worst": f"a change by {front.scale.worst_drop:g} {front.scale.unit}",
-        "hypervolume_plot": _html(
-            _hypervolume_figure(trials, name, front.scale), f"hypervolume-{index}"
-        ),
+        "hypervolume_plot": _html(_hypervolume_figure(trials, name, front), f"hypervolume-{index}"),
     }
     return _filled("report_section.html", parts)
 
@@ -115,6 +117,11 @@ class _Seen:
         return self.score.timing.latency_ms.value
 
     @property
+    def size(self) -> float:
+        """Megabytes."""
+        return (self.trial.weight_bytes or 0) / 1e6
+
+    @property
     def speedup(self) -> float:
         return self.score.timing.speedup
 
@@ -122,6 +129,53 @@ class _Seen:
     def drop(self) -> float:
         assert self.score.quality
         return self.score.quality.drop_validation
+
+
+def _seen(front: Front, trials: Sequence[Trial]) -> list[_Seen]:
+    """The trials that the front's device scored, the baseline first."""
+    name = front.hardware["name"]
+    return [
+        _Seen(trial, trial.scores[name])
+        for trial in trials
+        if name in trial.scores and trial.scores[name].quality
+    ]
+
+
+@dataclass(frozen=True)
+class _Axis:
+    """What the front is drawn against: ``latency`` in milliseconds, or ``size`` in megabytes."""
+
+    name: str
+    unit: str
+
+    def of(self, one: Member | _Seen) -> float:
+        if isinstance(one, _Seen):
+            return one.latency if self.name == "latency" else one.size
+        return one.latency_ms.value if self.name == "latency" else one.weight_bytes / 1e6
+
+
+_LATENCY, _SIZE = _Axis("latency", "ms"), _Axis("size", "MB")
+
+
+def _sized(front: Front) -> bool:
+    return "size" in front.objectives
+
+
+def _axes(front: Front) -> tuple[_Axis, ...]:
+    """The one that is shown at first, and the other one where there are two."""
+    if not _sized(front):
+        return (_LATENCY,)
+    return (_LATENCY, _SIZE) if "latency" in front.objectives else (_SIZE, _LATENCY)
+
+
+def _axis_buttons(front: Front, index: int) -> str:
+    if not _sized(front):
+        return ""
+    buttons = "".join(
+        f'<button type="button" data-axis="{number}">{axis.name}</button>'
+        for number, axis in enumerate(_axes(front))
+    )
+    return f'<p class="axes" id="axes-{index}">Against {buttons}</p>'
 
 
 def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict[str, Any]) -> str:
@@ -135,8 +189,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     found = [
         f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
         *(
-            f"{front.hardware['name']}: budget {_limits(front)}, hypervolume "
-            f"{front.hypervolume:.3f}."
+            f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {_areas(front)}."
             for front in fronts
         ),
         f"Started {description['started']}.",
@@ -150,11 +203,19 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     return " ".join(found)
 
 
+def _areas(front: Front) -> str:
+    if front.size_hypervolume is None:
+        return f"{front.hypervolume:.3f}"
+    return f"{front.hypervolume:.3f} by latency, {front.size_hypervolume:.3f} by size"
+
+
 def _limits(front: Front) -> str:
-    return (
-        ", ".join(f"{name.replace('_', ' ')} {value:g}" for name, value in front.budget.items())
-        or "without limit"
-    )
+    def words(name: str, value: float) -> str:
+        if name == "max_bytes":
+            return f"max size {value / 1e6:g} MB"
+        return f"{name.replace('_', ' ')} {value:g}"
+
+    return ", ".join(words(*limit) for limit in front.budget.items()) or "without limit"
 
 
 def _front_note(front: Front) -> str:
@@ -189,15 +250,18 @@ def _front_note(front: Front) -> str:
     )
 
 
-def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
+def _front_figure(front: Front, seen: Sequence[_Seen], axis: _Axis = _LATENCY) -> go.Figure:
     shown = {member.id for member in front.members}
     rest = [one for one in seen[1:] if one.trial.id not in shown]
     members = front.members or (front.baseline,)
-    baseline, about, metric = front.baseline, front.baseline.latency_ms.about, front.scale
-    point = f"%{{text}}<br>{about}%{{x:.2f}} ms, %{{y:+.2f}} {metric.unit}<extra></extra>"
+    baseline, metric, timed = front.baseline, front.scale, axis == _LATENCY
+    tilde = front.baseline.latency_ms.about
+    about = tilde if timed else ""
+    point = f"%{{text}}<br>{about}%{{x:.2f}} {axis.unit}, %{{y:+.2f}} {metric.unit}<extra></extra>"
+    title = f"{_timed(baseline.timing)} latency, ms ({_statistic(front)})".strip()
     figure = go.Figure()
     figure.add_scatter(
-        x=[one.latency for one in rest],
+        x=[axis.of(one) for one in rest],
         y=[metric.change(one.drop) for one in rest],
         text=[f"{one.trial.id}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
         mode="markers",
@@ -206,38 +270,39 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         hovertemplate=point,
     )
     figure.add_scatter(
-        x=[m.latency_ms.value for m in members],
+        x=[axis.of(m) for m in members],
         y=[metric.change(m.quality.drop_reported) for m in members],
         error_x={
+            "visible": timed,
             "type": "data",
             "symmetric": False,
             "array": [m.latency_ms.interval[1] - m.latency_ms.value for m in members],
             "arrayminus": [m.latency_ms.value - m.latency_ms.interval[0] for m in members],
         },
         error_y={"type": "data", "array": [m.quality.drop_stderr_reported for m in members]},
-        text=[f"{m.id}, {about}{m.speedup:.2f}x<br>{describe_sizes(m.sizes)}" for m in members],
-        mode="lines+markers",
+        text=[f"{m.id}, {tilde}{m.speedup:.2f}x<br>{describe_sizes(m.sizes)}" for m in members],
+        mode="lines+markers" if not _sized(front) else "markers",
         name="front",
         line={"color": _ACCENT, "width": 1, "dash": "dot"},
-        marker={"color": _ACCENT, "size": 11},
+        marker={"color": _ACCENT, "size": 11} | _colours(front, members, axis),
         hovertemplate=point,
     )
     figure.add_scatter(
-        x=[baseline.latency_ms.value],
+        x=[axis.of(baseline)],
         y=[0],
         mode="markers+text",
         text=["baseline fp32"],
         textposition="top left",
         name="baseline",
         marker={"symbol": "diamond", "color": _INK, "size": 12},
-        hovertemplate=f"baseline<br>{about}%{{x:.2f}} ms<extra></extra>",
+        hovertemplate=f"baseline<br>{about}%{{x:.2f}} {axis.unit}<extra></extra>",
     )
     figure.add_shape(
         type="line",
         xref="x",
         yref="paper",
-        x0=baseline.latency_ms.value,
-        x1=baseline.latency_ms.value,
+        x0=axis.of(baseline),
+        x1=axis.of(baseline),
         y0=0,
         y1=1,
         line={"color": "#c2410c", "width": 3},
@@ -246,7 +311,7 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
         **_LAYOUT,
         height=460,
         legend={"orientation": "h", "y": 1.08},
-        xaxis_title=f"{_timed(baseline.timing)} latency, ms ({_statistic(front)})".strip(),
+        xaxis_title=title if timed else "size of the file, MB",
         yaxis_title=metric.axis,
     )
     figure.update_xaxes(rangemode="tozero")
@@ -257,6 +322,16 @@ def _front_figure(front: Front, seen: Sequence[_Seen]) -> go.Figure:
     best = max(0.2 * metric.worst_drop, 1.5 * max(-m.quality.drop_reported for m in members))
     figure.update_yaxes(range=sorted([metric.change(worst), metric.change(-best)]))
     return figure
+
+
+def _colours(front: Front, members: Sequence[Member], axis: _Axis) -> dict[str, Any]:
+    """The third quantity of three, as the colour of the front's markers."""
+    if not _sized(front):
+        return {}
+    third = _SIZE if axis == _LATENCY else _LATENCY
+    bar = {"title": {"text": third.unit}, "thickness": 12}
+    colours = [third.of(member) for member in members]
+    return {"color": colours, "colorscale": "Viridis", "colorbar": bar}
 
 
 def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
@@ -303,25 +378,19 @@ def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
     return figure
 
 
-def _hypervolume_figure(trials: Sequence[Trial], name: str, metric: Metric) -> go.Figure:
-    scores = [trial.scores.get(name) for trial in trials]
-    points = [
-        [(1 / s.timing.speedup, s.quality.drop_validation)] if s and s.quality else []
-        for s in scores
-    ]
-    areas = [
-        hypervolume(front, metric.worst_drop) for front in accumulate(points, lambda a, b: a + b)
-    ]
+def _hypervolume_figure(trials: Sequence[Trial], name: str, front: Front) -> go.Figure:
     minutes = [seconds / 60 for seconds in accumulate(trial.seconds for trial in trials)]
     figure = go.Figure()
-    figure.add_scatter(
-        x=minutes,
-        y=areas,
-        mode="lines+markers",
-        line={"shape": "hv", "color": _ACCENT},
-        text=[t.id for t in trials],
-        hovertemplate="%{text}: %{y:.3f} after %{x:.1f} min<extra></extra>",
-    )
+    for axis in _axes(front):
+        figure.add_scatter(
+            x=minutes,
+            y=_areas_over_time(trials, name, front, axis),
+            mode="lines+markers",
+            name=f"{front.metric} and {axis.name}",
+            line={"shape": "hv", "color": _ACCENT if axis == _LATENCY else _SECOND},
+            text=[t.id for t in trials],
+            hovertemplate="%{text}: %{y:.3f} after %{x:.1f} min<extra></extra>",
+        )
     figure.update_layout(
         **_LAYOUT,
         height=300,
@@ -330,6 +399,20 @@ def _hypervolume_figure(trials: Sequence[Trial], name: str, metric: Metric) -> g
         yaxis_range=[0, 1],
     )
     return figure
+
+
+def _areas_over_time(trials: Sequence[Trial], name: str, front: Front, axis: _Axis) -> list[float]:
+    def points(trial: Trial) -> list[tuple[float, float]]:
+        score = trial.scores.get(name)
+        if score is None or score.quality is None:
+            return []
+        relative = 1 / score.timing.speedup
+        if axis == _SIZE:
+            relative = (trial.weight_bytes or 0) / front.baseline.weight_bytes
+        return [(relative, score.quality.drop_validation)]
+
+    so_far = accumulate(map(points, trials), lambda a, b: a + b)
+    return [hypervolume(found, front.scale.worst_drop) for found in so_far]
 
 
 def _table(front: Front, index: int) -> str:
@@ -344,17 +427,17 @@ def _table(front: Front, index: int) -> str:
         "± s.e.",
         *(f"{_timed(other)} ms, speedup" for other in front.baseline.timing.others),
         "MB",
+        *(["compression"] if _sized(front) else []),
         "peak MB",
         "format",
         "what it is",
     ]
     head = "".join(f"<th>{name}</th>" for name in names)
     rows = [
-        _row(member, front.scale, f' id="row-{index}-{escape(member.id)}"')
-        for member in front.members
+        _row(member, front, f' id="row-{index}-{escape(member.id)}"') for member in front.members
     ]
     if front.baseline.id not in {member.id for member in front.members}:
-        rows.append(_row(front.baseline, front.scale, ' class="baseline"'))
+        rows.append(_row(front.baseline, front, ' class="baseline"'))
     return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -367,8 +450,8 @@ def _timed(timing: Timing) -> str:
     return timing.phase or ""
 
 
-def _row(member: Member, metric: Metric, attributes: str) -> str:
-    quality, timing = member.quality, member.timing
+def _row(member: Member, front: Front, attributes: str) -> str:
+    quality, timing, metric = member.quality, member.timing, front.scale
     measured = member.latency_ms.basis == "measured"
     about = member.latency_ms.about
     cells = (
@@ -384,6 +467,7 @@ def _row(member: Member, metric: Metric, attributes: str) -> str:
             for other in timing.others
         ),
         f"{member.weight_bytes / 1e6:.1f}",
+        *([f"{front.compression(member):.2f}x"] if _sized(front) else []),
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,
         describe_sizes(member.sizes),
@@ -458,18 +542,29 @@ def _script(value: Any) -> str:
     return json.dumps(value).replace("</", "<\\/")
 
 
-def _for_script(front: Front) -> dict[str, Any]:
+def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
     members, metric = front.members or (front.baseline,), front.scale
+    axes = [
+        {
+            "name": axis.name,
+            "unit": axis.unit,
+            "budget": _first_budget(front, axis),
+            "figure": _front_figure(front, seen, axis).to_plotly_json(),
+        }
+        for axis in _axes(front)
+    ]
     return {
         "name": front.hardware["name"],
         "estimated": front.estimated,
-        "budget": front.budget.get("max_latency_ms", front.balanced.latency_ms.value),
+        "budget": _first_budget(front, _axes(front)[0]),
+        **({"axes": axes} if _sized(front) else {}),
         "models": [
             {
                 "id": member.id,
                 "latency": member.latency_ms.value,
                 "slow": member.latency_ms.interval[1],
                 "speedup": member.speedup,
+                "size": member.weight_bytes / 1e6,
                 "drop": member.quality.drop_reported,
                 "qualityText": f"{metric.name} {metric.text(member.quality.reported)} "
                 f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit})",
@@ -478,3 +573,11 @@ def _for_script(front: Front) -> dict[str, Any]:
             for member in members
         ],
     }
+
+
+def _first_budget(front: Front, axis: _Axis) -> float:
+    """The limit that the search had, else where the balanced model lies."""
+    if axis == _LATENCY:
+        balanced = front.balanced_by("latency").latency_ms.value
+        return front.budget.get("max_latency_ms", balanced)
+    return front.budget.get("max_bytes", front.balanced_by("size").weight_bytes) / 1e6

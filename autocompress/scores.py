@@ -1,9 +1,78 @@
-"""What is measured of a model: latencies under a profile, quality on the task."""
+"""What is measured of a model: latencies under a profile, quality on the task, by which metric."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+
+
+@dataclass(frozen=True)
+class Metric:
+    """What the models of a task are scored by; a drop is how much worse a model is than the
+    baseline.
+
+    Args:
+        name: of the score.
+        lost: what a drop is for the score, in a word.
+        unit: of drops.
+        worst_drop: at which a model counts nothing in the hypervolume.
+        largest_drop: that can be asked for; it stands for a model that was not scored.
+        higher_is_better: whether a drop lowers the score.
+        digits: of the score that are shown.
+        examples: what is scored.
+    """
+
+    name: str
+    lost: str
+    unit: str
+    worst_drop: float
+    largest_drop: float
+    higher_is_better: bool
+    digits: int
+    examples: str
+
+    def text(self, score: float) -> str:
+        """The score as it is printed."""
+        return f"{score:.{self.digits}f}"
+
+    def change(self, drop: float) -> float:
+        """How the score changes with a drop, in its unit."""
+        return 0 - drop if self.higher_is_better else drop
+
+    @property
+    def axis(self) -> str:
+        """The title of an axis of changes."""
+        better = "" if self.higher_is_better else " (lower is better)"
+        return f"{self.name} against the baseline, {self.unit}{better}"
+
+    def drop_text(self, drop: float) -> str:
+        """Such as ``drop 1.25 points``."""
+        return f"{self.lost} {drop:.2f} {self.unit}"
+
+
+METRICS: dict[str, Metric] = {
+    "accuracy": Metric(
+        "accuracy",
+        "drop",
+        "points",
+        5.0,
+        100.0,
+        higher_is_better=True,
+        digits=4,
+        examples="test examples",
+    ),
+    "perplexity": Metric(
+        "perplexity",
+        "increase",
+        "percent",
+        50.0,
+        10_000.0,
+        higher_is_better=False,
+        digits=2,
+        examples="windows of test text",
+    ),
+}
+"""By name. Points are of a hundred, percent are of the baseline's score."""
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import resources
-from autocompress.candidate import Candidate, Integer, Setting, Value, thaw
+from autocompress.candidate import Candidate, Integer, Setting, Settings, Value, thaw
 from autocompress.errors import UserError
+from autocompress.pareto import checked_objectives
 from autocompress.techniques import SETTINGS
 
 
@@ -70,64 +71,76 @@ class Parameter:
 class SearchSpace:
     """Parameters in order of application, and corners: candidates that a search tries first.
 
-    Settings that the space does not name stay at their defaults.
+    Settings that the space does not name stay at their defaults. ``objectives`` are what a search
+    of it minimises; None where the space does not say.
     """
 
     name: str
     description: str
     parameters: tuple[Parameter, ...]
     corners: tuple[Mapping[str, Value], ...] = ()
+    settings: Settings = SETTINGS
+    objectives: tuple[str, ...] | None = None
 
     @classmethod
-    def load(cls, name_or_path: str) -> SearchSpace:
+    def load(cls, name_or_path: str, settings: Settings = SETTINGS) -> SearchSpace:
         """A shipped space by name, or a TOML file by path.
+
+        Args:
+            settings: what a space may name; more than those of the techniques that ship with
+                ``techniques.vocabulary``.
 
         Raises:
             UserError: not found, unknown section or key, wrong type, range reversed, value not
                 allowed.
         """
         path = resources.locate("search_spaces", name_or_path)
-        return cls.from_mapping(path.stem, resources.read_toml(path), path)
+        return cls.from_mapping(path.stem, resources.read_toml(path), path, settings)
 
     @classmethod
     def from_mapping(
-        cls, name: str, values: Mapping[str, Any], path: Path | str = "space"
+        cls,
+        name: str,
+        values: Mapping[str, Any],
+        path: Path | str = "space",
+        settings: Settings = SETTINGS,
     ) -> SearchSpace:
         """From parsed TOML; raises as ``load``."""
         values = dict(values)
         description, corners = values.pop("description", ""), values.pop("corners", [])
+        objectives = values.pop("objectives", None)
         if not isinstance(description, str):
             raise UserError(f"{path}: description is {description!r}, it must be text")
-        flat = flatten(values, str(path))
+        flat = flatten(values, str(path), settings)
         for key in flat:
-            if key not in SETTINGS.by_name:
+            if key not in settings.by_name:
                 raise UserError(
-                    f"{path}: unknown setting {key!r}; known are {', '.join(SETTINGS.by_name)}"
+                    f"{path}: unknown setting {key!r}; known are {', '.join(settings.by_name)}"
                 )
         if not flat:
             raise UserError(f"{path}: the space names no setting")
         parameters = tuple(
             Parameter(setting, _values(setting, flat[setting.name], str(path)))
-            for setting in SETTINGS
+            for setting in settings
             if setting.name in flat
         )
-        space = cls(name, description, parameters)
+        if objectives is not None:
+            objectives = checked_objectives(objectives, f"{path}: objectives")
+        space = cls(name, description, parameters, settings=settings, objectives=objectives)
         if not isinstance(corners, list) or not all(isinstance(corner, dict) for corner in corners):
             raise UserError(f"{path}: corners must be tables, [[corners]]")
-        return cls(
-            name,
-            description,
-            parameters,
-            tuple(space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1)),
-        )
+        points = (space._corner(i, corner, str(path)) for i, corner in enumerate(corners, 1))
+        return replace(space, corners=tuple(points))
 
     def _corner(self, number: int, corner: Mapping[str, Any], path: str) -> dict[str, Value]:
         """All settings of a corner: what it leaves out has the space's only value, else the
         setting's default."""
         where = f"{path}: corner {number}"
-        given = flatten(corner, where)
-        SETTINGS.candidate(given, where)
-        point = {name: SETTINGS.by_name[name].check(value, where) for name, value in given.items()}
+        given = flatten(corner, where, self.settings)
+        self.settings.candidate(given, where)
+        point = {
+            name: self.settings.by_name[name].check(value, where) for name, value in given.items()
+        }
         for name in point.keys() - {parameter.name for parameter in self.parameters}:
             raise UserError(f"{where}: {name} is not a parameter of the space")
         only = {
@@ -135,7 +148,7 @@ class SearchSpace:
             for p in self.parameters
             if isinstance(p.values, Choices) and len(p.values.values) == 1
         }
-        complete = SETTINGS.complete(only | point)
+        complete = self.settings.complete(only | point)
         for parameter in self.parameters:
             value = complete[parameter.name]
             if (
@@ -153,7 +166,7 @@ class SearchSpace:
         return replace(
             self,
             parameters=parameters,
-            corners=tuple({**c, name: SETTINGS.by_name[name].default} for c in self.corners),
+            corners=tuple({**c, name: self.settings.by_name[name].default} for c in self.corners),
         )
 
     def limited(self, name: str, allowed: Collection[Value]) -> tuple[SearchSpace, list[Value]]:
@@ -189,7 +202,7 @@ class SearchSpace:
 
     def candidate(self, chosen: Mapping[str, Value]) -> Candidate:
         """The candidate of a point of this space."""
-        return SETTINGS.candidate(chosen, self.name)
+        return self.settings.candidate(chosen, self.name)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON, for the record of a run."""
@@ -197,12 +210,13 @@ class SearchSpace:
             "name": self.name,
             "parameters": {parameter.name: str(parameter.values) for parameter in self.parameters},
             "corners": [
-                {name: thaw(value) for name, value in corner.items()} for corner in self.corners
+                {p.name: thaw(corner[p.name]) for p in self.parameters} for corner in self.corners
             ],
+            **({"objectives": list(self.objectives)} if self.objectives else {}),
         }
 
 
-def flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
+def flatten(values: Mapping[str, Any], where: str, settings: Settings = SETTINGS) -> dict[str, Any]:
     """``{"layers": {"keep": 0.5}}`` as ``{"layers.keep": 0.5}``.
 
     Raises:
@@ -215,10 +229,10 @@ def flatten(values: Mapping[str, Any], where: str) -> dict[str, Any]:
             raise UserError(
                 f"{where}: unknown key {section!r}; settings stand in sections such as [layers]"
             )
-        if section not in {name.partition(".")[0] for name in SETTINGS.by_name}:
+        if section not in {name.partition(".")[0] for name in settings.by_name}:
             name = f"{section}.{next(iter(keys), '')}"
             raise UserError(
-                f"{where}: unknown setting {name!r}; known are {', '.join(SETTINGS.by_name)}"
+                f"{where}: unknown setting {name!r}; known are {', '.join(settings.by_name)}"
             )
         flat |= {f"{section}.{key}": value for key, value in keys.items()}
     return flat

@@ -7,7 +7,7 @@ the end.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,14 @@ class Structure:
             "ffn": list(self.ffn_widths),
         }
 
+    @classmethod
+    def of_sizes(cls, sizes: Mapping[str, Any]) -> Structure:
+        """Of ``sizes``, for shapes alone: which heads and neurons were kept is not told."""
+        triples = zip(sizes["layers"], sizes["heads"], sizes["ffn"], strict=True)
+        return cls(
+            tuple(Layer(s, tuple(range(heads)), tuple(range(ffn))) for s, heads, ffn in triples)
+        )
+
     def __str__(self) -> str:
         return describe_sizes(self.sizes())
 
@@ -67,18 +75,21 @@ class Importance:
     Args:
         heads: per layer, float64 of shape (heads,).
         ffn: per layer, float64 of shape (ffn,).
+        hidden: of the residual stream's dimensions, float64 of shape (hidden,).
     """
 
     heads: tuple[NDArray[np.float64], ...]
     ffn: tuple[NDArray[np.float64], ...]
+    hidden: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
 
 
 def describe_sizes(sizes: Mapping[str, Any] | None) -> str:
-    """``sizes`` in words, such as ``4 layers, heads 2-5, FFN 384``; a dash for None."""
+    """``Plan.sizes`` in words, such as ``4 layers, heads 2-5, FFN 384``; a dash for None."""
     if sizes is None:
         return "-"
-    return (
-        f"{len(sizes['layers'])} layers, heads {_brief(sizes['heads'])}, FFN {_brief(sizes['ffn'])}"
+    heads, ffn = _brief(sizes["heads"]), _brief(sizes["ffn"])
+    return ", ".join(
+        [f"{len(sizes['layers'])} layers, heads {heads}, FFN {ffn}", *sizes.get("parts", ())]
     )
 
 

@@ -11,10 +11,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autocompress import resources, units
-from autocompress.candidate import thaw
+from autocompress.candidate import Setting, thaw
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
-from autocompress.hardware.profile import PHASES, HardwareProfile
-from autocompress.pareto import SCHEMA, Budget, Front, Member, load_front, load_fronts
+from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
+from autocompress.limits import Limits
+from autocompress.pareto import (
+    SCHEMA,
+    Front,
+    Member,
+    checked_objectives,
+    load_front,
+    load_fronts,
+)
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
 from autocompress.techniques import SETTINGS
@@ -39,6 +47,7 @@ def search(options: argparse.Namespace) -> None:
             trials=options.trials,
             time_limit_s=_time_limit(options),
             sampler=options.sampler,
+            objectives=_objectives(options),
         )
     )
 
@@ -59,6 +68,13 @@ def evaluate(options: argparse.Namespace) -> None:
     console.out.print(f"report: {result.run / 'report.html'}")
 
 
+def _objectives(options: argparse.Namespace) -> tuple[str, ...] | None:
+    if options.objectives is None:
+        return None
+    names = [name.strip() for name in options.objectives.split(",") if name.strip()]
+    return checked_objectives(names, "--objectives")
+
+
 def _hardware(options: argparse.Namespace) -> tuple[HardwareProfile, ...]:
     return tuple(
         _in_phase(HardwareProfile.load(name), getattr(options, "max_latency", ()))
@@ -73,8 +89,9 @@ def _request(
     **more: Any,
 ) -> Request:
     from autocompress.engine.request import Request
-    from autocompress.tasks.data import Columns
+    from autocompress.tasks import OPTIONS
 
+    given = {name: getattr(options, name.replace("-", "_")) for name in OPTIONS}
     return Request(
         options.model,
         options.task,
@@ -82,14 +99,12 @@ def _request(
         hardware,
         space,
         options.out,
-        Columns(options.text_column, options.text_pair_column, options.label_column),
+        {name: value for name, value in given.items() if value is not None},
         options.validation,
         options.test,
-        options.unlabeled,
-        options.block_length,
-        options.context,
-        options.stride,
         options.finetune,
+        train_on=options.train_on,
+        tf32=options.tf32,
         seed=options.seed,
         resume=options.resume,
         **more,
@@ -111,11 +126,10 @@ def _in_phase(profile: HardwareProfile, limits: Sequence[str]) -> HardwareProfil
     return replace(profile, phase=named[0]) if named else profile
 
 
-def _budgets(options: argparse.Namespace) -> tuple[Budget, dict[str, Budget]]:
+def _budgets(options: argparse.Namespace) -> tuple[Limits, dict[str, Limits]]:
     """The limits on every device, and those of single devices in their place."""
-    limits: dict[str, dict[str, float]] = {
-        "": {} if options.max_drop is None else {"max_drop": options.max_drop}
-    }
+    everywhere = _limits_of_files(options) | {"max_drop": options.max_drop}
+    limits = {"": {name: value for name, value in everywhere.items() if value is not None}}
     for option, key, read in (
         ("max_latency", "max_latency_ms", units.latency_ms),
         ("min_speedup", "min_speedup", units.speedup),
@@ -138,7 +152,18 @@ def _budgets(options: argparse.Namespace) -> tuple[Budget, dict[str, Budget]]:
     if any({"max_latency_ms", "min_speedup"} <= {*limits[""], *found} for found in limits.values()):
         raise UserError("give --max-latency or --min-speedup, not both for one device")
     common = limits.pop("")
-    return Budget(**common), {name: Budget(**(common | found)) for name, found in limits.items()}
+    return Limits(**common), {name: Limits(**(common | found)) for name, found in limits.items()}
+
+
+def _limits_of_files(options: argparse.Namespace) -> dict[str, float | None]:
+    """Which are the same on every device."""
+    size, compression = options.max_size, options.min_compression
+    return {
+        "max_bytes": None if size is None else units.size_bytes(size, "--max-size"),
+        "min_compression": None
+        if compression is None
+        else units.compression(compression, "--min-compression"),
+    }
 
 
 def demo(options: argparse.Namespace) -> None:
@@ -160,7 +185,7 @@ def demo(options: argparse.Namespace) -> None:
             (HardwareProfile.load("cpu-1-thread"),),
             SearchSpace.load("demo"),
             out,
-            unlabeled=str(unlabeled),
+            {"unlabeled": str(unlabeled)},
             finetune=True,
             time_limit_s=time_limit,
             seed=options.seed,
@@ -220,7 +245,8 @@ def _run(request: Request) -> Front:
     for line in console.prediction_lines(result.run):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
-    console.out.print(f"choose: autocompress pick {result.run} --min-speedup 4x")
+    by = "speedup" if "latency" in result.front.objectives else "compression"
+    console.out.print(f"choose: autocompress pick {result.run} --min-{by} 4x")
     return result.front
 
 
@@ -256,6 +282,7 @@ def _limits(options: argparse.Namespace, front: Front) -> dict[str, float | None
         "max_drop": options.max_drop,
         "min_quality": options.min_quality,
         "max_perplexity": options.max_perplexity,
+        **_limits_of_files(options),
     }
 
 
@@ -270,10 +297,28 @@ def _latency_ms(text: str, front: Front) -> float:
     return units.latency_ms(value, "--max-latency")
 
 
+_LIMITS = (
+    "max_latency",
+    "min_speedup",
+    "max_size",
+    "min_compression",
+    "min_quality",
+    "max_perplexity",
+    "max_drop",
+)
+
+
 def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
+    trial = getattr(options, "trial", None)
+    options_of = {name: f"--{name.replace('_', '-')}" for name in _LIMITS}
+    given = [text for name, text in options_of.items() if vars(options)[name] is not None]
+    if trial is None and not given:
+        raise UserError(f"give at least one limit of {', '.join(options_of.values())}")
+    if trial is not None and given:
+        raise UserError(f"--trial {trial} and {given[0]} are given: give a trial or limits")
     found = load_front(options.run, options.hardware)
-    if getattr(options, "trial", None) is not None:
-        return found, found.member(options.trial)
+    if trial is not None:
+        return found, found.member(trial)
     return found, found.pick(**_limits(options, found), allow_tie=options.allow_tie)
 
 
@@ -408,8 +453,22 @@ def validate_space(options: argparse.Namespace) -> None:
 def list_settings(options: argparse.Namespace) -> None:
     """``autocompress space settings``."""
     for setting in SETTINGS:
-        default = json.dumps(thaw(setting.default))
-        say(f"{setting.name} = {default}\n    {setting.summary}\n    {setting.domain}")
+        _say_setting(setting, f" = {json.dumps(thaw(setting.default))}")
+
+
+def list_profile_keys(options: argparse.Namespace) -> None:
+    """``autocompress profile settings``."""
+    peaks = [replace(key, name=f"peaks.{key.name}") for key in PEAK_KEYS.values()]
+    for key in (*KEYS.values(), *peaks):
+        if key.required:
+            default = ", required"
+        else:
+            default = f" = {json.dumps(key.default)}" if key.has_default else ""
+        _say_setting(key, default)
+
+
+def _say_setting(setting: Setting, default: str) -> None:
+    say(f"{setting.name}{default}\n    {setting.summary}\n    {setting.domain}")
 
 
 def say(text: str) -> None:

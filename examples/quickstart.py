@@ -11,7 +11,7 @@ from pathlib import Path
 import onnxruntime
 from tokenizers import Tokenizer
 
-from autocompress import Budget, RequestUnmet, search
+from autocompress import Limits, RequestUnmet, search
 
 
 def main(model: str, data: str, run: str) -> None:
@@ -21,7 +21,7 @@ def main(model: str, data: str, run: str) -> None:
         hardware="cpu-1-thread",
         space="quantization-only",
         out=run,
-        budget=Budget(max_drop=5.0),
+        budget=Limits(max_drop=5.0),
     )
     for member in result.front.members:
         print(

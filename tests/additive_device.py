@@ -14,6 +14,7 @@ from autocompress.artifact import facts, onnx_file
 from autocompress.graphs.runtime import predict
 from autocompress.latency.predictor import Shape
 from autocompress.scores import Latency, Timing
+from autocompress.techniques import SETTINGS
 
 COSTS = {
     "fp32": (2.0, 0.5, 0.25, 1.0, 0.125, 0.03125),
@@ -43,7 +44,7 @@ def milliseconds(shape: Shape) -> float:
 def exported_shape(folder: Path) -> Shape:
     """What a model folder says of itself."""
     known = facts(folder)
-    block = known["candidate"].get("quantization.block_size")
+    block = SETTINGS.candidate(known["candidate"]).get("quantization.block_size", 0)
 
     def named(scheme: str) -> str:
         return f"{scheme}/{block}" if scheme.endswith("-weights") else scheme

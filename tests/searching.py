@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from autocompress.candidate import Value
 from autocompress.journal import Trial
+from autocompress.pareto import Member
 from autocompress.scores import Latency, Score, Timing
 from autocompress.search_space import SearchSpace
 
@@ -23,11 +25,28 @@ SPACE: dict[str, Any] = {
 }
 
 
-UNCUT = {"layers.keep": 1.0, "width.latency": 1.0, "heads.keep": 1.0, "ffn.keep": 1.0}
-
-
 def space(values: Mapping[str, Any] = SPACE) -> SearchSpace:
     return SearchSpace.from_mapping("test", values)
+
+
+def scheme(found: Trial | Member) -> str:
+    """The number format of a model."""
+    return str(found.candidate.get("quantization.scheme", "fp32"))
+
+
+class Scripted:
+    """A sampler that asks for these in turn, over and over."""
+
+    def __init__(self, *chosen: Mapping[str, Value]) -> None:
+        self.chosen, self.told = chosen, dict[int, tuple[tuple[float, ...], float]]()
+        self.asked = 0
+
+    def ask(self) -> tuple[int, dict[str, Value]]:
+        self.asked += 1
+        return self.asked, dict(self.chosen[(self.asked - 1) % len(self.chosen)])
+
+    def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
+        self.told[handle] = tuple(losses), violation
 
 
 class StopAfter:

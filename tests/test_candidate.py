@@ -2,11 +2,26 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from autocompress.candidate import Domain, Integer, OneOf, Real, SubsetOf, freeze, thaw
+from autocompress.candidate import (
+    Domain,
+    EitherOf,
+    Flag,
+    Integer,
+    OneOf,
+    Positive,
+    Real,
+    Setting,
+    Settings,
+    SubsetOf,
+    Text,
+    freeze,
+    thaw,
+)
 from autocompress.errors import UserError
 from autocompress.techniques import SETTINGS
 
@@ -21,6 +36,12 @@ NAN, INF = float("nan"), float("inf")
         (SubsetOf(("a", "b")), [("a",), ("b", "a")], [(), ("a", "a"), ("c",), ("a", 1), "a"]),
         (Real(0, 1), [0, 1, 0.0, 1.0, 1e-9], [-1e-9, 1.0001, True, False, "0.5", (0.5,), NAN, INF]),
         (Integer(0, 5), [0, 5], [-1, 6, 2.0, True, False, "2", (2,)]),
+        (Positive(), [1, 1e-9, 1e300], [0, 0.0, -1, True, "1", (1,), NAN, INF]),
+        (Positive("a share", 1), [1, 0.5], [0, 1.01, True, NAN]),
+        (Flag(), [True, False], [0, 1, "true", ()]),
+        (Text(), ["", "a\nb"], [1, True, ("a",)]),
+        (Text("a or b", "a|b.*"), ["a", "b", "b\nc"], ["", "ac", "a\n", "cb"]),
+        (EitherOf(Integer(1, 5), OneOf(("all",))), [1, 5, "all"], [0, "1", True, ("all",)]),
         (
             SETTINGS.by_name["layers.keep"].domain,
             [1, 1.0, 1e-9, (0,), (0, 2, 5)],
@@ -34,15 +55,38 @@ def test_the_edges_of_every_domain(domain: Domain, allowed: list[Any], refused: 
     assert [value for value in refused if domain.allows(value)] == []
 
 
-def test_an_untouched_model_has_only_what_says_so() -> None:
-    assert SETTINGS.candidate({}).as_dict() == {
-        "layers.keep": 1.0,
-        "width.latency": 1.0,
-        "heads.keep": 1.0,
-        "ffn.keep": 1.0,
-        "recovery.steps": 0,
-        "quantization.scheme": "fp32",
-    }
+def test_either_domain_gives_the_one_form_of_its_values() -> None:
+    share_or_all = EitherOf(Real(0, 1), OneOf(("all",)))
+    assert [repr(share_or_all.canonical(value)) for value in (1, "all")] == ["1.0", "'all'"]
+
+
+UNTOUCHED = {
+    "layers.keep": 1.0,
+    "width.latency": 1.0,
+    "heads.keep": 1.0,
+    "ffn.keep": 1.0,
+    "recovery.steps": 0,
+    "quantization.scheme": "fp32",
+}
+
+
+def test_an_untouched_model_has_no_settings_and_the_defaults_of_those_that_say_so() -> None:
+    untouched = SETTINGS.candidate({})
+    assert (untouched.settings, untouched.as_dict()) == ((), {})
+    # settings that other techniques add stand among these, at what leaves the model as it is
+    assert untouched.active.items() >= UNTOUCHED.items()
+    assert SETTINGS.candidate(UNTOUCHED) == untouched
+    assert "recovery.temperature" not in untouched.active
+
+
+def test_a_setting_that_is_added_later_changes_no_candidate() -> None:
+    added = Setting("depth.noise", Real(0, 1), 0.0, "noise")
+    later = Settings((added,), tuple(SETTINGS), (replace(added, name="zoom.noise"),))
+    chosen = {"layers.keep": 0.5, "recovery.steps": 8, "quantization.scheme": "int8-dynamic"}
+    now, then = SETTINGS.candidate(chosen), later.candidate(chosen)
+    assert now == then and hash(now) == hash(then) and now.as_dict() == then.as_dict()
+    assert then.number("depth.noise") == 0.0
+    assert later.candidate({**chosen, "depth.noise": 0.5}) != now
 
 
 @pytest.mark.parametrize("keep", [1, [0, 1, 3]], ids=["all-layers", "listed-layers"])
@@ -93,7 +137,7 @@ def test_the_rule_means_nothing_beside(keep: Any) -> None:
 def test_inactive_settings_are_dropped(beside: dict[str, Any], name: str, value: Any) -> None:
     with_it, without = SETTINGS.candidate({**beside, name: value}), SETTINGS.candidate(beside)
     assert with_it == without and hash(with_it) == hash(without)
-    assert name not in with_it.as_dict()
+    assert name not in with_it.active and name not in with_it.as_dict()
 
 
 @pytest.mark.parametrize(
@@ -145,8 +189,14 @@ def test_active_settings_tell_candidates_apart(
 
 def test_settings_stand_in_order_of_application() -> None:
     chosen = {"quantization.scheme": "int8-dynamic", "ffn.keep": 0.0, "layers.keep": [0, 2]}
-    assert list(SETTINGS.candidate(chosen).as_dict().items()) == [
+    candidate = SETTINGS.candidate(chosen)
+    assert list(candidate.as_dict().items()) == [
         ("layers.keep", [0, 2]),
+        ("ffn.keep", 0.0),
+        ("quantization.scheme", "int8-dynamic"),
+    ]
+    known = [
+        ("layers.keep", (0, 2)),
         ("width.latency", 1.0),
         ("heads.keep", 1.0),
         ("ffn.keep", 0.0),
@@ -155,6 +205,7 @@ def test_settings_stand_in_order_of_application() -> None:
         ("quantization.scheme", "int8-dynamic"),
         ("quantization.spared", "none"),
     ]
+    assert [pair for pair in candidate.active.items() if pair in known] == known
 
 
 @pytest.mark.parametrize(
@@ -176,7 +227,10 @@ def test_settings_stand_in_order_of_application() -> None:
 )
 def test_json_round_trip(chosen: dict[str, Any]) -> None:
     candidate = SETTINGS.candidate(chosen)
-    assert SETTINGS.candidate(json.loads(json.dumps(candidate.as_dict()))) == candidate
+    found = SETTINGS.candidate(json.loads(json.dumps(candidate.as_dict())))
+    assert found == candidate and found.active == candidate.active
+    everything = {name: thaw(value) for name, value in candidate.active.items()}
+    assert SETTINGS.candidate(everything) == candidate  # as older runs have it
 
 
 def test_reading_a_candidate() -> None:
@@ -185,6 +239,7 @@ def test_reading_a_candidate() -> None:
     assert candidate.number("heads.keep") == 0.5
     assert candidate.text("heads.importance") == "fisher"
     assert candidate.text("layers.rule", "top") == "top"
+    assert candidate.number("ffn.keep", 0.25) == 1.0  # active, so no need of what is given
     with pytest.raises(KeyError, match=re.escape("layers.rule")):
         candidate.get("layers.rule")
     with pytest.raises(TypeError, match=re.escape("layers.keep is (0, 2), no number")):
@@ -193,21 +248,20 @@ def test_reading_a_candidate() -> None:
         candidate.text("heads.keep")
 
 
-def test_less_whole_sections() -> None:
+def test_only_some_of_its_settings() -> None:
     candidate = SETTINGS.candidate(
         {"heads.keep": 0.5, "recovery.steps": 8, "quantization.scheme": "int8-dynamic"}
     )
-    structural = SETTINGS.candidate({"heads.keep": 0.5}).without("recovery", "quantization")
-    assert candidate.without("recovery", "quantization") == structural
-    assert [name for name, _ in structural.settings] == [
-        "layers.keep",
-        "width.latency",
-        "heads.keep",
-        "heads.importance",
-        "heads.allocation",
-        "ffn.keep",
-        "weights.start",
-    ]
+    names = ("heads.allocation", "heads.keep", "ffn.keep", "layers.rule")
+    found = candidate.only(names)
+    assert found == SETTINGS.candidate({"heads.keep": 0.5, "recovery.steps": 99}).only(names)
+    assert found.as_dict() == {"heads.keep": 0.5}
+    assert dict(found.active) == {
+        "heads.keep": 0.5,
+        "heads.allocation": "global",
+        "ffn.keep": 1.0,
+    }
+    assert found != SETTINGS.candidate({"heads.keep": 0.25}).only(names)
 
 
 @pytest.mark.parametrize(

@@ -5,26 +5,32 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime
 import pytest
+import torch
 
 from autocompress import resources
-from autocompress.artifact import facts
+from autocompress.artifact import facts, load_model
+from autocompress.candidate import thaw
 from autocompress.cli import main
 from autocompress.engine import session
 from autocompress.engine.request import Request
 from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.pareto import Budget, load_front, load_fronts
+from autocompress.journal import Run
+from autocompress.limits import Limits
+from autocompress.pareto import load_front, load_fronts
 from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
 from tests.searching import space
@@ -42,8 +48,79 @@ def run(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFact
 def pair(tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on two devices, ``cpu-1-thread`` and ``old``, whose fastest models differ."""
     out = tmp_path_factory.mktemp("runs") / "pair"
-    search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=Farm())
+    search(tiny_model, data_file, BOTH, space(DEPTH), out, trials=3, connect=Farm())
     return out
+
+
+@pytest.fixture(scope="module")
+def old(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run as versions before students wrote it: a line for each trial, candidates with all
+    their settings, models that name their sizes alone."""
+    folder = Path(shutil.copytree(run, tmp_path_factory.mktemp("runs") / "old"))
+    shutil.rmtree(folder / "students")
+    (folder / "events.jsonl").unlink()
+    (folder / "report.html").unlink()
+
+    def older(found: dict[str, Any], *unknown: str) -> dict[str, Any]:
+        active = SETTINGS.candidate(found["candidate"]).active
+        kept = {name: value for name, value in found.items() if name not in unknown}
+        return kept | {"candidate": {name: thaw(value) for name, value in active.items()}}
+
+    trials = [older(asdict(trial), "student", "asked") for trial in Run(run).trials()]
+    (folder / "trials.jsonl").write_text("".join(json.dumps(trial) + "\n" for trial in trials))
+    described = json.loads((run / "run.json").read_text())
+    (folder / "run.json").write_text(json.dumps(described | {"schema": 1}))
+    [front] = json.loads((run / "front.json").read_text())["fronts"]
+    front |= {
+        "baseline": older(front["baseline"]),
+        "members": [older(member) for member in front["members"]],
+    }
+    del front["objectives"], front["size_hypervolume"]
+    (folder / "front.json").write_text(json.dumps({"schema": 2, "fronts": [front]}))
+    for model in (folder / "models").iterdir():
+        config = json.loads((model / "config.json").read_text())
+        sizes = {"family": config["plan"]["family"], "sizes": facts(model)["sizes"]}
+        (model / "config.json").write_text(
+            json.dumps({key: value for key, value in config.items() if key != "plan"} | sizes)
+        )
+    return folder
+
+
+def test_a_run_of_an_earlier_version_is_read(
+    old: Path, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert [replace(trial, student=None, asked=None) for trial in Run(run).trials()] == [
+        replace(trial, candidate=SETTINGS.candidate(trial.candidate).as_dict())
+        for trial in Run(old).trials()
+    ]
+    printed = {}
+    for folder in (run, old):
+        assert main(["front", str(folder)]) == 0
+        assert main(["pick", str(folder), "--max-latency", "1s"]) == 0
+        printed[folder] = capsys.readouterr().out
+    assert printed[old] == printed[run].replace(str(run), str(old))
+    best = load_front(run).pick(max_latency_ms=1000.0)
+    out = tmp_path / "model"
+    assert main(["export", str(old), "--trial", best.id, "--out", str(out)]) == 0
+    here, there = (load_model(folder).state_dict() for folder in (out, run / best.path))
+    assert all(torch.equal(here[name], there[name]) for name in there)
+    assert main(["report", str(old)]) == 0
+    assert f'id="row-0-{best.id}"' in (old / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_run_of_an_earlier_version_is_not_gone_on_with(
+    old: Path, tiny_model: Path, data_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    request = ["--model", str(tiny_model), "--data", str(data_file), "--out", str(old)]
+    request += ["--hardware", "cpu-1-thread", "--space", "quantization-only", "--resume"]
+    before = {path: path.stat().st_mtime_ns for path in old.rglob("*")}
+    assert main(["search", "--task", "text-classification", *request]) == 2
+    [*_, said] = capsys.readouterr().err.splitlines()
+    assert said == (
+        f"autocompress: --resume: the run in {old} is of an earlier version (schema 1, this one "
+        "writes 2): its models can be picked and exported, but it cannot be gone on with"
+    )
+    assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
 
 
 def test_front_prints_every_member(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -72,10 +149,21 @@ def test_pick_by_each_limit_agrees_with_python(
         ("--min-speedup", f"{least}x", {"min_speedup": least}),
         ("--min-quality", "0.1", {"min_quality": 0.1}),
         ("--max-drop", "50", {"max_drop": 50.0}),
+        ("--max-size", "3MB", {"max_bytes": 3e6}),
+        ("--min-compression", "1.5x", {"min_compression": 1.5}),
     )
     for option, value, limit in limits:
         assert main(["pick", str(run), option, value, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["id"] == front.pick(**limit).id
+
+
+def test_several_limits_together(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    limits = ["--max-size", "3MB", "--max-drop", "50", "--min-speedup", "1.1x"]
+    assert main(["pick", str(run), *limits, "--json"]) == 0
+    best = load_front(run).pick(max_bytes=3e6, max_drop=50.0, min_speedup=1.1)
+    assert json.loads(capsys.readouterr().out)["id"] == best.id
+    assert main(["pick", str(run), "--max-size", "3MB", "--min-quality", "0.99"]) == 1
+    assert "limited by its quality: " in capsys.readouterr().err
 
 
 def test_a_request_that_nothing_meets_exits_1_and_names_the_nearest(
@@ -227,38 +315,43 @@ def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cor
 @pytest.mark.parametrize(
     ("limits", "first", "second"),
     [
-        ("", Budget(), Budget()),
-        ("--max-latency 3ms", Budget(max_latency_ms=3.0), Budget(max_latency_ms=3.0)),
+        ("", Limits(), Limits()),
+        ("--max-latency 3ms", Limits(max_latency_ms=3.0), Limits(max_latency_ms=3.0)),
         (
             "--max-latency cpu-1-thread=3ms --max-latency cpu-all-cores=0.02s",
-            Budget(max_latency_ms=3.0),
-            Budget(max_latency_ms=20.0),
+            Limits(max_latency_ms=3.0),
+            Limits(max_latency_ms=20.0),
         ),
         (
             "--max-latency 5ms --max-latency cpu-all-cores=20ms",
-            Budget(max_latency_ms=5.0),
-            Budget(max_latency_ms=20.0),
+            Limits(max_latency_ms=5.0),
+            Limits(max_latency_ms=20.0),
         ),
         (
             "--max-latency cpu-all-cores=20ms --max-latency 5ms",
-            Budget(max_latency_ms=5.0),
-            Budget(max_latency_ms=20.0),
+            Limits(max_latency_ms=5.0),
+            Limits(max_latency_ms=20.0),
         ),
-        ("--min-speedup cpu-1-thread=2x", Budget(min_speedup=2.0), Budget()),
+        ("--min-speedup cpu-1-thread=2x", Limits(min_speedup=2.0), Limits()),
         (
             "--min-speedup cpu-1-thread=2x --max-latency cpu-all-cores=20ms",
-            Budget(min_speedup=2.0),
-            Budget(max_latency_ms=20.0),
+            Limits(min_speedup=2.0),
+            Limits(max_latency_ms=20.0),
         ),
         (
             "--max-drop 1.5 --max-latency cpu-all-cores=20ms",
-            Budget(max_drop=1.5),
-            Budget(max_drop=1.5, max_latency_ms=20.0),
+            Limits(max_drop=1.5),
+            Limits(max_drop=1.5, max_latency_ms=20.0),
+        ),
+        (
+            "--max-size 10MB --min-compression 8x --min-speedup cpu-1-thread=2x",
+            Limits(max_bytes=10e6, min_compression=8.0, min_speedup=2.0),
+            Limits(max_bytes=10e6, min_compression=8.0),
         ),
     ],
 )
 def test_limits_of_single_devices(
-    limits: str, first: Budget, second: Budget, monkeypatch: pytest.MonkeyPatch
+    limits: str, first: Limits, second: Limits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[Request] = []
 
@@ -271,6 +364,36 @@ def test_limits_of_single_devices(
     [request] = asked
     assert [profile.name for profile in request.hardware] == ["cpu-1-thread", "cpu-all-cores"]
     assert [request.budget_on(profile.name) for profile in request.hardware] == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("options", "space_says", "resolved"),
+    [
+        ("", None, ("latency", "quality")),
+        ("", ["quality", "size"], ("quality", "size")),
+        ("--objectives size,quality,latency", None, ("latency", "quality", "size")),
+        ("--objectives latency,quality", ["quality", "size"], ("latency", "quality")),
+    ],
+)
+def test_objectives_of_the_command_come_before_those_of_the_space(
+    options: str,
+    space_says: list[str] | None,
+    resolved: tuple[str, ...],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    asked: list[Request] = []
+
+    def record(request: Request, listener: object) -> None:
+        asked.append(request)
+        raise UserError("recorded")
+
+    monkeypatch.setattr(session, "search_for", record)
+    named = f"objectives = {json.dumps(space_says)}\n" if space_says else ""
+    (tmp_path / "s.toml").write_text(f"{named}[heads]\nkeep = [0.5]\n")
+    assert main([*words(options), "--space", str(tmp_path / "s.toml")]) == 2
+    [request] = asked
+    assert request.all_objectives == resolved
 
 
 @pytest.mark.parametrize(
@@ -345,6 +468,7 @@ def test_a_search_on_two_devices_from_the_command_line(
         "--space": tmp_path / "space.toml",
         "--out": tmp_path / "run",
         "--max-latency": "old=3.5ms",
+        "--trials": 1,
     }
     request = [str(word) for pair in options.items() for word in pair]
     assert (
@@ -421,6 +545,20 @@ def test_settings_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
     ]
 
 
+def test_the_keys_of_a_profile_are_explained(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "settings"]) == 0
+    printed = capsys.readouterr().out
+    names = [line.split(" = ")[0] for line in printed.splitlines() if not line.startswith(" ")]
+    required = ["description", "class", "runtime", "batch_size", "sequence_length"]
+    peaks = ["gops", "memory_gb_per_s", "overhead_us", "efficiency"]
+    assert names[:5] == [f"{name}, required" for name in required]
+    assert names[-4:] == [f"peaks.{name}, required" for name in peaks]
+    shown = HardwareProfile.load("cpu-1-thread").as_dict()
+    assert [*required, *names[5:-4]] == [key for key in shown if key != "name"]
+    assert "threads = 1\n    intra-op threads\n    a whole number from 0 (all cores)" in printed
+    assert "\nphase\n" in printed and "\nprecisions\n" in printed  # what is not given
+
+
 def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["space", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [
@@ -445,12 +583,16 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
     assert [line.split()[0] for line in listed] == resources.names("hw_profiles")
     assert f"{'gpu-h200':24} {HardwareProfile.load('gpu-h200').description}" in listed
     assert main(["space", "validate", "quantization-only"]) == 0
-    assert capsys.readouterr().out == "quantization-only: valid, 2 settings, 1 corners\n"
+    assert capsys.readouterr().out == "quantization-only: valid, 2 settings, 0 corners\n"
 
 
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_stopped_it_leaves_a_front_and_a_run_that_goes_on(
-    stop: signal.Signals, tiny_model: Path, data_file: Path, tmp_path: Path
+    stop: signal.Signals,
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     space, out = tmp_path / "space.toml", tmp_path / "run"
     space.write_text(
@@ -499,8 +641,5 @@ def test_stopped_it_leaves_a_front_and_a_run_that_goes_on(
     )
     assert [member.id for member in load_front(out).members] == ["t000"]
     assert not load_front(out).verified
-    other = subprocess.run(
-        [*command, "quantization-only", "--resume"], capture_output=True, text=True
-    )
-    assert other.returncode == 2
-    assert "--resume: space differs" in other.stderr
+    assert main([*command[3:], "quantization-only", "--resume"]) == 2
+    assert "--resume: space differs" in capsys.readouterr().err

@@ -243,46 +243,55 @@ MISTAKES: dict[str, tuple[Change, str]] = {
         _profile(device_class='"cpu"'),
         "unknown key 'device_class'; did you mean class?",
     ),
-    "profile text wrong": (_profile(description="3"), "description is 3, it must be of type str"),
-    "profile class wrong": (_profile(**{"class": "1"}), "class is 1, it must be of type str"),
+    "profile text wrong": (_profile(description="3"), "description is 3, allowed is text"),
+    "profile class wrong": (
+        _profile(**{"class": "1"}),
+        "class is 1, allowed is one of cpu, gpu, edge",
+    ),
     "profile whole number wrong": (
         _profile(threads='"1"'),
-        "threads is '1', it must be of type int",
+        "threads is '1', allowed is a whole number from 0 (all cores) to 1024",
     ),
     "profile whole number with a fraction": (
         _profile(batch_size="1.5"),
-        "batch_size is 1.5, it must be of type int",
+        "batch_size is 1.5, allowed is a whole number from 1 to 4096",
     ),
-    "profile truth wrong": (_profile(cuda_graphs="1"), "cuda_graphs is 1, it must be of type bool"),
+    "profile truth wrong": (
+        _profile(cuda_graphs="1"),
+        "cuda_graphs is 1, allowed is true or false",
+    ),
     "profile number wrong": (
         _profile(trial_seconds='"2"'),
-        "trial_seconds is '2', it must be of type int or float",
+        "trial_seconds is '2', allowed is seconds from 0.1 to 600",
     ),
     "profile number true": (
         _profile(confidence="true"),
-        "confidence is True, it must be of type int or float",
+        "confidence is True, allowed is a share from 0.5 to 0.999",
     ),
     "profile limit wrong": (
         _profile(memory_limit_mb='"all"'),
-        "memory_limit_mb is 'all', it must be of type int or float",
+        "memory_limit_mb is 'all', allowed is megabytes more than 0",
     ),
     "profile length wrong": (
         _profile(sequence_length="[32]"),
-        "sequence_length is [32], it must be of type int or str",
+        'sequence_length is [32], allowed is a whole number from 1 to 100000, or "task"',
     ),
     "profile list wrong": (
         _profile(precisions='"fp32"'),
-        "precisions is 'fp32', it must be of type a list of names",
+        "precisions is 'fp32', allowed is a list of one or more of fp32, fp16",
     ),
     "profile list of numbers": (
         _profile(precisions="[32]"),
-        "precisions is [32], it must be of type a list of names",
+        "precisions is [32], allowed is a list of one or more of fp32, fp16",
     ),
     "profile table wrong": (
         _profile(fingerprint='"a cpu"'),
-        "fingerprint is 'a cpu', it must be of type dict",
+        "fingerprint is 'a cpu', allowed is a table of system, cpu, cores",
     ),
-    "profile peaks wrong": (_profile(peaks="10.0"), "peaks is 10.0, it must be of type dict"),
+    "profile peaks wrong": (
+        _profile(peaks="10.0"),
+        "peaks is 10.0, allowed is a table of gops, memory_gb_per_s",
+    ),
     "profile out of range": (
         _profile(batch_size="0"),
         "batch_size is 0, allowed is a whole number from 1 to 4096",
@@ -293,19 +302,19 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "profile class unknown": (
         _profile(**{"class": '"tpu"'}),
-        "class is 'tpu', allowed is cpu, gpu, edge",
+        "class is 'tpu', allowed is one of cpu, gpu, edge",
     ),
     "profile runtime unknown": (
         _profile(runtime='"tpu"'),
-        "runtime is 'tpu', allowed is onnxruntime-cpu, onnxruntime-cuda",
+        "runtime is 'tpu', allowed is one of onnxruntime-cpu, onnxruntime-cuda",
     ),
     "profile statistic unknown": (
         _profile(statistic='"max"'),
-        "statistic is 'max', allowed is median, mean, p10",
+        "statistic is 'max', allowed is one of median, mean, p10",
     ),
     "profile format unknown": (
         _profile(precisions='["int3"]'),
-        "precisions is ['int3'], allowed is a list of fp32, fp16",
+        "precisions is ['int3'], allowed is a list of one or more of fp32, fp16",
     ),
     "profile location unknown": (
         _profile(location='"board"'),
@@ -458,6 +467,46 @@ MISTAKES: dict[str, tuple[Change, str]] = {
     ),
     "negative drop": (_set("--max-drop", "-1"), "max_drop is -1"),
     "drop not a number": (_set("--max-drop", "little"), "invalid float value: 'little'"),
+    "size without unit": (
+        _set("--max-size", "10"),
+        "--max-size is '10': give a number with its unit (B, kB, MB, GB), such as 10MB",
+    ),
+    "size of zero": (
+        _set("--max-size", "0MB"),
+        "--max-size is '0MB': it must be more than zero",
+    ),
+    "compression without unit": (
+        _set("--min-compression", "8"),
+        "--min-compression is '8': give a number with its unit (x), such as 8x",
+    ),
+    "compression of zero": (
+        _set("--min-compression", "0x"),
+        "--min-compression is '0x': it must be more than zero",
+    ),
+    "unknown objective": (
+        _set("--objectives", "latency,quality,energy"),
+        "--objectives names 'energy', known are latency, quality, size",
+    ),
+    "objective twice": (
+        _set("--objectives", "quality,size,size"),
+        "--objectives names size twice",
+    ),
+    "no objectives": (
+        _set("--objectives", ","),
+        "--objectives is empty: quality is always one of them, beside latency or size",
+    ),
+    "objectives without quality": (
+        _set("--objectives", "latency,size"),
+        "--objectives is latency, size: quality is always one of them",
+    ),
+    "space with an unknown objective": (
+        _file("--space", "s.toml", 'objectives = ["speed"]\n[heads]\nkeep = [0.5]\n'),
+        "s.toml: objectives names 'speed', known are latency, quality, size",
+    ),
+    "space whose objectives are no list": (
+        _file("--space", "s.toml", 'objectives = "size"\n[heads]\nkeep = [0.5]\n'),
+        "s.toml: objectives is 'size', it must be a list of names of latency, quality, size",
+    ),
     "no trials": (_set("--trials", "0"), "trials is 0: it must be at least 1"),
     "time limit without unit": (
         _set("--time-limit", "10"),
@@ -522,13 +571,15 @@ def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
         (["pick", "/no/such/run", "--max-latency", "3ms"], "holds no front.json"),
         (
             ["pick", "/no/such/run"],
-            "one of the arguments --max-latency --min-speedup --min-quality --max-perplexity "
-            "--max-drop is required",
+            "give at least one limit of --max-latency, --min-speedup, --max-size, "
+            "--min-compression, --min-quality, --max-perplexity, --max-drop",
         ),
+        (["export", "/no/such/run", "--out", "x"], "give at least one limit of --max-latency"),
         (
-            ["pick", "run", "--max-latency", "3ms", "--min-speedup", "2x"],
-            "not allowed with argument",
+            ["export", "run", "--trial", "t001", "--max-drop", "0", "--out", "x"],
+            "--trial t001 and --max-drop are given: give a trial or limits",
         ),
+        (["pick", "/no/such/run", "--max-size", "9MB", "--max-drop", "1"], "holds no front.json"),
         (["export", "/no/such/run", "--trial", "t001", "--out", "x"], "holds no front.json"),
         (["report", "/no/such/run"], "holds no front.json"),
         (
@@ -545,7 +596,7 @@ def test_a_mistake_is_one_line_exit_2_and_writes_nothing(
         (["profile", "new"], "the following arguments are required: NAME"),
         (
             ["profile", "new", "p", "--runtime", "tpu"],
-            "runtime is 'tpu', allowed is onnxruntime-cpu, ",
+            "runtime is 'tpu', allowed is one of onnxruntime-cpu, ",
         ),
         (
             ["profile", "new", "p", "--threads", "-1"],

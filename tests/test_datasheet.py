@@ -15,19 +15,20 @@ import numpy as np
 import pytest
 from torch import nn
 
-from autocompress import Budget, HardwareProfile, SearchResult, SearchSpace, UserError, search
+from autocompress import HardwareProfile, SearchResult, SearchSpace, UserError, search
 from autocompress.cli import main
 from autocompress.families import family_of
-from autocompress.graphs.export import export_model
 from autocompress.graphs.reading import Product, operations
 from autocompress.hardware.datasheet import DatasheetDevice, roofline_ms
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import Peaks
 from autocompress.interfaces import Batch
+from autocompress.journal import Run
 from autocompress.measure import measure_latency
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 from autocompress.training.teacher import load_classifier
+from tests.exporting import export_model
 
 PEAKS = Peaks(
     {"fp32": 2.0, "int8-dynamic": 8.0}, memory_gb_per_s=4.0, overhead_us=10.0, efficiency=0.5
@@ -115,7 +116,7 @@ class Exported:
         cut = self.family.cut(self.model, structure)
         candidate = SETTINGS.candidate(
             {f"quantization.{key}": value for key, value in quantization.items()}
-        ).without("recovery")
+        )
         export_model(
             cut,
             structure,
@@ -345,7 +346,7 @@ def assert_estimated(text: str) -> None:
 
 
 def test_the_files_say_that_it_is_an_estimate(estimated: SearchResult) -> None:
-    for name in ("front.json", "trials.jsonl"):
+    for name in ("front.json", "events.jsonl"):
         assert '"measured"' not in (estimated.run / name).read_text()
     assert estimated.front.estimated and estimated.front.members
     assert estimated.front.hardware["basis"] == "datasheet"
@@ -422,76 +423,35 @@ def test_a_refusal_of_pick_says_so(
     assert_estimated(text)
 
 
-def test_reasons_of_trials_say_so(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Both of those refused by the table and of those over budget once estimated."""
-    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    space = SearchSpace.from_mapping(
-        "test", {"layers": {"keep": [0.75, 0.5]}, "quantization": {"scheme": ["fp32"]}}
-    )
-    unlimited = search(tiny_model, data_file, PI, space, tmp_path / "unlimited", trials=2)
-    slow, fast = sorted(trial.scores[PI].timing.speedup for trial in unlimited.trials[1:])
-    found = search(
-        tiny_model,
-        data_file,
-        PI,
-        space,
-        tmp_path / "limited",
-        trials=2,
-        budget=Budget(min_speedup=slow * 1.01),
-    )
-    close = [trial.reason for trial in found.trials if trial.state == "over-budget"]
-    found = search(
-        tiny_model,
-        data_file,
-        PI,
-        space,
-        tmp_path / "far",
-        trials=2,
-        budget=Budget(min_speedup=fast * 0.99),
-    )
-    far = [trial.reason for trial in found.trials if trial.state == "over-budget"]
-    assert len(close) == len(far) == 1
-    for reason in (*close, *far):
-        assert reason is not None
-        assert re.search(r"~\d[\d.]* ms", reason), reason
-
-
-def test_how_well_a_table_foretold_an_estimate_is_not_called_accuracy_of_a_latency(
+def test_reasons_and_the_accuracy_of_tables_say_so(
+    estimated: SearchResult,
+    exported: Exported,
     tiny_model: Path,
     data_file: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    """Both of candidates refused by the table and of those over budget once estimated."""
     monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "cache"))
-    (tmp_path / "space.toml").write_text("[layers]\nkeep = [0.5]\n")
-    given = [
-        "--model",
-        tiny_model,
-        "--task",
-        "text-classification",
-        "--data",
-        data_file,
-        "--hardware",
-        PI,
-        "--trials",
-        1,
-    ]
-    text = shown(
-        capsys,
-        "search",
-        *given,
-        "--space",
-        tmp_path / "space.toml",
-        "--min-speedup",
-        "1.1x",
-        "--out",
-        tmp_path / "run",
+    space = tmp_path / "space.toml"
+    space.write_text('[layers]\nkeep = [0.75, 0.5]\n[quantization]\nscheme = ["fp32"]\n')
+    whole, three, two = (
+        exported(f"of-{depth}", Structure(exported.full.layers[:depth]))[0] for depth in (4, 3, 2)
     )
-    lines = [line for line in text.splitlines() if line.startswith("latency foretold")]
-    assert all("estimate" in line for line in lines), lines
+    device = DatasheetDevice(pi(), estimated.front.hardware["lengths"])
+    slow, fast = (timing.speedup for timing in device.time(whole, [three, two], final=False)[1])
+    given = {"--model": tiny_model, "--task": "text-classification", "--data": data_file}
+    given |= {"--hardware": PI, "--space": space, "--trials": 2}
+    words = [word for pair in given.items() for word in pair]
+    for name, limit in (("close", slow * 1.01), ("far", fast * 0.99)):
+        out = tmp_path / name
+        text = shown(capsys, "search", *words, "--min-speedup", f"{limit}x", "--out", out)
+        [reason] = [trial.reason for trial in Run(out).trials() if trial.state == "over-budget"]
+        assert reason is not None
+        assert re.search(r"~\d[\d.]* ms", reason), reason
+        lines = [line for line in text.splitlines() if line.startswith("latency foretold")]
+        assert lines and all("estimate" in line for line in lines), text
 
 
 def test_a_profile_of_another_length_is_estimated_anew(

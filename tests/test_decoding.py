@@ -19,20 +19,22 @@ from transformers import AutoModelForCausalLM, GPT2Config
 from transformers.pytorch_utils import Conv1D
 
 from autocompress.candidate import Candidate
-from autocompress.graphs.export import PARITY_LIMIT, export_model, to_onnx
+from autocompress.formats import FORMATS, convert
+from autocompress.graphs.export import to_onnx
 from autocompress.graphs.reading import has_cache, operations
 from autocompress.graphs.runtime import Model, past_of, predict
 from autocompress.interfaces import Batch
+from autocompress.shipping import PARITY_LIMIT
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import SCHEMES, quantize
+from tests.exporting import export_model
 from tests.test_decoders import LANGUAGE_MODELS
 from tests.test_families import ALL_FFN, FULL, STRUCTURES, each_structure
 from tests.tiny_models import FFN, HEADS, HIDDEN, LAYERS, MODELS, VOCABULARY, build
 
 each_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 TIED = ["gpt2 with its head tied", "gpt2 scaled by layer", "llama ungrouped, tied, with biases"]
-QUANTIZED = [scheme for scheme in SCHEMES if scheme.startswith("int")]
+QUANTIZED = [scheme for scheme in FORMATS if scheme.startswith("int")]
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -194,7 +196,7 @@ def candidate(scheme: str, **more: Any) -> Candidate:
 
 def quantized(model: nn.Module, folder: Path, scheme: str) -> tuple[Path, dict[str, Any]]:
     source, target = exported(model, folder / "source.onnx"), folder / f"{scheme}.onnx"
-    report = quantize(source, target, candidate(scheme), [texts(8, 16)], by_token=True)
+    report = convert(source, target, candidate(scheme), [texts(8, 16)], by_token=True)
     return target, report
 
 
@@ -232,7 +234,7 @@ def test_a_tied_table_is_stored_once_in_eight_bits(name: str, scheme: str, tmp_p
 
 
 @each_model
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", FORMATS)
 def test_logits_stay_near_with_the_cache_too(name: str, scheme: str, tmp_path: Path) -> None:
     model = build(name)
     target, _ = quantized(model, tmp_path, scheme)
@@ -274,7 +276,7 @@ def test_activations_that_are_all_zero_count_nothing(tmp_path: Path) -> None:
 @each_model
 def test_spared_layers_keep_their_bits(name: str, tmp_path: Path) -> None:
     source, target = exported(build(name), tmp_path / "source.onnx"), tmp_path / "target.onnx"
-    report = quantize(
+    report = convert(
         source, target, candidate("int8-dynamic", spared="first"), [texts(8, 16)], by_token=True
     )
     assert report["layers"] == ["int8-dynamic" if layer else "fp32" for layer in range(LAYERS)]
@@ -376,7 +378,7 @@ def test_perplexity_with_the_cache_is_that_without_it(
         else (tmp_path / "static.onnx", {})
     )
     if scheme == "int8-static":
-        quantize(
+        convert(
             exported(model, tmp_path / "source.onnx"),
             target,
             candidate(scheme),

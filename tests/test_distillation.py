@@ -16,6 +16,7 @@ from autocompress.distillation.layer_maps import LAYER_MAPS
 from autocompress.distillation.settings import OBJECTIVES
 from autocompress.interfaces import Features, Lesson, Matching, Objective
 from autocompress.techniques import SETTINGS
+from autocompress.training.compute import CPU
 
 HEADS, HEAD_SIZE, WIDTH = 4, 3, 12
 MASK = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]])
@@ -51,6 +52,7 @@ def made(name: str, matching: Matching | None = None, step: int = 9, **more: Any
             model,
             torch.Generator().manual_seed(0),
             10,
+            CPU,
             step=step,
         )
     )

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from autocompress import UserError, console, onnx_graphs
+from autocompress import UserError, console
 from autocompress.cli import main
 from autocompress.errors import CandidateFailed
 from autocompress.files import sha256
+from autocompress.graphs import reading as onnx_graphs
 from autocompress.hardware import agent, doctor
 from autocompress.hardware.devices import host_of
 from autocompress.hardware.doctor import GAIN, STEADY, Diagnosis, examine, gains

@@ -7,7 +7,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,20 @@ import torch
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from autocompress.artifact import load_model, scheme_of
+from autocompress.candidate import Value
 from autocompress.engine import loop as engine
 from autocompress.engine.loop import SearchResult, Silent, outclassed
 from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
+from autocompress.files import sha256
 from autocompress.graphs.runtime import predict
 from autocompress.journal import Trial
-from autocompress.pareto import METRICS, Budget, load_front, load_fronts, non_dominated
+from autocompress.limits import Limits
+from autocompress.pareto import METRICS, load_front, load_fronts, non_dominated
 from autocompress.scores import Timing
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
-from tests.searching import CPU, SPACE, UNCUT, space, timed
+from tests.searching import CPU, SPACE, Scripted, scheme, space, timed
 
 
 def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -> None:
@@ -86,7 +89,7 @@ def test_the_baseline_is_the_teacher_in_fp32(whole: SearchResult) -> None:
         0.0,
         "models/t000",
     )
-    assert baseline.candidate == UNCUT | {"quantization.scheme": "fp32"}
+    assert baseline.candidate == {}
 
 
 def test_drops_are_paired(whole: SearchResult) -> None:
@@ -109,12 +112,114 @@ def test_drops_are_paired(whole: SearchResult) -> None:
 
 
 def test_no_candidate_is_tried_twice(whole: SearchResult) -> None:
-    tried = [json.dumps([trial.sizes, trial.candidate], sort_keys=True) for trial in whole.trials]
-    assert len(set(tried)) == len(tried) == 9
-    assert whole.trials[1].candidate == UNCUT | {
-        "quantization.scheme": "int8-dynamic",
-        "quantization.spared": "none",
+    tried = [(trial.student, scheme(trial)) for trial in whole.trials]
+    assert len(set(tried)) == len(tried) == 18
+    assert whole.trials[1].candidate == {"quantization.scheme": "int8-dynamic"}
+    assert (whole.trials[1].student, whole.trials[1].asked) == (whole.trials[0].student, 0)
+    assert [trial.number for trial in whole.trials if trial.asked is None] == [0, *range(2, 18, 2)]
+
+
+@dataclass
+class Students(Silent):
+    """Hears of every model, while its files are there.
+
+    Args:
+        weights: digest of each one's.
+    """
+
+    out: Path
+    weights: dict[str, str] = field(default_factory=dict)
+
+    def trial(self, trial: Trial, remaining_s: float | None) -> None:
+        self.weights[trial.id] = sha256(self.out / str(trial.path) / "model.safetensors")
+
+
+FORMATS = ["fp32", "int8-dynamic", "int8-weights"]
+ASKED: list[dict[str, Value]] = [
+    {"layers.keep": 0.5, "weights.start": "embeddings", "recovery.steps": 3},
+    {"recovery.steps": 2, "quantization.scheme": "int8-weights"},
+    {"heads.keep": 0.5, "quantization.scheme": "int8-dynamic"},
+]
+
+
+@pytest.fixture(scope="module")
+def in_two_orders(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> list[tuple[SearchResult, Students]]:
+    """The same students, asked for in one order and in the other, there in fewer formats."""
+    values: dict[str, Any] = {
+        "layers": {"keep": [1.0, 0.5]},
+        "heads": {"keep": [1.0, 0.5]},
+        "weights": {"start": ["copied", "embeddings"]},
+        "recovery": {"steps": [0, 2, 3]},
     }
+    backwards: list[dict[str, Value]] = [
+        chosen | {"quantization.scheme": "int8-dynamic"} for chosen in reversed(ASKED)
+    ]
+    found = []
+    for order, formats in ((ASKED, FORMATS), (backwards, FORMATS[:2])):
+        values["quantization"] = {"scheme": list(formats)}
+        heard = Students(tmp_path_factory.mktemp("runs") / "order")
+        options: Any = {"sampler": Scripted(*order), "trials": 3, "listener": heard}
+        result = search(
+            tiny_model, data_file, CPU, space(values), heard.out, connect=SizeDevice, **options
+        )
+        found.append((result, heard))
+    return found
+
+
+def test_a_student_is_trained_once_for_all_its_number_formats(
+    in_two_orders: list[tuple[SearchResult, Students]],
+) -> None:
+    result, heard = in_two_orders[0]
+    assert [trial.asked for trial in result.trials] == [
+        None,
+        0,
+        0,
+        *[None, 3, 3, None, 6, 6, None, 9, 9],
+    ]
+    events = [json.loads(line) for line in (result.run / "events.jsonl").read_text().splitlines()]
+    sealed = [event["student"] for event in events if event["event"] == "sealed"]
+    assert len(sealed) == len(set(sealed)) == 4
+    for first in (0, 3, 6, 9):
+        trials = result.trials[first : first + 3]
+        assert len({trial.student for trial in trials}) == 1
+        assert len({heard.weights[trial.id] for trial in trials}) == 1
+        assert sorted(scheme(trial) for trial in trials) == FORMATS
+        assert [trial.seconds > 0 for trial in trials] == [True, first == 0, False]
+    assert len(set(heard.weights.values())) == 4
+    assert [scheme(result.trials[i]) for i in (3, 6, 9)] == ["fp32", "int8-weights", "int8-dynamic"]
+
+
+def test_the_same_students_come_of_any_order(
+    in_two_orders: list[tuple[SearchResult, Students]],
+) -> None:
+    one, other = (
+        {
+            (trial.student, scheme(trial)): (
+                trial.candidate,
+                heard.weights[trial.id],
+                trial.rungs,
+                trial.weight_bytes,
+                trial.scores[CPU].evidence,
+            )
+            for trial in result.trials
+        }
+        for result, heard in in_two_orders
+    )
+    assert {key: one[key] for key in other} == other
+    assert (len(one), len(other)) == (12, 8)
+
+
+def test_an_uncut_candidate_keeps_its_recovery(
+    in_two_orders: list[tuple[SearchResult, Students]],
+) -> None:
+    result, heard = in_two_orders[0]
+    trained = result.trials[6]
+    assert trained.candidate == {"recovery.steps": 2, "quantization.scheme": "int8-weights"}
+    assert trained.sizes == result.trials[0].sizes
+    assert [steps for steps, _ in trained.rungs] == [2]
+    assert heard.weights[trained.id] != heard.weights["t000"]
 
 
 def test_a_failed_trial_is_recorded_and_the_search_goes_on(
@@ -164,17 +269,12 @@ def test_a_small_space_is_tried_whole_and_once(
         tmp_path / "run",
         connect=SizeDevice,
     )
-    formats = [
-        (t.candidate["quantization.scheme"], t.candidate.get("quantization.block_size"))
-        for t in found.trials
-    ]
-    weights = [
-        (scheme, block) for scheme in ("int4-weights", "int8-weights") for block in (32, 128)
-    ]
-    assert sorted(map(str, formats)) == sorted(
-        map(str, [("fp32", None), ("int8-dynamic", None), ("int8-static", None), *weights])
-    )
+    formats = [(scheme(t), t.candidate.get("quantization.block_size", 32)) for t in found.trials]
+    weights = [(name, block) for name in ("int4-weights", "int8-weights") for block in (32, 128)]
+    others = [("fp32", 32), ("int8-dynamic", 32), ("int8-static", 32)]
+    assert sorted(formats) == sorted([*others, *weights])
     assert all(trial.state == "complete" for trial in found.trials)
+    assert len({trial.student for trial in found.trials}) == 1
 
 
 def test_a_latency_budget_is_a_constraint(
@@ -188,7 +288,7 @@ def test_a_latency_budget_is_a_constraint(
         tmp_path / "run",
         trials=6,
         connect=SizeDevice,
-        budget=Budget(min_speedup=1.5),
+        budget=Limits(min_speedup=1.5),
     )
     assert found.front.members
     assert found.front.budget == {"min_speedup": 1.5}
@@ -215,7 +315,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest(
     with pytest.raises(
         RequestUnmet,
         match=(
-            r"none of 3 candidates meets the budget; the nearest is t00[1-3], limited by its "
+            r"none of 7 candidates meets the budget; the nearest is t00[1-7], limited by its "
             r"speedup: .* not trained"
         ),
     ):
@@ -227,7 +327,7 @@ def test_a_budget_that_nothing_meets_names_the_nearest(
             tmp_path / "run",
             trials=3,
             connect=SizeDevice,
-            budget=Budget(min_speedup=99),
+            budget=Limits(min_speedup=99),
         )
     assert load_front(tmp_path / "run").members == ()
 
@@ -378,13 +478,11 @@ def test_a_model_that_fails_in_the_end_is_left_out(
         connect=FailsAtLast,
         listener=listener,
     )
-    schemes = {trial.id: trial.candidate["quantization.scheme"] for trial in found.trials}
-    left_out = [name for name, scheme in schemes.items() if scheme == "int8-dynamic"]
-    assert (
-        [line for line in said if "left out" in line]
-        == [f"{name} left out: out of memory" for name in left_out]
-        != []
-    )
+    schemes = {trial.id: scheme(trial) for trial in found.trials}
+    left_out = [line.partition(" left out: ") for line in said if "left out" in line]
+    assert {(schemes[name], why) for name, _, why in left_out} == {
+        ("int8-dynamic", "out of memory")
+    }
     assert {schemes[member.id] for member in found.front.members} >= {"int8-weights"}
     assert "int8-dynamic" not in {schemes[member.id] for member in found.front.members}
     assert all(member.quality.test is not None for member in found.front.members)

@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from autocompress.engine.session import search
+from autocompress.engine.loop import SearchResult
 from autocompress.pareto import load_front
-from tests.conftest import SizeDevice
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -40,7 +39,9 @@ def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
 
 
 def test_compress_gpt2(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
-    words = [str(tiny_gpt2), str(text_file), str(tmp_path / "run"), "quantization-only", "2"]
+    space = tmp_path / "half.toml"
+    space.write_text("[layers]\nkeep = [0.5]\n", encoding="utf-8")
+    words = [str(tiny_gpt2), str(text_file), str(tmp_path / "run"), str(space), "1"]
     printed = run("compress_gpt2.py", *words).splitlines()
     front = load_front(tmp_path / "run")
     assert [line.split(":")[0] for line in printed[:-1]] == [member.id for member in front.members]
@@ -61,10 +62,10 @@ def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config
 
     from autocompress.families import family_of
-    from autocompress.graphs.export import export_model
     from autocompress.graphs.runtime import predict
     from autocompress.interfaces import Batch
     from autocompress.techniques import SETTINGS
+    from tests.exporting import export_model
 
     torch.manual_seed(0)
     tokenizer: Any = AutoTokenizer.from_pretrained(tiny_model)
@@ -101,17 +102,8 @@ def test_generate(scheme: str, tiny_model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["a fine film", "dull beyond words"])
-def test_run_exported(text: str, tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    search(
-        tiny_model,
-        data_file,
-        "cpu-1-thread",
-        "quantization-only",
-        out,
-        trials=1,
-        connect=SizeDevice,
-    )
+def test_run_exported(text: str, by_task: SearchResult) -> None:
+    out = by_task.run
     answer, logits = run("run_exported.py", str(out / "models/t000"), text).split(" ", 1)
     from transformers import AutoTokenizer
 

@@ -29,18 +29,21 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
+from autocompress import shipping
 from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import FAMILIES
-from autocompress.graphs import export
-from autocompress.graphs.export import export_model
+from autocompress.formats import FORMATS
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
+from autocompress.plan import Plan
+from autocompress.shipping import Graph
 from autocompress.structure import Layer, Structure
+from autocompress.student import plan_from
 from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import SCHEMES, onnx_format
-from autocompress.training.steps import tensors
+from autocompress.training.compute import CPU
 from autocompress.training.teacher import load_classifier, load_config
+from tests.exporting import export_model
 from tests.tiny_models import MODELS, build, inputs
 
 FAMILY = FAMILIES["bert"]
@@ -115,7 +118,7 @@ def folder(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = model(**tensors(batch)).logits
+        found: Tensor = model(**CPU.tensors(batch)).logits
     return found
 
 
@@ -128,10 +131,10 @@ def test_the_folder_is_complete_and_described(folder: Path) -> None:
     assert sorted(path.name for path in folder.iterdir()) == FILES
     assert [path.name for path in folder.parent.iterdir()] == ["t001"]
     described = read(folder / "autocompress.json")
-    assert described["candidate"]["layers.keep"] == [0, 1, 3]
-    assert described["candidate"]["quantization.scheme"] == "fp32"
+    assert described["candidate"] == {"layers.keep": [0, 1, 3]}
+    assert described["quantization"]["scheme"] == "fp32"
     assert described["sizes"] == {"layers": [0, 1, 3], "heads": [0, 3, 1], "ffn": [22, 0, 2]}
-    assert read(folder / "config.json")["sizes"] == described["sizes"]
+    assert plan_from(read(folder / "config.json")["plan"]) == Plan("bert", CUT)
     assert described["versions"]["torch"] == torch.__version__
 
 
@@ -167,7 +170,7 @@ def test_causal_models_get_a_scale_for_each_token(
     )
 
 
-@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("scheme", FORMATS)
 def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path) -> None:
     parity = sample.export(tmp_path / "t", quantization__scheme=scheme)
     described = read(tmp_path / "t" / "autocompress.json")
@@ -184,7 +187,7 @@ def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path
         float(np.abs(found - expected).max()), rel=1e-6
     )
     assert parity["agreement"] == (found.argmax(1) == expected.argmax(1)).mean()
-    assert (parity["max_abs_difference"] <= 1e-4) == (onnx_format(scheme) == "fp32")
+    assert (parity["max_abs_difference"] <= 1e-4) == (FORMATS[scheme].stored == "fp32")
 
 
 @pytest.mark.parametrize("scheme", ["fp32", "int8-dynamic"])
@@ -321,8 +324,8 @@ def test_the_folder_runs_with_onnxruntime_and_tokenizers_alone(
 def test_a_graph_that_differs_fails_the_candidate_and_leaves_nothing(
     sample: Sample, limit: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(export, "PARITY_LIMIT", limit)
-    monkeypatch.setattr(export, "_ROUNDINGS", limit)
+    monkeypatch.setattr(shipping, "PARITY_LIMIT", limit)
+    monkeypatch.setattr(shipping, "_ROUNDINGS", limit)
     with pytest.raises(
         CandidateFailed, match=r"^the ONNX graph's logits differ from torch's by \d"
     ):
@@ -340,19 +343,13 @@ def test_a_graph_may_differ_as_much_as_torch_rounds(
         for parameter in model.parameters():
             parameter.mul_(8)
     batch = Batch({key: value.numpy() for key, value in inputs().items()})
-    rounding = export._rounding(model, batch)
-    assert 0 < rounding < 1e-3 * logits(model, batch).abs().max()
     (tmp_path / "tokenizer").mkdir()
-    monkeypatch.setattr(export, "PARITY_LIMIT", 0.0)
-    monkeypatch.setattr(export, "_ROUNDINGS", 50)
-    parity = export_model(
-        model,
-        family.structure(model),
-        SETTINGS.candidate({}),
-        tmp_path / "t",
-        [batch],
-        tmp_path / "tokenizer",
-    )
+    monkeypatch.setattr(shipping, "PARITY_LIMIT", 0.0)
+    monkeypatch.setattr(shipping, "_ROUNDINGS", 50)
+    graph = Graph(model, Plan(family.name, family.structure(model)), tmp_path / "g", [batch])
+    rounding = graph._rounding()
+    assert 0 < rounding < 1e-3 * logits(model, batch).abs().max()
+    parity = graph.ship(SETTINGS.candidate({}), tmp_path / "t", tmp_path / "tokenizer")
     assert 0 < parity["fp32_max_abs_difference"] <= 50 * rounding
 
 
@@ -360,8 +357,8 @@ def test_a_failed_export_leaves_the_older_one(
     sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sample.export(tmp_path / "t", layers__keep=0.5)
-    monkeypatch.setattr(export, "PARITY_LIMIT", -1.0)
-    monkeypatch.setattr(export, "_ROUNDINGS", -1.0)
+    monkeypatch.setattr(shipping, "PARITY_LIMIT", -1.0)
+    monkeypatch.setattr(shipping, "_ROUNDINGS", -1.0)
     with pytest.raises(CandidateFailed):
         sample.export(tmp_path / "t", layers__keep=0.75)
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
@@ -411,11 +408,15 @@ def damage(folder: Path, name: str) -> None:
             (folder / "config.json").write_text("{")
         case "other sizes":
             config = read(folder / "config.json")
-            config["sizes"]["heads"][1] = 2
+            config["plan"]["layers"][1]["heads"] = "0 2"
             (folder / "config.json").write_text(json.dumps(config))
-        case "no sizes":
+        case "no plan":
             config = read(folder / "config.json")
-            del config["sizes"]
+            del config["plan"]
+            (folder / "config.json").write_text(json.dumps(config))
+        case "by an unknown technique":
+            config = read(folder / "config.json")
+            config["plan"]["parts"] = [{"technique": "of tomorrow"}]
             (folder / "config.json").write_text(json.dumps(config))
         case _:
             config = read(folder / "config.json")["original"]
@@ -430,7 +431,8 @@ def damage(folder: Path, name: str) -> None:
         "cut off",
         "config is no JSON",
         "other sizes",
-        "no sizes",
+        "no plan",
+        "by an unknown technique",
         "written by transformers",
     ],
 )

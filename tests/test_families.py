@@ -26,7 +26,8 @@ from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch, Features, Lesson, Matching
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
-from autocompress.training.steps import watch
+from autocompress.training.compute import CPU
+from autocompress.training.taps import watch
 from tests.tiny_models import FFN, HEADS, LAYERS, MODELS, build, inputs
 
 ALL_HEADS, ALL_FFN = tuple(range(HEADS)), tuple(range(FFN))
@@ -224,7 +225,9 @@ def test_kept_heads_match_their_teacher_s(name: str, objective: str) -> None:
     mask, losses = inputs()["attention_mask"], []
     for heads in (kept, (0, 2)):
         matching = Matching((), heads, family.head_size(model), family.causal)
-        made = found(Lesson(SETTINGS.candidate({}), matching, smaller, model, torch.Generator(), 1))
+        made = found(
+            Lesson(SETTINGS.candidate({}), matching, smaller, model, torch.Generator(), 1, CPU)
+        )
         names = {theirs for _, theirs in made.features()}
         student, teacher = (
             Features(torch.zeros(3, 2), mask, watched(name, one, *names)[1])

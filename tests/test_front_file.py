@@ -16,7 +16,7 @@ from autocompress.pareto import (
     load_fronts,
 )
 from autocompress.scores import Quality
-from tests.test_pareto import FAST, FRONT, GOOD, front, write
+from tests.test_pareto import FAST, FRONT, GOOD, SIZED, front, write
 
 
 def test_front_json_round_trip(tmp_path: Path) -> None:
@@ -27,10 +27,22 @@ def test_front_json_round_trip(tmp_path: Path) -> None:
         front(),
         replace(front(FAST, untested), verified=False),
         front(replace(GOOD, timing=measured)),
+        SIZED,
     ):
         write(tmp_path, original)
         assert load_front(tmp_path) == original
         assert load_fronts(tmp_path) == {"board": original}
+
+
+def test_a_front_that_names_no_objectives_is_of_latency_and_quality(tmp_path: Path) -> None:
+    """As written before there were others."""
+    older = FRONT.as_dict()
+    del older["objectives"], older["size_hypervolume"]
+    value = {"schema": 2, "fronts": [older]}
+    (tmp_path / "front.json").write_text(json.dumps(value), encoding="utf-8")
+    found = load_front(tmp_path)
+    assert found == FRONT
+    assert (found.objectives, found.size_hypervolume) == (("latency", "quality"), None)
 
 
 def test_the_fronts_of_several_devices(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from autocompress.errors import UserError
-from autocompress.journal import Run, Trial
+from autocompress.journal import SCHEMA, Run, State, Trial
 from autocompress.scores import Latency, Quality, Score, Timing
 
 INPUTS = {
@@ -20,6 +20,7 @@ INPUTS = {
     "space": {"parameters": {"layers.keep": "1.0 | 0.5"}},
     "unlabeled": None,
 }
+DESCRIPTION = {"schema": SCHEMA, "inputs": INPUTS, "started": "today"}
 FAILED = Trial(
     3, {"layers.keep": [0, 9]}, "failed", reason="layers.keep names layer 9", seconds=0.25
 )
@@ -54,62 +55,130 @@ COMPLETE = Trial(
     parity={"logits": 1e-6},
     seconds=41.5,
     path="models/t012",
+    student="0123456789abcdef",
+    asked=11,
 )
 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    return Run.start(tmp_path / "run", {"inputs": INPUTS, "started": "today"})
+    return Run.start(tmp_path / "run", DESCRIPTION)
 
 
 def test_trials_come_back_as_they_were(run: Run) -> None:
     assert run.trials() == []
-    run.append(FAILED)
-    run.append(COMPLETE)
+    run.ended(FAILED)
+    run.ended(COMPLETE)
     assert run.trials() == [FAILED, COMPLETE]
     assert Run.resume(run.folder, INPUTS).trials() == [FAILED, COMPLETE]
     assert [trial.id for trial in run.trials()] == ["t003", "t012"]
     assert list(run.trials()[1].scores) == ["board", "phone"]
 
 
+@pytest.mark.parametrize(
+    ("state", "event"),
+    [
+        ("complete", "scored"),
+        ("stopped", "refused"),
+        ("over-budget", "refused"),
+        ("failed", "failed"),
+    ],
+)
+def test_what_comes_of_a_trial_is_an_event_of_that_name(run: Run, state: State, event: str) -> None:
+    run.ended(replace(COMPLETE, state=state))
+    assert json.loads(run.events_file.read_text(encoding="utf-8"))["event"] == event
+    assert [trial.state for trial in run.trials()] == [state]
+
+
+def test_what_was_asked_for_comes_back_and_is_no_trial_yet(run: Run) -> None:
+    asked = [Trial(n, {"layers.keep": 0.5}, "asked", student="a") for n in (1, 2)]
+    other = [Trial(3, {}, "asked", student="b", asked=1)]
+    run.asked(asked)
+    run.asked(other)
+    assert run.proposals() == [asked, other]
+    assert run.trials() == []
+    run.ended(replace(asked[1], state="complete"))
+    assert [trial.number for trial in run.trials()] == [2]
+    assert run.proposals() == [asked, other]
+
+
+def test_trials_are_by_number_whatever_the_order_of_their_events(run: Run) -> None:
+    first, second = FAILED, COMPLETE
+    for event in (second, first):
+        run.rung(str(event.student), 32, 1.5)
+        run.ended(event)
+    assert run.trials() == [first, second]
+
+
+def test_a_student_gets_a_line_for_a_rung_and_for_its_end_however_often_they_are_told(
+    run: Run,
+) -> None:
+    for _ in range(2):
+        run.rung("a", 32, 1.5)
+        run.rung("a", 192, 0.5)
+        run.rung("b", 32, 1.5)
+        run.sealed("a")
+    lines = run.events_file.read_text(encoding="utf-8").splitlines()
+    assert [tuple(json.loads(line).values()) for line in lines] == [
+        ("rung", "a", 32, 1.5),
+        ("rung", "a", 192, 0.5),
+        ("rung", "b", 32, 1.5),
+        ("sealed", "a"),
+    ]
+
+
 def test_one_line_per_trial(run: Run) -> None:
-    run.append(replace(FAILED, reason="two\nlines\u2028and three"))
-    run.append(COMPLETE)
-    lines = run.trials_file.read_bytes().split(b"\n")
-    assert [json.loads(line)["number"] for line in lines[:-1]] == [3, 12] and lines[-1] == b""
+    run.ended(replace(FAILED, reason="two\nlines\u2028and three"))
+    run.ended(COMPLETE)
+    lines = run.events_file.read_bytes().split(b"\n")
+    numbers = [json.loads(line)["trial"]["number"] for line in lines[:-1]]
+    assert numbers == [3, 12] and lines[-1] == b""
     assert run.trials()[0].reason == "two\nlines\u2028and three"
 
 
 def test_the_description_is_kept(run: Run) -> None:
-    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8")) == {
-        "inputs": INPUTS,
-        "started": "today",
-    }
+    assert json.loads((run.folder / "run.json").read_text(encoding="utf-8")) == DESCRIPTION
 
 
 @pytest.mark.parametrize("lost", [1, 2, 100])
 def test_a_line_cut_short_is_dropped_on_resume(run: Run, lost: int) -> None:
-    run.append(FAILED)
-    run.append(COMPLETE)
-    run.trials_file.write_bytes(run.trials_file.read_bytes()[:-lost])
+    run.ended(FAILED)
+    run.ended(COMPLETE)
+    run.events_file.write_bytes(run.events_file.read_bytes()[:-lost])
     resumed = Run.resume(run.folder, INPUTS)
     assert resumed.trials() == [FAILED]
     with resumed.locked():
-        resumed.append(COMPLETE)
+        resumed.ended(COMPLETE)
     assert resumed.trials() == [FAILED, COMPLETE]
 
 
 def test_a_first_line_cut_short_leaves_none(run: Run) -> None:
-    run.trials_file.write_text('{"number": 0, ', encoding="utf-8")
-    assert Run.resume(run.folder, INPUTS).trials() == []
+    run.events_file.write_text('{"event": "scored", "trial"', encoding="utf-8")
+    resumed = Run.resume(run.folder, INPUTS)
+    assert (resumed.trials(), resumed.proposals()) == ([], [])
 
 
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_no_trace(run: Run) -> None:
     with pytest.raises(ValueError, match="JSON"):
-        run.append(
-            replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))})
-        )
-    assert run.trials_file.read_bytes() == b""
+        run.ended(replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))}))
+    assert run.events_file.read_bytes() == b""
+
+
+OLD = """{"number": 0, "candidate": {"layers.keep": 1.0}, "state": "complete", "sizes": null,
+"reason": null, "rungs": [[0, 0.0]], "scores": {}, "predicted": {}, "weight_bytes": 5,
+"parity": null, "seconds": 2.5, "path": "models/t000"}"""
+
+
+def test_a_run_of_the_first_schema_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    run = Run.start(tmp_path / "run", {"schema": 1, "inputs": INPUTS})
+    line = OLD.replace("\n", " ")
+    (run.folder / "trials.jsonl").write_text(f"{line}\n{line[:40]}", encoding="utf-8")
+    baseline = Trial(0, {"layers.keep": 1.0}, "complete", rungs=((0, 0.0),), weight_bytes=5)
+    assert run.trials() == [replace(baseline, seconds=2.5, path="models/t000")]
+    with pytest.raises(
+        UserError, match=r"^--resume: the run in .* \(schema 1, this one writes 2\)"
+    ):
+        Run.resume(run.folder, INPUTS)
 
 
 @pytest.mark.parametrize(
@@ -133,7 +202,7 @@ def test_other_inputs_are_refused_by_name(run: Run, change: dict[str, Any], mess
 
 
 def test_inputs_are_compared_as_json(run: Run, tmp_path: Path) -> None:
-    tupled = Run.start(tmp_path / "tupled", {"inputs": {"budget": (1, 2)}})
+    tupled = Run.start(tmp_path / "tupled", {"schema": SCHEMA, "inputs": {"budget": (1, 2)}})
     assert Run.resume(tupled.folder, {"budget": (1, 2)}).trials() == []
 
 
@@ -147,7 +216,7 @@ def test_an_empty_folder_is_free(tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_run_is_occupied(run: Run) -> None:
-    run.append(FAILED)
+    run.ended(FAILED)
     with pytest.raises(UserError, match="holds another run: give --resume"):
         Run.start(run.folder, {"inputs": {}})
     assert Run.resume(run.folder, INPUTS).trials() == [FAILED]

@@ -10,11 +10,12 @@ import torch
 from autocompress.cli import main
 from autocompress.distillation.settings import OBJECTIVES
 from autocompress.engine import session
+from autocompress.engine.making import recovery_of
 from autocompress.families import FAMILIES
 from autocompress.tasks.language_modeling import LanguageModeling
 from autocompress.techniques import SETTINGS
-from autocompress.training.recovery import Recovery, Teacher, TransferSet
-from autocompress.training.steps import watch
+from autocompress.training.outputs import Teacher, TransferSet
+from autocompress.training.taps import watch
 from autocompress.training.teacher import load_language_model
 from tests.conftest import SizeDevice
 from tests.test_language_search import CUT, task  # noqa: F401
@@ -35,7 +36,14 @@ def test_students_learn_from_it(
     teacher = Teacher(
         model,
         family,
-        TransferSet(task.train.rows, task.train.labels, task.batch, task.batch_size),
+        TransferSet(
+            task.train.rows,
+            task.train.labels,
+            task.batch,
+            task.loss,
+            task.batch_size,
+            by_token=True,
+        ),
         tmp_path / "s",
     )
     settings = {
@@ -45,7 +53,7 @@ def test_students_learn_from_it(
         "learning_rate": 3e-3,
     }
     chosen = SETTINGS.candidate({f"recovery.{name}": value for name, value in settings.items()})
-    one = Recovery(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
+    one = recovery_of(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
 
     def loss() -> float:
         with torch.no_grad(), watch(one.student, family, len(CUT.layers), one.watched) as seen:

@@ -26,18 +26,20 @@ from autocompress import measure
 from autocompress.artifact import load_model
 from autocompress.cli import main
 from autocompress.engine.loop import SearchResult
+from autocompress.engine.making import recovery_of
 from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.families import FAMILIES
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
-from autocompress.pareto import Budget, load_front, non_dominated
+from autocompress.limits import Limits
+from autocompress.pareto import load_front, non_dominated
 from autocompress.structure import Layer, Structure
 from autocompress.tasks.language_modeling import LanguageModeling, load
 from autocompress.techniques import SETTINGS
-from autocompress.training.recovery import Recovery, Teacher, TransferSet
-from autocompress.training.steps import fast_math, tensors
+from autocompress.training.compute import CPU as PLAIN
+from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.teacher import finetuned, load_language_model, load_teacher
 from tests.conftest import END, SizeDevice
 from tests.searching import CPU, SPACE, StopAfter, space, timeless
@@ -79,9 +81,10 @@ def test_the_front_reports_the_perplexity_of_its_files(
     assert front.baseline.quality.test == pytest.approx(teacher.perplexity, rel=1e-4)
     for member in front.members:
         nll, tokens = 0.0, 0
-        for row, count in zip(task.test.rows, task.test.scored, strict=True):
-            logits = predict(whole.run / member.path / "model.onnx", [task.batch([row]).inputs])
-            log_likelihood = torch.log_softmax(torch.from_numpy(logits[0, :-1]).double(), -1)
+        feeds = [task.batch([row]).inputs for row in task.test.rows]
+        answers = predict(whole.run / member.path / "model.onnx", feeds)
+        for row, count, logits in zip(task.test.rows, task.test.scored, answers, strict=True):
+            log_likelihood = torch.log_softmax(torch.from_numpy(logits[:-1]).double(), -1)
             nll -= float(
                 log_likelihood[torch.arange(47), torch.from_numpy(row[0, 1:])][-count:].sum()
             )
@@ -149,7 +152,7 @@ def test_stopped_by_ctrl_c_and_resumed_it_ends_the_same(
 def test_other_windows_are_another_run(
     whole: SearchResult, tiny_gpt2: Path, text_file: Path
 ) -> None:
-    with pytest.raises(UserError, match="--resume: text differs"):
+    with pytest.raises(UserError, match=r"--resume: stride differs: .* has 24, asked is 12"):
         begin(tiny_gpt2, text_file, whole.run, resume=True, stride=12)
 
 
@@ -163,7 +166,8 @@ def test_cleaned_text_is_a_choice_of_the_search(
     found = search(
         tiny_gpt2, text_file, CPU, space(values), run, task="language-modeling", **arguments
     )
-    assert {trial.candidate["recovery.cleaned"] for trial in found.trials[1:]} == {False, True}
+    cleaned = {trial.candidate.get("recovery.cleaned", False) for trial in found.trials[1:]}
+    assert cleaned == {False, True}
     assert len({trial.rungs[-1][1] for trial in found.trials[1:]}) == 2
     assert (
         "cleaned train lines with HTML"
@@ -184,12 +188,14 @@ def test_where_cleaning_leaves_nothing_it_is_no_choice(
     }
     arguments: dict[str, Any] = {
         "task": "language-modeling",
-        "trials": 2,
+        "trials": 1,
         "connect": SizeDevice,
         **LENGTHS,
     }
     found = search(tiny_gpt2, marked, CPU, space(values), tmp_path / "run", **arguments)
-    assert [trial.candidate.get("recovery.cleaned") for trial in found.trials] == [None, False]
+    inputs = json.loads((found.run / "run.json").read_text())["inputs"]
+    assert list(inputs["space"]["parameters"]) == ["layers.keep", "recovery.steps"]
+    assert "recovery.cleaned" not in found.trials[1].candidate
     values["recovery"]["cleaned"] = True
     with pytest.raises(
         UserError, match=r"recovery\.cleaned is true, but there is no cleaned text to learn from"
@@ -234,7 +240,7 @@ def test_limits_in_percent_and_a_latency_table(
         tiny_gpt2,
         text_file,
         tmp_path / "run",
-        budget=Budget(max_drop=60.0, min_speedup=1.2),
+        budget=Limits(max_drop=60.0, min_speedup=1.2),
         trials=8,
     )
     assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0}
@@ -260,19 +266,26 @@ def test_a_live_teacher_and_shifted_tokens_by_hand(
     teacher = Teacher(
         model,
         family,
-        TransferSet(task.train.rows, task.train.labels, task.batch, task.batch_size),
+        TransferSet(
+            task.train.rows,
+            task.train.labels,
+            task.batch,
+            task.loss,
+            task.batch_size,
+            by_token=True,
+        ),
         tmp_path / "s",
     )
     chosen = SETTINGS.candidate(
         {"recovery.steps": 3, "recovery.hard_label_weight": 0.25, "recovery.temperature": 3.0}
     )
-    one = Recovery(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
+    one = recovery_of(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
     assert len(next(one.batches)) == 1024 // 32
     indices = [5, 0, 17]
     ids = torch.from_numpy(np.concatenate([task.train.rows[i] for i in indices]))
-    with torch.no_grad(), fast_math():
+    with torch.no_grad(), PLAIN.math():
         mine, theirs = (
-            m(**tensors(task.batch([task.train.rows[i] for i in indices]))).logits.float()
+            m(**PLAIN.tensors(task.batch([task.train.rows[i] for i in indices]))).logits.float()
             for m in (one.student, model)
         )
         soft = (
@@ -303,13 +316,13 @@ def test_without_a_teacher_none_is_run(
     teacher = Silent(
         model,
         family,
-        TransferSet(task.train.rows, task.train.labels, task.batch, 8),
+        TransferSet(task.train.rows, task.train.labels, task.batch, task.loss, 8, by_token=True),
         tmp_path / "scratch",
     )
     chosen = SETTINGS.candidate(
         {"recovery.steps": 60, "recovery.hard_label_weight": 1.0, "recovery.learning_rate": 2e-3}
     )
-    one = Recovery(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
+    one = recovery_of(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
     before = score(one.student, task.validation).perplexity
     one.advance(60)
     assert score(one.student.eval(), task.validation).perplexity < 0.95 * before
@@ -326,13 +339,13 @@ def test_every_objective_repairs_a_cut(
     teacher = Teacher(
         model,
         family,
-        TransferSet(task.train.rows, task.train.labels, task.batch, 8),
+        TransferSet(task.train.rows, task.train.labels, task.batch, task.loss, 8, by_token=True),
         tmp_path / "scratch",
     )
     chosen = SETTINGS.candidate(
         {"recovery.steps": 40, "recovery.objectives": [objective], "recovery.learning_rate": 2e-3}
     )
-    one = Recovery(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
+    one = recovery_of(family.cut(model, CUT), CUT, chosen, teacher, (0, 1))
     before = score(one.student, task.validation).perplexity
     one.advance(40)
     assert score(one.student.eval(), task.validation).perplexity < before

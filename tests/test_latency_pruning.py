@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Knowledge
+from autocompress.plan import Plan
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.techniques.latency_pruning import LatencyPruning
@@ -112,8 +113,9 @@ def test_the_share_is_of_what_earlier_techniques_left() -> None:
     assert refine(left, 24 / 26) == Structure((Layer(1, (0, 1), (2, 3)),))
     assert refine(left, 23.9 / 26) == Structure((Layer(1, (1,), (2, 3)),))
     candidate = SETTINGS.candidate({"layers.keep": [1], "width.latency": 24 / 26})
-    importance = {"fisher": fisher(HEADS, FFN)}
-    assert resolve(FULL, candidate, importance, additive) == Structure((Layer(1, (0, 1), (2, 3)),))
+    knowledge = Knowledge({"fisher": fisher(HEADS, FFN)}, additive)
+    found = resolve(Plan("bert", FULL), candidate, knowledge).structure
+    assert found == Structure((Layer(1, (0, 1), (2, 3)),))
 
 
 def test_cheap_heads_stay_where_dear_ones_go() -> None:

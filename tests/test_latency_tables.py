@@ -1,11 +1,11 @@
-"""What a latency table depends on, and what it foretells, without a search."""
+"""What a latency table depends on, what is measured for it and what it foretells; no searches."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,17 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import BertConfig, BertForSequenceClassification
 
-from autocompress import Budget, SearchSpace
-from autocompress.engine.foresight import Foresight, _digest, _key, formats_of
+from autocompress import Limits, SearchSpace
+from autocompress.candidate import Candidate, OneOf, Real, Setting
+from autocompress.engine.foresight import Foresight
+from autocompress.engine.tables import Tables, _digest, table_formats
 from autocompress.engine.verification import losses
 from autocompress.families import family_of
+from autocompress.formats import FORMATS
+from autocompress.interfaces import Knowledge, Technique
 from autocompress.journal import Trial
-from autocompress.latency.predictor import LatencyTable, probes, shape_of
+from autocompress.latency.predictor import LatencyTable, Shape, probes, shape_of
 from autocompress.pareto import METRICS
+from autocompress.plan import Part, Plan
 from autocompress.scores import Latency, Score, Timing
-from autocompress.structure import Structure
-from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import SCHEMES
+from autocompress.structure import Importance, Layer, Structure
+from autocompress.techniques import SETTINGS, TECHNIQUES, vocabulary
 from tests.additive_device import FFN, FP32, HEADS, LAYERS, PROFILE, AdditiveDevice, milliseconds
 
 SIZES = {
@@ -35,14 +39,27 @@ SIZES = {
 }
 
 
+class KnownImportance(dict[str, Importance]):
+    """In place of what is measured of a model."""
+
+    once = None
+
+
+def tables(maker: object) -> Tables:
+    """Of a maker alone."""
+    none: Any = None
+    scores = Importance((np.ones(HEADS),) * LAYERS, (np.ones(FFN),) * LAYERS)
+    measured: Any = KnownImportance({"fisher": scores})
+    return Tables(none, cast(Any, maker), measured, none, none)
+
+
 def key_of(device: AdditiveDevice, **change: Any) -> str:
     """Of a device's table for a BERT model of these sizes."""
     model = BertForSequenceClassification(BertConfig(**(SIZES | change)))
     family = family_of("bert")
-    known: Any = SimpleNamespace(
-        devices={"a": device}, model=model, family=family, full=family.structure(model)
-    )
-    return _digest(_key(known, "a"))
+    teacher = SimpleNamespace(model=model, family=family)
+    maker = SimpleNamespace(teacher=teacher, full=Plan("bert", family.structure(model)))
+    return _digest(tables(maker)._key(device))
 
 
 @pytest.mark.parametrize(
@@ -106,17 +123,29 @@ def test_what_no_latency_depends_on_is_not_part_of_a_tables_key() -> None:
     assert key_of(other) == key_of(AdditiveDevice(PROFILE, [32]))
 
 
-def bench(**budgets: Budget) -> Any:
-    return SimpleNamespace(
-        budgets=budgets, devices={name: SimpleNamespace(profile=PROFILE) for name in budgets}
-    )
+def foresight(
+    budgets: Mapping[str, Limits],
+    baseline_ms: Mapping[str, float],
+    found: Mapping[str, LatencyTable],
+) -> Foresight:
+    """Of devices by name."""
+    devices = {name: SimpleNamespace(profile=PROFILE) for name in budgets}
+    none: Any = None
+    scorer: Any = SimpleNamespace(budgets=budgets, devices=devices)
+    return Foresight(none, none, scorer, dict(baseline_ms), dict(found))
 
 
-def foretold(foresight: Foresight, structure: Structure) -> Trial:
-    return foresight.foretold(Trial(1, {}, "failed"), structure, SETTINGS.candidate({}))
+def foretold(known: Foresight, plan: Plan) -> Trial:
+    return known.foretold(Trial(1, {}, "asked"), plan, UNCUT)
 
 
-FULL = Structure.full([HEADS] * LAYERS, [FFN] * LAYERS)
+def even(heads: int, ffn: int) -> Plan:
+    """So many of each in every layer of ``tiny_model``."""
+    return Plan("bert", Structure.full([heads] * LAYERS, [ffn] * LAYERS))
+
+
+UNCUT = SETTINGS.candidate({})
+FULL = even(HEADS, FFN)
 ROWS = [(shape, milliseconds(shape) / 29.5) for shape in probes(LAYERS, HEADS, FFN, ["fp32"])]
 
 
@@ -125,18 +154,17 @@ ROWS = [(shape, milliseconds(shape) / 29.5) for shape in probes(LAYERS, HEADS, F
 def test_a_candidate_is_refused_only_when_it_misses_by_a_tenth(
     kind: str, by: float, refused: bool
 ) -> None:
-    half = Structure.full([2] * LAYERS, [32] * LAYERS)
-    ms = milliseconds(shape_of(half, SETTINGS.candidate({})))
+    half = even(2, 32)
+    ms = milliseconds(shape_of(half, UNCUT))
     budget = (
-        Budget(max_latency_ms=ms / (1 + by))
+        Limits(max_latency_ms=ms / (1 + by))
         if kind == "latency"
-        else Budget(min_speedup=29.5 / ms * (1 + by))
+        else Limits(min_speedup=29.5 / ms * (1 + by))
     )
-    found = foretold(
-        Foresight(bench(a=budget), {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))}), half
-    )
+    table = LatencyTable(list(ROWS), (0, 0))
+    found = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": table}), half)
     assert found.predicted == {"a": pytest.approx(ms / 29.5)}
-    assert found.state == ("over-budget" if refused else "failed")
+    assert found.state == ("over-budget" if refused else "asked")
     assert found.reason == (f"predicted {ms:.3g} ms on a, so not tried" if refused else None)
 
 
@@ -149,9 +177,9 @@ def test_the_margin_grows_with_the_errors_of_the_table(times: float, refused: bo
     )
     margin = 3 * float(np.median(np.abs(noisy.errors())))
     assert margin > 0.15
-    relative = noisy.predict(shape_of(FULL, SETTINGS.candidate({})))
-    budget = Budget(max_latency_ms=29.5 * relative / (1 + times * margin))
-    found = foretold(Foresight(bench(a=budget), {"a": 29.5}, {"a": noisy}), FULL)
+    relative = noisy.predict(shape_of(FULL, UNCUT))
+    budget = Limits(max_latency_ms=29.5 * relative / (1 + times * margin))
+    found = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": noisy}), FULL)
     assert (found.state == "over-budget") == refused
 
 
@@ -159,38 +187,34 @@ def test_a_candidate_is_refused_only_when_every_device_refuses_it() -> None:
     def table() -> LatencyTable:
         return LatencyTable(list(ROWS), (0, 0))
 
-    tight, wide = Budget(max_latency_ms=1.0), Budget(max_latency_ms=100.0)
-    for b, refused in ((tight, True), (wide, False), (Budget(max_drop=1.0), False)):
-        found = foretold(
-            Foresight(bench(a=tight, b=b), {"a": 29.5, "b": 59.0}, {"a": table(), "b": table()}),
-            FULL,
+    tight, wide = Limits(max_latency_ms=1.0), Limits(max_latency_ms=100.0)
+    for b, refused in ((tight, True), (wide, False), (Limits(max_drop=1.0), False)):
+        known = foresight(
+            {"a": tight, "b": b}, {"a": 29.5, "b": 59.0}, {"a": table(), "b": table()}
         )
+        found = foretold(known, FULL)
         assert (found.state == "over-budget") == refused
         if refused:
             assert found.reason == "predicted 29.5 ms on a, 59 ms on b, so not tried"
 
 
 def test_without_tables_nothing_is_foretold() -> None:
-    found = foretold(Foresight(bench(a=Budget(max_latency_ms=1.0)), {}, {}), FULL)
-    assert (found.predicted, found.state, found.reason) == ({}, "failed", None)
+    found = foretold(foresight({"a": Limits(max_latency_ms=1.0)}, {}, {}), FULL)
+    assert (found.predicted, found.state, found.reason) == ({}, "asked", None)
 
 
 def test_trials_set_the_table_right() -> None:
     """A machine on which heads take half again as long as the table says."""
-    foresight = Foresight(
-        bench(a=Budget(max_latency_ms=1.0)), {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))}
-    )
-    fewer = Structure.full([3] * LAYERS, [32] * LAYERS)
-    before = foresight.tables["a"].predict(shape_of(fewer, SETTINGS.candidate({})))
+    table = LatencyTable(list(ROWS), (0, 0))
+    known = foresight({"a": Limits(max_latency_ms=1.0)}, {"a": 29.5}, {"a": table})
+    fewer = even(3, 32)
+    before = table.predict(shape_of(fewer, UNCUT))
     true = before * 1.5
     timing = Timing(Latency(1, 1, 1, (1, 1), 30), 1 / true, (1 / true, 1 / true))
-    foresight.learn(
-        Trial(1, {}, "complete", scores={"a": Score(timing)}), fewer, SETTINGS.candidate({})
-    )
-    after = foresight.tables["a"].predict(shape_of(fewer, SETTINGS.candidate({})))
-    assert before < after <= true * 1.0001
-    foresight.learn(Trial(2, {}, "over-budget"), fewer, SETTINGS.candidate({}))  # was not measured
-    assert len(foresight.tables["a"].trials) == 1
+    known.learn(Trial(1, {}, "complete", scores={"a": Score(timing)}), fewer, UNCUT)
+    assert before < table.predict(shape_of(fewer, UNCUT)) <= true * 1.0001
+    known.learn(Trial(2, {}, "over-budget"), fewer, UNCUT)  # was not measured
+    assert len(table.trials) == 1
 
 
 def test_the_error_by_hand() -> None:
@@ -206,11 +230,11 @@ def test_the_error_by_hand() -> None:
         trial(2, 0.2, 4.0),
         Trial(3, {}, "over-budget", predicted={"a": 0.9}),
     ]
-    foresight = Foresight(bench(a=Budget()), {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))})
-    assert foresight.summary(trials) == {
+    known = foresight({"a": Limits()}, {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))})
+    assert known.summary(trials) == {
         "a": {"mean_abs_error": pytest.approx((0.1 + 0.2) / 2), "n": 2}
     }
-    assert foresight.summary(trials[:1]) == {}
+    assert known.summary(trials[:1]) == {}
 
 
 @pytest.mark.parametrize(
@@ -245,7 +269,7 @@ def test_the_error_by_hand() -> None:
     ],
 )
 def test_formats_of_a_space(quantization: Mapping[str, Any], expected: Sequence[str]) -> None:
-    found = formats_of(
+    found = table_formats(
         SearchSpace.from_mapping(
             "test", FP32 | ({"quantization": quantization} if quantization else {})
         )
@@ -255,7 +279,7 @@ def test_formats_of_a_space(quantization: Mapping[str, Any], expected: Sequence[
 
 
 @given(
-    st.lists(st.sampled_from(SCHEMES), min_size=1, max_size=7, unique=True),
+    st.lists(st.sampled_from(list(FORMATS)), min_size=1, max_size=7, unique=True),
     st.lists(st.sampled_from([32, 128]), max_size=2, unique=True),
     st.lists(st.sampled_from(["none", "first", "last", "ends", [0, 1]]), max_size=5, unique_by=str),
 )
@@ -267,7 +291,7 @@ def test_no_candidate_of_a_space_has_a_format_that_its_table_lacks(
     quantization: dict[str, Any] = {"scheme": schemes}
     quantization |= {"block_size": blocks} if blocks else {}
     quantization |= {"spared": spared} if spared else {}
-    known = set(formats_of(SearchSpace.from_mapping("test", {"quantization": quantization})))
+    known = set(table_formats(SearchSpace.from_mapping("test", {"quantization": quantization})))
     for scheme in schemes:
         for block in blocks or [32]:
             for rule in spared or ["none"]:
@@ -278,6 +302,86 @@ def test_no_candidate_of_a_space_has_a_format_that_its_table_lacks(
                 }
                 shape = shape_of(FULL, SETTINGS.candidate(chosen))
                 assert {shape.rest, *(name for *_, name in shape.layers)} <= known
+
+
+@dataclass(frozen=True)
+class Thinned(Part):
+    technique = "thinning"
+    share: float
+
+    def terms(self, index: int, layer: Layer) -> Mapping[str, float]:
+        return {"thinned": self.share * len(layer.ffn)}
+
+
+class Thinning(Technique):
+    """Leaves a part with a term of its own, or, as a note, one without."""
+
+    name = "thinning"
+    settings = (
+        Setting("thinning.share", Real(0, 1), 0.0, "how much"),
+        Setting("thinning.noted", OneOf((True, False)), False, "whether it is noted only"),
+    )
+    part = Thinned
+
+    def plan(self, plan: Plan, candidate: Candidate, knowledge: Knowledge) -> Plan:
+        share = candidate.number("thinning.share")
+        if candidate.get("thinning.noted"):
+            share = 0.0
+        return plan.with_part(Thinned(share))
+
+
+@pytest.mark.parametrize(
+    ("quantization", "known"),
+    [
+        ({"scheme": "fp32"}, 1),
+        ({"scheme": ["int8-dynamic"]}, 2),
+        ({"scheme": ["int4-weights"], "block_size": [32, 128], "spared": ["none", "ends"]}, 5),
+        ({"scheme": list(FORMATS)}, 5),
+    ],
+    ids=["one", "two", "spared", "all"],
+)
+def test_what_parts_add_is_measured_often_enough_in_as_many_formats_as_time_allows(
+    quantization: dict[str, Any], known: int
+) -> None:
+    """24 times at most; a table foretells nothing of what was measured fewer than 4 times."""
+    techniques = (*TECHNIQUES, Thinning())
+    space = SearchSpace.from_mapping(
+        "test",
+        {
+            "ffn": {"keep": {"low": 0.1, "high": 1.0}, "allocation": "uniform"},
+            "thinning": {"share": {"low": 0.1, "high": 0.9}},
+            "quantization": quantization,
+        },
+        settings=vocabulary(techniques),
+    )
+    found = tables(SimpleNamespace(full=FULL, techniques=techniques))._probes(space)
+    formats = table_formats(space)
+    plain = probes(LAYERS, HEADS, FFN, formats)
+    assert list(found)[: len(plain)] == plain
+    assert len(found) - len(plain) <= 24
+    for shape, (plan, wanted) in found.items():
+        assert shape_of(plan, wanted) == shape
+    table = LatencyTable([(shape, 1.0) for shape in found], (0, 0))
+    thinned = [
+        Shape(((HEADS, FFN, name),), name, ((f"thinning thinned {name}", 32.0),))
+        for name in formats
+    ]
+    assert [table.knows(shape) for shape in thinned] == [i < known for i in range(len(formats))]
+
+
+def test_nothing_is_foretold_of_a_part_that_was_not_measured() -> None:
+    known = foresight(
+        {"a": Limits(max_latency_ms=1.0)}, {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))}
+    )
+    found = foretold(known, FULL.with_part(Thinned(0.5)))
+    assert (found.predicted, found.state) == ({}, "asked")
+    assert foretold(known, FULL.with_part(Thinned(0.0))).state == "over-budget"
+
+
+def test_a_space_without_parts_asks_for_no_more_measurements() -> None:
+    maker = SimpleNamespace(full=FULL, techniques=TECHNIQUES)
+    space = SearchSpace.from_mapping("test", {"layers": {"keep": [1.0, 0.5]}})
+    assert list(tables(maker)._probes(space)) == probes(LAYERS, HEADS, FFN, ["fp32"])
 
 
 def test_the_sampler_learns_what_a_refused_candidate_was_predicted_to_take() -> None:

@@ -11,13 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress.errors import RequestUnmet, UserError
+from autocompress.limits import Facts, Limits
 from autocompress.pareto import (
-    Budget,
+    OBJECTIVES,
     Difference,
     Front,
     Member,
+    checked_objectives,
     hypervolume,
     non_dominated,
+    point,
     without_ties,
 )
 from autocompress.scores import Latency, Quality, Timing
@@ -334,6 +337,8 @@ def test_an_empty_front_meets_no_request() -> None:
         ({"min_speedup": -1.0}, "min_speedup is -1: "),
         ({"min_speedup": float("inf")}, "min_speedup is inf: "),
         ({"max_latency_ms": float("nan")}, "max_latency_ms is nan: "),
+        ({"max_bytes": 0}, "max_bytes is 0: it must be more than zero"),
+        ({"min_compression": -8.0}, "min_compression is -8: it must be more than zero"),
         ({"max_drop": -0.1}, "max_drop is -0.1: it is in points, from 0 to 100"),
         ({"max_drop": 101.0}, "max_drop is 101: "),
         ({"min_quality": 0.0}, "min_quality is 0: it is a share"),
@@ -349,24 +354,6 @@ def test_an_empty_front_meets_no_request() -> None:
 def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match="^" + re.escape(message)):
         FRONT.pick(**limits)
-
-
-def test_budget() -> None:
-    budget = Budget(max_latency_ms=2.0, min_speedup=3.0, max_drop=1.0, min_quality=0.86)
-    missed = budget.violations(latency_ms=3.0, speedup=2.0, quality=0.84, drop=3.0)
-    assert missed == pytest.approx({"latency": 0.5, "speedup": 0.5, "drop": 0.02, "quality": 0.02})
-    assert budget.violations(2.0, 3.0, 0.86, 1.0) == {
-        "latency": 0.0,
-        "speedup": 0.0,
-        "drop": 0.0,
-        "quality": 0.0,
-    }
-    assert Budget(max_drop=1.0).of(MIDDLE) == pytest.approx({"drop": 0.02125})
-    assert Budget(max_drop=1.0).as_dict() == {"max_drop": 1.0}
-    assert [
-        budget.admits_speed(ms, speedup) for ms, speedup in ((2.0, 3.0), (2.1, 3.0), (2.0, 2.9))
-    ] == [True, False, False]
-    assert Budget().admits_speed(1e9, 1e-9)
 
 
 def test_perplexities_are_picked_the_lowest_first() -> None:
@@ -414,18 +401,136 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
     assert found.balanced.id == "t002"  # 3/4 of 4/5, against 1/2 of all and 7/8 of nothing
 
 
-def test_a_budget_is_met_for_certain_at_the_slow_end_of_the_intervals() -> None:
-    for limit, met, certain in ((5.0, True, True), (4.5, True, False), (3.9, False, False)):
-        budget = Budget(max_latency_ms=limit)
-        assert (budget.admits(UNSURE_GOOD), budget.admits(UNSURE_GOOD, certain=True)) == (
-            met,
-            certain,
-        )
-        assert budget.of(UNSURE_GOOD) == pytest.approx({"latency": 4 / limit - 1})
-        assert budget.of(UNSURE_GOOD, certain=True) == pytest.approx({"latency": 5 / limit - 1})
-    assert Budget(min_speedup=2.0).of(UNSURE_GOOD, certain=True) == pytest.approx(
-        {"speedup": 2.0 / 1.6 - 1}
-    )
+def test_facts_are_what_is_reported_and_for_certain_the_slow_ends() -> None:
+    uncut = FRONT.baseline.weight_bytes
+    lucky = member("t004", 4.0, 0.80, validation=0.90, spread=1.0, size=250)
+    assert lucky.facts(uncut) == Facts(4.0, 2.0, 250, 1000, None, 0.80, 100 * (0.875 - 0.80))
+    certain = lucky.facts(uncut, certain=True)
+    assert (certain.latency_ms, certain.speedup, certain.compression) == (5.0, 1.6, 4.0)
+    for limit, met, for_certain in ((5.0, True, True), (4.5, True, False), (3.9, False, False)):
+        limits = Limits(max_latency_ms=limit)
+        assert limits.admits(lucky.facts(uncut)) == met
+        assert limits.admits(certain) == for_certain
+
+
+SMALL, TINY = (
+    member("t004", 4.0, 0.84375, size=125),
+    member("t005", 6.0, 0.8125, size=50),
+)
+"""8 times smaller with 3.125 points lost, 20 times with 6.25."""
+SIZED = replace(
+    front(FAST, MIDDLE, GOOD, SMALL, TINY), objectives=OBJECTIVES, size_hypervolume=0.25
+)
+
+
+@pytest.mark.parametrize(
+    ("limits", "picked"),
+    [
+        ({"max_bytes": 1000}, "t001"),
+        ({"max_bytes": 999}, "t004"),
+        ({"max_bytes": 125}, "t004"),
+        ({"max_bytes": 124.9}, "t005"),
+        ({"min_compression": 8.0}, "t004"),
+        ({"min_compression": 8.01}, "t005"),
+        ({"max_bytes": 200, "max_drop": 7.0}, "t004"),  # by quality, t005 would be no faster
+        ({"max_bytes": 1000, "max_drop": 4.0}, "t001"),  # the best, not t002, the fastest
+        ({"max_bytes": 1000, "max_latency_ms": 2.0}, "t002"),
+        ({"max_bytes": 125, "min_speedup": 1.5}, "t004"),
+        ({"max_drop": 4.0}, "t002"),  # quality alone: the fastest
+    ],
+)
+def test_pick_by_size(limits: dict[str, Any], picked: str) -> None:
+    assert SIZED.pick(**limits).id == picked
+
+
+def test_of_equal_quality_within_a_size_the_faster_is_picked() -> None:
+    slower, faster = member("t006", 2.0, 0.85), member("t007", 1.5, 0.85)
+    assert front(slower, faster).pick(max_bytes=1000) == faster
+
+
+@pytest.mark.parametrize(
+    ("limits", "message"),
+    [
+        (
+            {"max_bytes": 40},
+            "the nearest is t005, limited by its size: 6 ms (1.33x), 5e-05 MB, accuracy 0.8125",
+        ),
+        ({"min_compression": 30}, "the nearest is t005, limited by its compression: "),
+        (
+            {"max_bytes": 100, "max_latency_ms": 5.0, "max_drop": 4.0},
+            "the nearest is t005, limited by its latency and drop: ",
+        ),
+    ],
+)
+def test_a_size_that_no_model_meets(limits: dict[str, Any], message: str) -> None:
+    with pytest.raises(RequestUnmet, match=re.escape(message)):
+        SIZED.pick(**limits)
+
+
+def test_the_limit_whose_interval_crosses_is_the_one_that_is_named() -> None:
+    """3 to 5 ms hold for certain, 1.6x to 2.7x do not."""
+    with pytest.raises(
+        RequestUnmet, match=re.escape("t001 meets the request at 2x, but its interval (1.6 to")
+    ):
+        front(UNSURE_GOOD).pick(max_latency_ms=5.0, min_speedup=2.0)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "stay"),
+    [
+        (("latency", "quality"), ["fast", "good"]),
+        (("quality", "size"), ["good", "small", "tiny"]),
+        (("latency", "quality", "size"), ["fast", "good", "small", "tiny"]),
+    ],
+)
+def test_a_front_by_its_objectives(objectives: tuple[str, ...], stay: list[str]) -> None:
+    """``slow`` is beaten by good in all three; ``hair`` only saves four bytes of a thousand."""
+    members = [
+        member("fast", 1.0, 0.80, size=1000),
+        member("good", 2.0, 0.85, size=500),
+        member("small", 2.0, 0.84, size=400),
+        member("slow", 3.0, 0.85, size=500),
+        member("hair", 1.5, 0.80, size=996),
+        member("tiny", 3.0, 0.80, size=100),
+        member("again", 2.0, 0.85, size=500),
+    ]
+    for together in (True, False):
+        points = [point(m, objectives, together=together) for m in members]
+        assert [members[i].id for i in non_dominated(points)] == stay
+
+
+def test_latencies_of_one_session_compare_by_milliseconds() -> None:
+    one = replace(FAST, timing=replace(FAST.timing, speedup=4.0))
+    assert point(one, ("latency", "quality")) == (0.25, 6.25)
+    assert point(one, ("latency", "quality"), together=True) == (1.0, 6.25)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["latency", "speed"], "here names 'speed', known are latency, quality, size"),
+        (["quality", "size", "size"], "here names size twice"),
+        (["latency", "size"], "here is latency, size: quality is always one of them, beside"),
+        (["quality"], "here is quality: "),
+        ([], "here is empty: "),
+        ("latency", "here is 'latency', it must be a list of names of latency, quality, size"),
+        ([1, 2], "here is [1, 2], it must be a list"),
+    ],
+)
+def test_objectives_that_make_no_sense(given: Any, message: str) -> None:
+    with pytest.raises(UserError, match="^" + re.escape(message)):
+        checked_objectives(given, "here")
+
+
+def test_objectives_have_one_order() -> None:
+    assert checked_objectives(["size", "quality"], "") == ("quality", "size")
+    assert checked_objectives(("size", "quality", "latency"), "") == OBJECTIVES
+
+
+def test_balanced_by_size() -> None:
+    """Alone, SMALL covers 7/8 of 3/8, TINY nothing, GOOD nothing by size."""
+    assert SIZED.balanced == GOOD
+    assert replace(SIZED, objectives=("quality", "size")).balanced == SMALL
 
 
 def test_balanced() -> None:
@@ -469,6 +574,23 @@ def test_of_tied_members_the_smaller_file_stays(
     small = member("small", 1.5, 0.0, validation=better, spread=spread, size=1000)
     for members in ([large, small], [small, large]):
         assert [m.id for m in without_ties(members, differing(stderr_points))] == stay
+
+
+@pytest.mark.parametrize(
+    ("objectives", "stay"),
+    [
+        (("latency", "quality"), ["large", "far"]),
+        (("quality", "size"), ["far"]),
+        (("latency", "quality", "size"), ["large", "far"]),
+    ],
+)
+def test_latency_tells_members_apart_only_where_it_is_an_objective(
+    objectives: tuple[str, ...], stay: list[str]
+) -> None:
+    """Both differ by less than the standard error; what is clearly smaller stays in any case."""
+    large = member("large", 1.0, 0.0, validation=0.855, spread=0.1, size=2000)
+    small = member("far", 3.0, 0.0, validation=0.85, spread=0.1, size=1000)
+    assert [m.id for m in without_ties([large, small], differing(1.0), objectives)] == stay
 
 
 def test_the_standard_error_is_that_of_the_pair() -> None:

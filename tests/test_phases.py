@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autocompress import Budget, HardwareProfile, UserError, console, verbs
+from autocompress import HardwareProfile, Limits, UserError, console, verbs
 from autocompress.cli import main
 from autocompress.errors import CandidateFailed
+from autocompress.formats import convert
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.reading import operations
 from autocompress.graphs.runtime import Model, past_of, predict
@@ -31,7 +32,6 @@ from autocompress.pareto import Front, Member
 from autocompress.scores import Latency, Quality, Timing
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import quantize
 from tests.tiny_models import HIDDEN, MODELS, VOCABULARY, build
 
 PROFILE = HardwareProfile(
@@ -352,7 +352,7 @@ def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(
     model: Path, scheme: str, tmp_path: Path
 ) -> None:
     file = tmp_path / "model.onnx"
-    quantize(model, file, SETTINGS.candidate({"quantization.scheme": scheme}), [])
+    convert(model, file, SETTINGS.candidate({"quantization.scheme": scheme}), [])
     products, operators = operations(file)
     assert VOCABULARY * HIDDEN in [product.weights for product in products]
     profile = replace(HardwareProfile.load("edge-raspberry-pi-5"), **GENERATION, batch_size=2)
@@ -369,18 +369,24 @@ def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(
 
 
 def options(*limits: str) -> argparse.Namespace:
-    return argparse.Namespace(max_latency=list(limits), min_speedup=[], max_drop=None)
+    others: dict[str, Any] = {
+        "min_speedup": [],
+        "max_drop": None,
+        "max_size": None,
+        "min_compression": None,
+    }
+    return argparse.Namespace(max_latency=list(limits), **others)
 
 
 @pytest.mark.parametrize("phase", PHASES)
 def test_a_limit_can_name_its_phase(phase: str) -> None:
     assert verbs._in_phase(PROFILE, [f"{phase}=12ms"]) == replace(PROFILE, phase=phase)
-    assert verbs._budgets(options(f"{phase}=12ms")) == (Budget(max_latency_ms=12.0), {})
+    assert verbs._budgets(options(f"{phase}=12ms")) == (Limits(max_latency_ms=12.0), {})
     both = [f"{phase}=12ms", "board=0.1s"]
     assert verbs._in_phase(PROFILE, both) == replace(PROFILE, phase=phase)
     assert verbs._budgets(options(*both)) == (
-        Budget(max_latency_ms=12.0),
-        {"board": Budget(max_latency_ms=100.0)},
+        Limits(max_latency_ms=12.0),
+        {"board": Limits(max_latency_ms=100.0)},
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed
 from autocompress.latency.predictor import MOST_MEASUREMENTS, LatencyTable, Shape, probes, shape_of
+from autocompress.plan import Part, Plan
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
 
@@ -109,13 +111,12 @@ def test_probes_of_more_formats_begin_with_the_same_shapes() -> None:
         assert {shape for shape in after if shape.rest != formats[-1]} <= before
 
 
-def structure(*counts: tuple[int, int]) -> Structure:
-    return Structure(
-        tuple(
-            Layer(i, tuple(range(heads)), tuple(range(ffn)))
-            for i, (heads, ffn) in enumerate(counts)
-        )
+def plan(*counts: tuple[int, int], parts: tuple[Part, ...] = ()) -> Plan:
+    """Of layers with so many heads and neurons."""
+    layers = (
+        Layer(i, tuple(range(heads)), tuple(range(ffn))) for i, (heads, ffn) in enumerate(counts)
     )
+    return Plan("bert", Structure(tuple(layers)), parts)
 
 
 def candidate(**chosen: object) -> Candidate:
@@ -123,7 +124,8 @@ def candidate(**chosen: object) -> Candidate:
 
 
 def test_a_shape_is_counts_and_formats() -> None:
-    cut = Structure((Layer(0, (1, 3), (0, 5, 9)), Layer(4, (), (2,)), Layer(5, (0,), ())))
+    layers = (Layer(0, (1, 3), (0, 5, 9)), Layer(4, (), (2,)), Layer(5, (0,), ()))
+    cut = Plan("bert", Structure(layers))
     assert shape_of(cut, candidate()) == Shape(
         ((2, 3, "fp32"), (0, 1, "fp32"), (1, 0, "fp32")), "fp32"
     )
@@ -137,7 +139,7 @@ def test_a_shape_is_counts_and_formats() -> None:
 @pytest.mark.parametrize("block", [32, 128])
 def test_weights_in_blocks_are_a_format_by_block(scheme: str, block: int) -> None:
     name = f"{scheme}/{block}"
-    found = shape_of(structure((2, 8)), candidate(scheme=scheme, block_size=block))
+    found = shape_of(plan((2, 8)), candidate(scheme=scheme, block_size=block))
     assert found == Shape(((2, 8, name),), name)
 
 
@@ -154,7 +156,7 @@ def test_weights_in_blocks_are_a_format_by_block(scheme: str, block: int) -> Non
 def test_spared_layers_have_a_format_of_their_own(
     scheme: str, spared: object, expected: tuple[str, ...]
 ) -> None:
-    found = shape_of(structure((2, 8), (1, 4), (2, 2)), candidate(scheme=scheme, spared=spared))
+    found = shape_of(plan((2, 8), (1, 4), (2, 2)), candidate(scheme=scheme, spared=spared))
     assert tuple(name for *_, name in found.layers) == expected
     assert found.rest == (f"{scheme}/32" if scheme.endswith("-weights") else scheme)
 
@@ -163,7 +165,97 @@ def test_a_spared_layer_that_is_not_there_fails_the_candidate() -> None:
     with pytest.raises(
         CandidateFailed, match=r"quantization.spared names layer 2, the model has 2"
     ):
-        shape_of(structure((2, 8), (2, 8)), candidate(scheme="int8-dynamic", spared=(0, 2)))
+        shape_of(plan((2, 8), (2, 8)), candidate(scheme="int8-dynamic", spared=(0, 2)))
+
+
+@dataclass(frozen=True)
+class Ranks(Part):
+    """A rank for each layer: as many units of work, less one neuron's each."""
+
+    technique = "ranks"
+    ranks: tuple[int, ...]
+
+    def terms(self, index: int, layer: Layer) -> Mapping[str, float]:
+        rank = self.ranks[index]
+        return {"rank": float(rank), "saved": float(rank * len(layer.ffn))}
+
+
+@dataclass(frozen=True)
+class Note(Part):
+    """Changes no shape."""
+
+    technique = "note"
+
+
+def test_what_parts_add_is_counted_by_technique_term_and_format_of_the_layer() -> None:
+    made = plan((2, 8), (1, 4), (2, 0), (2, 5), parts=(Note(), Ranks((3, 5, 7, 0))))
+    named = candidate(scheme="int4-weights", spared="first")
+    assert shape_of(made, candidate()).extra == (("ranks rank fp32", 15), ("ranks saved fp32", 44))
+    assert shape_of(made, named).extra == (
+        ("ranks rank int4-weights/32", 12),
+        ("ranks rank int8-weights/32", 3),
+        ("ranks saved int4-weights/32", 20),
+        ("ranks saved int8-weights/32", 24),
+    )
+    assert shape_of(replace(made, parts=(Note(), Ranks((0,) * 4))), named).extra == ()
+    assert replace(shape_of(made, named), extra=()) == shape_of(replace(made, parts=()), named)
+
+
+PRICES = {"ranks rank": 0.004, "ranks saved": -0.00003}
+
+
+def with_ranks(*ranks: int, heads: int = 6, ffn: int = 400, scheme: str = "fp32") -> Shape:
+    made = plan(*(((heads, ffn),) * len(ranks)), parts=(Ranks(ranks),))
+    return shape_of(made, candidate(scheme=scheme))
+
+
+def with_parts(shape: Shape) -> float:
+    """A rank takes time, and saves some for each neuron of the layer: more in fp32."""
+    times = {"fp32": 1.0, "int8-dynamic": 0.5}
+    return latency(shape) + sum(
+        PRICES[name.rpartition(" ")[0]] * times[name.rpartition(" ")[2]] * amount
+        for name, amount in shape.extra
+    )
+
+
+@pytest.mark.parametrize("weights", [SMALL, MINILM], ids=["no-caches", "caches"])
+def test_costs_and_gains_of_parts_are_foretold_exactly(weights: tuple[float, float]) -> None:
+    formats = ["fp32", "int8-dynamic"]
+    measured_parts = [
+        with_ranks(*ranks, heads=heads, ffn=ffn, scheme=scheme)
+        for scheme in formats
+        for ranks, heads, ffn in (
+            ((1, 0, 2), 6, 400),
+            ((4, 4), 12, 1000),
+            ((3,) * 6, 12, 1536),
+            ((9, 0, 0, 1), 3, 50),
+        )
+    ]
+    seen = [*probes(LAYERS, HEADS, FFN, formats), *measured_parts]
+    table = LatencyTable([(shape, with_parts(shape)) for shape in seen], weights)
+    for shape in (
+        with_ranks(2, 5, 1, heads=7, ffn=900),
+        with_ranks(0, 1, heads=3, ffn=300, scheme="int8-dynamic"),
+        even(4, 9, 400),
+    ):
+        assert table.knows(shape)
+        assert table.predict(shape) == pytest.approx(with_parts(shape), rel=1e-6)
+
+
+def test_what_was_measured_fewer_than_four_times_is_not_foretold() -> None:
+    rows = measured(["fp32", "int8-dynamic"])
+    assert LatencyTable(rows, SMALL).knows(even(2, 3, 4, "int8-dynamic"))
+    assert not LatencyTable(rows, SMALL).knows(even(2, 3, 4, "fp16"))
+    assert not LatencyTable(rows, SMALL).knows(Shape(((1, 1, "fp16"),), "fp32"))
+    table, wanted = LatencyTable(rows, SMALL), with_ranks(2, 2, 2)
+    with pytest.raises(KeyError, match="ranks rank fp32"):
+        table.predict(wanted)
+    for rank in range(1, 5):
+        assert not table.knows(wanted) and table.knows(with_ranks(0, 0))
+        shape = with_ranks(rank, 1, ffn=100 * rank)
+        table.add(shape, with_parts(shape))
+    assert table.knows(wanted)
+    assert not table.knows(with_ranks(2, 2, 2, scheme="int8-dynamic"))
 
 
 @st.composite

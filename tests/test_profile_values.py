@@ -13,8 +13,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from autocompress import HardwareProfile, UserError
+from autocompress.formats import FORMATS
 from autocompress.hardware.profile import CLASSES, PHASES, RUNTIMES, STATISTICS, Peaks
-from autocompress.techniques.quantization import SCHEMES
 
 CPU: dict[str, Any] = {
     "description": "a CPU",
@@ -128,8 +128,8 @@ OUT_OF_RANGE: dict[str, st.SearchStrategy[Any]] = {
     "cuda_graphs": st.just(True),  # of onnxruntime
     "precisions": st.one_of(
         st.just([]),
-        st.lists(none_of(*SCHEMES), min_size=1, max_size=3),
-        st.lists(st.sampled_from(SCHEMES), min_size=1, max_size=3).map(
+        st.lists(none_of(*FORMATS), min_size=1, max_size=3),
+        st.lists(st.sampled_from(list(FORMATS)), min_size=1, max_size=3).map(
             lambda names: [*names, names[0]]
         ),
     ),
@@ -276,7 +276,7 @@ def test_keys_that_contradict_each_other_are_named(values: dict[str, Any], named
             "threads": st.integers(0, 1024),
             "batch_size": st.integers(1, 4096),
             "sequence_length": st.one_of(st.integers(1, 100_000), st.just("task")),
-            "precisions": st.lists(st.sampled_from(SCHEMES), min_size=1, unique=True),
+            "precisions": st.lists(st.sampled_from(list(FORMATS)), min_size=1, unique=True),
             "memory_limit_mb": st.floats(0, 1e9, exclude_min=True, exclude_max=True),
             "statistic": st.sampled_from(STATISTICS),
             "confidence": st.floats(0.5, 0.999),

@@ -4,7 +4,8 @@ teacher's."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from transformers import AutoTokenizer
 
 from autocompress.candidate import Candidate
 from autocompress.distillation.settings import OBJECTIVES
+from autocompress.engine.making import recovery_of
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
@@ -25,10 +27,12 @@ from autocompress.tasks.data import Columns
 from autocompress.tasks.text_classification import TextClassification
 from autocompress.tasks.text_classification import load as load_task
 from autocompress.techniques import SETTINGS
-from autocompress.training.recovery import Recovery, Teacher, TransferSet
-from autocompress.training.steps import fast_math, tensors, watch
+from autocompress.training.compute import CPU
+from autocompress.training.outputs import Teacher, TransferSet
+from autocompress.training.recovery import Recovery
+from autocompress.training.taps import watch
 from autocompress.training.teacher import load_classifier
-from tests.tiny_models import FFN, MODELS, build
+from tests.tiny_models import FFN, MODELS, VOCABULARY, build
 
 FAMILY = FAMILIES["bert"]
 CUT = Structure(
@@ -39,6 +43,7 @@ CUT = Structure(
     )
 )
 HEADLESS_END = Structure((Layer(0, (0, 2), tuple(range(64))), Layer(3, (), (5, 6))))
+SMALL_CUT = Structure((Layer(0, (1, 2), tuple(range(FFN))), Layer(2, (0, 3), (1, 4, 5))))
 OUTPUTS = ("hidden.1", "hidden.2", "hidden.4", "query", "key", "value")
 
 
@@ -80,8 +85,31 @@ def teacher_of(model: nn.Module, transfer: TransferSet) -> Teacher:
 @pytest.fixture(scope="module")
 def teacher(model: nn.Module, task: TextClassification) -> Teacher:
     return teacher_of(
-        model, TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch)
+        model,
+        TransferSet([*task.train.rows, *task.unlabeled], task.train.labels, task.batch, task.loss),
     )
+
+
+def padded(rows: Sequence[Row]) -> Batch:
+    inputs = {"input_ids": np.ones((len(rows), max(row.shape[1] for row in rows)), np.int64)}
+    for ids, row in zip(inputs["input_ids"], rows, strict=True):
+        ids[: row.shape[1]] = row[0]
+    return Batch(inputs | {"attention_mask": (inputs["input_ids"] != 1).astype(np.int64)})
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Teacher]:
+    """Tiny classifiers of 64 texts of random words, and 16 without labels; each made once."""
+    rng = np.random.default_rng(0)
+    rows = [rng.integers(5, VOCABULARY, (1, int(length))) for length in rng.integers(2, 12, 80)]
+    transfer = TransferSet(rows, rng.integers(0, 2, 64), padded, TextClassification.loss)
+
+    @cache
+    def made(name: str) -> Teacher:
+        scratch = tmp_path_factory.mktemp(name) / "scratch"
+        return Teacher(build(name), MODELS[name].family, transfer, scratch)
+
+    return made
 
 
 def candidate(steps: int, **more: Any) -> Candidate:
@@ -91,9 +119,10 @@ def candidate(steps: int, **more: Any) -> Candidate:
 
 
 def recovery(
-    teacher: Teacher, chosen: Candidate, seed: tuple[int, ...] = (0, 1), structure: Structure = CUT
+    teacher: Teacher, chosen: Candidate, seed: tuple[int, int] = (0, 1), structure: Structure = CUT
 ) -> Recovery:
-    return Recovery(FAMILY.cut(teacher.model, structure), structure, chosen, teacher, seed)
+    student = teacher.family.cut(teacher.model, structure)
+    return recovery_of(student, structure, chosen, teacher, seed)
 
 
 def weights(one: Recovery) -> dict[str, Tensor]:
@@ -107,14 +136,15 @@ def same(a: dict[str, Tensor], b: dict[str, Tensor]) -> bool:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("unlabeled_share", [0.0, 0.25])
 def test_stopping_and_going_on_changes_no_bit(
-    teacher: Teacher, objective: str, unlabeled_share: float
+    small: Callable[[str], Teacher], objective: str, unlabeled_share: float
 ) -> None:
-    chosen = candidate(6, objectives=[objective], unlabeled_share=unlabeled_share)
-    at_once, in_parts = recovery(teacher, chosen), recovery(teacher, chosen)
-    at_once.advance(6)
+    """Without leaving memory; ``test_student`` has the rest."""
+    chosen = candidate(12, objectives=[objective], unlabeled_share=unlabeled_share)
+    at_once, in_parts = (recovery(small("bert"), chosen, structure=SMALL_CUT) for _ in range(2))
+    at_once.advance(12)
     in_parts.advance(3)
     assert in_parts.done == 3 and not same(weights(in_parts), weights(at_once))
-    in_parts.advance(6)
+    in_parts.advance(12)
     assert same(weights(in_parts), weights(at_once))
 
 
@@ -137,12 +167,15 @@ def test_same_seed_same_weights(teacher: Teacher) -> None:
     )
 
 
-def test_shape_of_the_student_stays_and_the_teacher_is_untouched(teacher: Teacher) -> None:
+def test_shape_of_the_student_stays_and_the_teacher_is_untouched(
+    small: Callable[[str], Teacher],
+) -> None:
+    teacher = small("bert")
     before = {name: tensor.clone() for name, tensor in teacher.model.state_dict().items()}
-    one = recovery(teacher, candidate(3, objectives=list(OBJECTIVES)))
+    one = recovery(teacher, candidate(3, objectives=list(OBJECTIVES)), structure=SMALL_CUT)
     one.advance(3)
     left = FAMILY.structure(one.student)
-    assert (left.head_counts, left.ffn_widths) == (CUT.head_counts, CUT.ffn_widths)
+    assert left.head_counts == SMALL_CUT.head_counts and left.ffn_widths == SMALL_CUT.ffn_widths
     assert same(dict(teacher.model.state_dict()), before)
     assert all(parameter.grad is None for parameter in teacher.model.parameters())
     assert not any(
@@ -153,13 +186,13 @@ def test_shape_of_the_student_stays_and_the_teacher_is_untouched(teacher: Teache
 def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -> None:
     rows, labels = task.train.rows[:64], task.train.labels[:64]
     one = recovery(
-        teacher_of(model, TransferSet(rows, labels, task.batch)),
+        teacher_of(model, TransferSet(rows, labels, task.batch, task.loss)),
         candidate(60, hard_label_weight=1.0, learning_rate=3e-3),
     )
 
     def loss() -> float:
         with torch.inference_mode():
-            logits = one.student(**tensors(task.batch(rows))).logits
+            logits = one.student(**CPU.tensors(task.batch(rows))).logits
         return cross_entropy(logits, torch.from_numpy(labels)).item()
 
     before = loss()
@@ -167,17 +200,19 @@ def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -
     assert loss() < 0.5 * before
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama"])
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_students_learn_from_the_teacher(teacher: Teacher, objective: str) -> None:
+def test_students_learn_from_the_teacher(
+    small: Callable[[str], Teacher], name: str, objective: str
+) -> None:
     """The loss of a fixed batch falls, without labels."""
-    one = recovery(
-        teacher, candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=2e-3)
-    )
-    indices = list(range(64))
+    chosen = candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=5e-3)
+    one = recovery(small(name), chosen, structure=SMALL_CUT)
+    family, depth = one.teacher.family, len(SMALL_CUT.layers)
 
     def loss() -> float:
-        with torch.no_grad(), watch(one.student, FAMILY, len(CUT.layers), one.watched) as seen:
-            return one._loss(indices, seen).item()
+        with torch.no_grad(), watch(one.student, family, depth, one.watched) as seen:
+            return one._loss(list(range(64)), seen).item()
 
     before = loss()
     one.advance(60)
@@ -191,7 +226,7 @@ def test_labels_count_by_their_weight(
     found = []
     for labels in (task.train.labels, 1 - task.train.labels):
         one = recovery(
-            teacher_of(model, TransferSet(task.train.rows, labels, task.batch)),
+            teacher_of(model, TransferSet(task.train.rows, labels, task.batch, task.loss)),
             candidate(2, hard_label_weight=weight),
         )
         one.advance(2)
@@ -225,7 +260,7 @@ def test_unlabelled_rows_take_their_share_and_no_labels(teacher: Teacher, share:
 def test_unlabelled_share_without_unlabelled_text_fails_the_candidate(
     model: nn.Module, task: TextClassification
 ) -> None:
-    bare = teacher_of(model, TransferSet(task.train.rows, task.train.labels, task.batch))
+    bare = teacher_of(model, TransferSet(task.train.rows, task.train.labels, task.batch, task.loss))
     with pytest.raises(
         CandidateFailed,
         match=r"^recovery\.unlabeled_share is more than 0, but there is no unlabelled text",
@@ -262,7 +297,9 @@ def test_attention_alone_without_heads_or_labels_has_nothing_to_learn_but_runs(
 
 def test_a_diverging_run_fails_the_candidate(model: nn.Module, task: TextClassification) -> None:
     broken = FAMILY.cut(model, FAMILY.structure(model))
-    teacher = teacher_of(broken, TransferSet(task.train.rows, task.train.labels, task.batch))
+    teacher = teacher_of(
+        broken, TransferSet(task.train.rows, task.train.labels, task.batch, task.loss)
+    )
     one = recovery(teacher, candidate(2))
     with torch.no_grad():
         one.student.get_parameter("classifier.bias").fill_(float("nan"))
@@ -275,7 +312,7 @@ def test_remembered_features_are_the_teacher_s(
     model: nn.Module, task: TextClassification, unlabelled: bool
 ) -> None:
     rows = [*task.train.rows, *task.unlabeled]
-    teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch))
+    teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch, task.loss))
     teacher.remember(OUTPUTS[:2], unlabelled)
     teacher.remember(OUTPUTS, unlabelled)
     indices = [
@@ -288,8 +325,8 @@ def test_remembered_features_are_the_teacher_s(
     batch = task.batch([rows[i] for i in indices])
     real = torch.from_numpy(batch.inputs["attention_mask"]).unsqueeze(-1)
     length = real.shape[1]
-    with torch.inference_mode(), fast_math(), watch(model, FAMILY, 4, OUTPUTS) as seen:
-        model(**tensors(batch))
+    with torch.inference_mode(), CPU.math(), watch(model, FAMILY, 4, OUTPUTS) as seen:
+        model(**CPU.tensors(batch))
     for name in OUTPUTS:
         found = teacher.feature(name, indices, length)
         assert found.dtype == torch.float32
@@ -301,11 +338,11 @@ def test_logits_are_the_teacher_s_whatever_is_asked_first(
     model: nn.Module, task: TextClassification
 ) -> None:
     rows, labelled = [*task.train.rows, *task.unlabeled], len(task.train.rows)
-    with torch.inference_mode(), fast_math():
-        expected = model(**tensors(task.batch(rows))).logits.float()
+    with torch.inference_mode(), CPU.math():
+        expected = model(**CPU.tensors(task.batch(rows))).logits.float()
     found = []
     for order in ([False, True], [True]):
-        teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch))
+        teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch, task.loss))
         for unlabelled in order:
             teacher.remember([], unlabelled)
         indices = [labelled, 1, len(rows) - 2, 0, labelled - 1]
@@ -313,34 +350,3 @@ def test_logits_are_the_teacher_s_whatever_is_asked_first(
         found.append(teacher.logits(list(range(len(rows)))))
     assert torch.equal(*found)
     assert expected.std(dim=0).min() > 0.3
-
-
-def padded(rows: Sequence[Row]) -> Batch:
-    inputs = {"input_ids": np.ones((len(rows), max(row.shape[1] for row in rows)), np.int64)}
-    for ids, row in zip(inputs["input_ids"], rows, strict=True):
-        ids[: row.shape[1]] = row[0]
-    return Batch(inputs | {"attention_mask": (inputs["input_ids"] != 1).astype(np.int64)})
-
-
-@pytest.mark.parametrize("name", ["gpt2", "llama"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
-def test_cut_decoders_learn_from_their_teacher(name: str, objective: str, tmp_path: Path) -> None:
-    rng, family = np.random.default_rng(0), MODELS[name].family
-    rows = [rng.integers(5, 50, (1, length)) for length in rng.integers(2, 12, 64)]
-    teacher = Teacher(
-        build(name), family, TransferSet(rows, rng.integers(0, 2, 64), padded), tmp_path / "scratch"
-    )
-    structure = Structure((Layer(0, (1, 2), tuple(range(FFN))), Layer(2, (0, 3), (1, 4, 5))))
-    chosen = candidate(60, objectives=[objective], hard_label_weight=0.0, learning_rate=5e-3)
-    one = Recovery(family.cut(teacher.model, structure), structure, chosen, teacher, (0, 1))
-
-    def loss() -> float:
-        with (
-            torch.no_grad(),
-            watch(one.student, family, len(structure.layers), one.watched) as seen,
-        ):
-            return one._loss(list(range(64)), seen).item()
-
-    before = loss()
-    one.advance(60)
-    assert 0 < loss() < 0.8 * before

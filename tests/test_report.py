@@ -127,8 +127,8 @@ def start(folder: Path, description: dict[str, Any], fronts: Sequence[Front]) ->
         scores = {"cpu": Score(m.timing, m.quality, "00")}
         if len(fronts) > 1:
             scores["<phone>"] = Score(estimated(m, 10).timing, m.quality, "00")
-        run.append(trial(m, scores, {}))
-    run.append(Trial(4, {"heads.keep": 0.25}, "failed", reason="export"))
+        run.ended(trial(m, scores, {}))
+    run.ended(Trial(4, {"heads.keep": 0.25}, "failed", reason="export"))
     write_fronts(run, fronts)
     return run
 
@@ -346,6 +346,57 @@ def test_estimates_are_called_estimates_and_measurements_are_not(pair: Run) -> N
     )
 
 
+def test_without_size_the_page_knows_latency_only(run: Run) -> None:
+    page = page_of(run)
+    assert 'id="axes-0"' not in page and "compression" not in row(page, "row-0-t001")
+    [device] = script_value(page, "devices")
+    assert "axes" not in device
+
+
+SIZES_MB = {"t000": 4.0, "t001": 2.0, "t002": 1.0, "t003": 0.5}
+
+
+def of_size(found: Member) -> Member:
+    return replace(found, weight_bytes=int(1e6 * SIZES_MB[found.id]))
+
+
+def sized_page(run: Run, objectives: tuple[str, ...]) -> str:
+    front = replace(
+        FRONT,
+        baseline=of_size(BASELINE),
+        members=tuple(map(of_size, MEMBERS)),
+        objectives=objectives,
+        size_hypervolume=0.625,
+        budget={"max_bytes": 1_500_000.0},
+    )
+    write_fronts(run, [front])
+    return page_of(run)
+
+
+def test_with_size_the_front_is_drawn_against_either(run: Run) -> None:
+    page = sized_page(run, ("latency", "quality", "size"))
+    assert re.findall(r'data-axis="(\d)">(\w+)<', page) == [("0", "latency"), ("1", "size")]
+    [device] = script_value(page, "devices")
+    latency, size = device["axes"]
+    fronts = [axis["figure"]["data"][1] for axis in (latency, size)]
+    assert [front["x"] for front in fronts] == [[1.0, 2.0, 3.0], [2.0, 1.0, 0.5]]
+    assert fronts[0]["marker"]["color"] == fronts[1]["x"]  # the third quantity
+    assert fronts[1]["marker"]["color"] == fronts[0]["x"]
+    assert [front["error_x"]["visible"] for front in fronts] == [True, False]
+    assert [axis["unit"] for axis in device["axes"]] == ["ms", "MB"]
+    assert (device["budget"], latency["budget"], size["budget"]) == (2.0, 2.0, 1.5)
+    assert "budget max size 1.5 MB, hypervolume 0.700 by latency, 0.625 by size." in page
+    assert row(page, "row-0-t003")["compression"] == "8.00x"
+
+
+def test_where_latency_is_no_objective_size_is_shown_first(run: Run) -> None:
+    page = sized_page(run, ("quality", "size"))
+    assert re.findall(r'data-axis="(\d)">(\w+)<', page) == [("0", "size"), ("1", "latency")]
+    [device] = script_value(page, "devices")
+    assert device["budget"] == 1.5
+    assert "size of the file, MB" in section(page, 0)
+
+
 def test_disturbed_timings_are_named(run: Run) -> None:
     assert "Disturbed" not in page_of(run)
     shaken = replace(MEMBERS[2], timing=replace(MEMBERS[2].timing, disturbed=True))
@@ -369,5 +420,5 @@ def test_an_empty_front_shows_the_baseline(run: Run) -> None:
 
 def test_a_damaged_run_is_one_clear_line(run: Run) -> None:
     (run.folder / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json or trials.jsonl is missing or damaged"):
+    with pytest.raises(UserError, match=r"run.json or events.jsonl is missing or damaged"):
         write_report(run.folder)

@@ -10,42 +10,40 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from autocompress.artifact import onnx_file
+from autocompress.candidate import Value
+from autocompress.engine import loop
 from autocompress.engine.loop import SearchResult
+from autocompress.engine.making import Maker, Making
 from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
 from autocompress.journal import Run
-from autocompress.pareto import Budget, load_front
+from autocompress.limits import Limits
+from autocompress.pareto import load_front
+from autocompress.scores import Timing
 from tests.conftest import SizeDevice
-from tests.searching import CPU, SPACE, StopAfter, space, timeless
+from tests.searching import CPU, SPACE, Scripted, StopAfter, space, timeless
 
 
-def test_same_seed_same_search_and_another_seed_another(
+def test_another_seed_is_another_search_of_other_students(
     whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    again = search(
-        tiny_model, data_file, "cpu-1-thread", space(), tmp_path / "a", trials=8, connect=SizeDevice
-    )
-    assert timeless(again.trials) == timeless(whole.trials)
+    """The same seed is the same search, whatever comes between: see below."""
     other = search(
-        tiny_model,
-        data_file,
-        "cpu-1-thread",
-        space(),
-        tmp_path / "b",
-        trials=8,
-        connect=SizeDevice,
-        seed=1,
+        tiny_model, data_file, CPU, space(), tmp_path, trials=2, connect=SizeDevice, seed=1
     )
-    assert [t.candidate for t in other.trials] != [t.candidate for t in whole.trials]
+    tried = len(other.trials)
+    assert [t.candidate for t in other.trials] != [t.candidate for t in whole.trials[:tried]]
+    assert not {t.student for t in other.trials} & {t.student for t in whole.trials}
 
 
 def test_stopped_by_ctrl_c_and_resumed_it_ends_the_same(
@@ -112,23 +110,22 @@ search(model, data, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice)
 """
 
 
-@pytest.mark.parametrize("lines", [1, 4])
 def test_killed_and_resumed_it_ends_the_same(
-    lines: int, whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
+    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "run"
     command = [sys.executable, "-c", KILLED, str(tiny_model), str(data_file), str(out)]
     with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as process:
         while process.poll() is None:
-            journal = out / "trials.jsonl"
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= lines:
+            journal = out / "events.jsonl"
+            if journal.is_file() and journal.read_bytes().count(b"\n") >= 9:
                 break
             time.sleep(0.02)
         os.kill(process.pid, signal.SIGKILL)
     before = Run(out).trials()
-    assert lines <= len(before) < 9
-    with (out / "trials.jsonl").open("a") as file:
-        file.write('{"number": 99, "cand')
+    assert 1 <= len(before) < 18
+    with (out / "events.jsonl").open("a") as file:
+        file.write('{"event": "scored", "tri')
     resumed = search(
         tiny_model,
         data_file,
@@ -139,9 +136,122 @@ def test_killed_and_resumed_it_ends_the_same(
         connect=SizeDevice,
         resume=True,
     )
-    assert list(resumed.trials[: len(before)]) == before
+    assert [trial for trial in resumed.trials if trial in before] == before
     assert timeless(resumed.trials) == timeless(whole.trials)
     assert resumed.front == whole.front
+
+
+class Loaded(SizeDevice):
+    """Needs as much memory as a model's file is large."""
+
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
+        first, others = super().time(baseline, models, final=final)
+        sizes = [onnx_file(model).stat().st_size for model in models]
+        return first, [
+            replace(timing, memory_bytes=size) for timing, size in zip(others, sizes, strict=True)
+        ]
+
+
+class Killed(BaseException):
+    """Nobody catches it."""
+
+
+def test_killed_before_any_line_is_whole_it_ends_the_same(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every process gets one line further, and dies with the files of the next one written and the
+    line itself cut short. Students are refused in one format, and complete or stopped in others."""
+    values = {
+        "layers": {"keep": [1.0, 0.5]},
+        "recovery": {"steps": [36, 40]},
+        "quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"]},
+    }
+    asked: list[dict[str, Value]] = [
+        {"layers.keep": 0.5, "recovery.steps": 40},
+        {"layers.keep": 0.5, "recovery.steps": 36, "quantization.scheme": "int8-dynamic"},
+    ]
+    profile = replace(HardwareProfile.load(CPU), memory_limit_mb=2.0)
+    monkeypatch.setattr(
+        loop, "outclassed", lambda _, rung, steps, *__: "worse" if steps == 36 else None
+    )
+    advance, trained = Maker.advance, list[int]()
+
+    def counted(maker: Maker, making: Making, until: int) -> None:
+        before = making.done
+        advance(maker, making, until)
+        trained.append(making.done - before)
+
+    def searched(out: Path, *, resume: bool) -> SearchResult:
+        options: dict[str, Any] = {"trials": 2, "resume": resume, "sampler": Scripted(*asked)}
+        return search(tiny_model, data_file, profile, space(values), out, connect=Loaded, **options)
+
+    monkeypatch.setattr(Maker, "advance", counted)
+    at_once = searched(tmp_path / "at_once", resume=False)
+    steps = sum(trained)
+    trained.clear()
+    lines = (at_once.run / "events.jsonl").read_bytes().splitlines()
+    out = tmp_path / "run"
+
+    append = Run._append
+    left = 0
+
+    def until_killed(run: Run, event: Mapping[str, Any]) -> None:
+        nonlocal left
+        if left == 0:
+            with run.events_file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event)[:30])
+            raise Killed
+        left -= 1
+        append(run, event)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Run, "_append", until_killed)
+        for i in range(len(lines)):
+            left = min(i, 1)
+            with pytest.raises(Killed):
+                searched(out, resume=i > 0)
+    resumed = searched(out, resume=True)
+    assert timeless(resumed.trials) == timeless(at_once.trials)
+    trained_one, stopped_one = (resumed.trials[i : i + 3] for i in (3, 6))
+    assert [t.state for t in trained_one] == ["over-budget", "complete", "complete"]
+    assert [t.state for t in stopped_one] == ["stopped"] * 3
+    assert [len(t.rungs) for t in (*trained_one, *stopped_one)] == [0, 2, 2, 1, 1, 1]
+    assert resumed.front == at_once.front
+    assert _told(out) == _told(at_once.run)
+    assert sum(trained) == steps
+
+
+def _told(run: Path) -> list[tuple[str, object]]:
+    """What a run's events are, and of whom."""
+    events = map(json.loads, (run / "events.jsonl").read_text(encoding="utf-8").splitlines())
+    return [
+        (event["event"], event.get("student") or event.get("trial", {}).get("number"))
+        for event in events
+    ]
+
+
+@pytest.mark.parametrize(("lost", "bytes_more"), [(1, 0), (4, 1), (8, 50)])
+def test_from_any_beginning_of_its_events_a_run_ends_the_same(
+    lost: int,
+    bytes_more: int,
+    whole: SearchResult,
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+) -> None:
+    """Files of what the journal no longer tells of are there or not: the run was finished."""
+    out = Path(shutil.copytree(whole.run, tmp_path / "run"))
+    journal = out / "events.jsonl"
+    kept = b"".join(journal.read_bytes().splitlines(keepends=True)[:-lost])
+    journal.write_bytes(kept[: len(kept) - bytes_more])
+    resumed = search(
+        tiny_model, data_file, CPU, space(), out, trials=8, connect=SizeDevice, resume=True
+    )
+    assert timeless(resumed.trials) == timeless(whole.trials)
+    assert resumed.front == whole.front
+    assert _told(out) == _told(whole.run)
 
 
 def test_resuming_with_other_inputs_is_refused(
@@ -153,9 +263,10 @@ def test_resuming_with_other_inputs_is_refused(
         ({"seed": 3}, "seed"),
         ({"space": space(SPACE | {"heads": {"keep": [0.5]}})}, "space"),
         ({"hardware": "cpu-all-cores"}, "hardware"),
-        ({"budget": Budget(min_speedup=2)}, "budgets"),
-        ({"budgets": {CPU: Budget(max_drop=2)}}, "budgets"),
+        ({"budget": Limits(min_speedup=2)}, "budgets"),
+        ({"budgets": {CPU: Limits(max_drop=2)}}, "budgets"),
         ({"data": other_data}, "data"),
+        ({"objectives": ("quality", "size")}, "objectives"),
     ):
         arguments: dict[str, Any] = {
             "model": tiny_model,
@@ -174,15 +285,11 @@ def test_a_run_whose_structures_come_out_otherwise_is_not_resumed(
     """As when importance is computed otherwise, or the latency table was lost."""
     out = tmp_path / "run"
     shutil.copytree(whole.run, out)
-    trials = Run(out).trials()
-    assert trials[2].sizes is not None
-    other = replace(
-        trials[2], sizes=trials[2].sizes | {"ffn": [1] * len(trials[2].sizes["layers"])}
-    )
-    lines = (out / "trials.jsonl").read_text().splitlines()
-    record = json.loads(lines[2])
-    lines[2] = json.dumps(record | {"sizes": other.sizes})
-    (out / "trials.jsonl").write_text("\n".join(lines) + "\n")
+    journal = out / "events.jsonl"
+    events = [json.loads(line) for line in journal.read_text().splitlines()]
+    asked = next(e for e in events if e["event"] == "asked" and e["trials"][0]["number"] == 2)
+    asked["trials"][0]["sizes"]["ffn"] = [1] * len(asked["trials"][0]["sizes"]["layers"])
+    journal.write_text("".join(json.dumps(event) + "\n" for event in events))
     with pytest.raises(UserError, match=r"^--resume: trial t002 cannot be replayed"):
         search(
             tiny_model,
@@ -253,7 +360,7 @@ def test_a_full_disk_is_said_and_the_run_resumable(
         connect=SizeDevice,
         resume=True,
     )
-    assert len(found.trials) == 3
+    assert len(found.trials) == 6
 
 
 def test_resuming_with_fewer_trials_loses_nothing(

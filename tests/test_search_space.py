@@ -57,18 +57,34 @@ def test_a_file_as_parameters_in_order_of_application(tmp_path: Path) -> None:
     ]
 
 
+def test_objectives_of_a_space(tmp_path: Path) -> None:
+    """They stand at the top; those of the distillation have a section."""
+    silent = load(tmp_path, SPACE)
+    spoken = load(tmp_path, 'objectives = ["size", "quality"]\n' + SPACE)
+    assert silent.objectives is None and "objectives" not in silent.as_dict()
+    assert spoken.objectives == ("quality", "size")
+    assert spoken.as_dict() == silent.as_dict() | {"objectives": ["quality", "size"]}
+    assert (spoken.parameters, spoken.corners) == (silent.parameters, silent.corners)
+    assert spoken.without("heads.keep").objectives == ("quality", "size")
+
+
 def test_a_corner_leaves_the_rest_at_the_only_value_or_the_default(tmp_path: Path) -> None:
     space = load(tmp_path, SPACE)
-    first, second = (space.candidate(corner).as_dict() for corner in space.corners)
-    assert (first["layers.keep"], first["heads.keep"], first["recovery.steps"]) == (1.0, 0.5, 100)
-    assert (second["layers.keep"], second["heads.keep"], second["recovery.steps"]) == (
-        [0, 2, 4],
-        0.25,
-        10,
-    )
-    assert first["heads.allocation"] == second["heads.allocation"] == "uniform"
-    assert second["recovery.objectives"] == ["logits"]
-    assert second["quantization.scheme"] == "fp32"
+    first, second = map(space.candidate, space.corners)
+    assert first.as_dict() == {
+        "heads.keep": 0.5,
+        "heads.allocation": "uniform",
+        "recovery.steps": 100,
+    }
+    assert second.as_dict() == {
+        "layers.keep": [0, 2, 4],
+        "heads.keep": 0.25,
+        "heads.allocation": "uniform",
+        "recovery.steps": 10,
+    }
+    assert first.get("layers.keep") == 1.0
+    assert second.get("recovery.objectives") == ("logits",)
+    assert second.get("quantization.scheme") == "fp32"
 
 
 def test_as_json(tmp_path: Path) -> None:

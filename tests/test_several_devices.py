@@ -18,11 +18,12 @@ from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
-from autocompress.pareto import Budget, load_fronts, non_dominated
+from autocompress.limits import Limits
+from autocompress.pareto import load_fronts, non_dominated
 from autocompress.scores import Timing
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
-from tests.searching import CPU, StopAfter, space, timeless
+from tests.searching import CPU, StopAfter, scheme, space, timeless
 
 
 class OldDevice(SizeDevice):
@@ -105,6 +106,7 @@ DEPTH: dict[str, Any] = {
     "quantization": {"scheme": ["fp32", "int8-dynamic"]},
 }
 """Eight models, the baseline among them; nothing is trained."""
+ONE: dict[str, Any] = {"layers": {"keep": [0.5]}}
 
 
 @pytest.fixture(scope="module")
@@ -113,7 +115,7 @@ def pair(
 ) -> SearchResult:
     """A search on two devices: bytes count on the first, layers on the second."""
     out = tmp_path_factory.mktemp("runs") / "pair"
-    return search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=Farm())
+    return search(tiny_model, data_file, BOTH, space(DEPTH), out, trials=3, connect=Farm())
 
 
 def test_two_devices_have_a_front_each_and_the_fronts_differ(pair: SearchResult) -> None:
@@ -122,14 +124,8 @@ def test_two_devices_have_a_front_each_and_the_fronts_differ(pair: SearchResult)
     written = json.loads((pair.run / "front.json").read_text())
     assert [front["hardware"]["name"] for front in written["fronts"]] == [CPU, "old"]
     fastest = {name: front.members[0] for name, front in pair.fronts.items()}
-    assert (
-        fastest[CPU].candidate["quantization.scheme"] == "int8-dynamic"
-        and len(fastest[CPU].sizes["layers"]) == 1
-    )
-    assert (
-        fastest["old"].candidate["quantization.scheme"] == "fp32"
-        and len(fastest["old"].sizes["layers"]) == 1
-    )
+    assert scheme(fastest[CPU]) == "int8-dynamic" and len(fastest[CPU].sizes["layers"]) == 1
+    assert scheme(fastest["old"]) == "fp32" and len(fastest["old"].sizes["layers"]) == 1
     assert fastest["old"].latency_ms.value == 2.0 and fastest["old"].speedup == 2.5
     assert {member.id for member in pair.fronts[CPU].members} != {
         member.id for member in pair.fronts["old"].members
@@ -144,9 +140,7 @@ def test_each_front_is_by_the_numbers_of_its_device(pair: SearchResult) -> None:
         ]
         assert points == sorted(points) and non_dominated(points) == list(range(len(points)))
         for member in front.members:
-            old = (1 + len(member.sizes["layers"])) * (
-                1.0 if member.candidate["quantization.scheme"] == "fp32" else 1.5
-            )
+            old = (1 + len(member.sizes["layers"])) * (1.0 if scheme(member) == "fp32" else 1.5)
             assert member.latency_ms.value == (old if name == "old" else member.weight_bytes / 1e5)
             assert (
                 facts(pair.run / member.path)["scores"][name]["timing"]["speedup"] == member.speedup
@@ -177,10 +171,10 @@ def test_devices_that_answer_alike_are_asked_once(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     farm = Farm()
-    search(tiny_model, data_file, (OLD, CPU), space(DEPTH), tmp_path / "a", trials=2, connect=farm)
+    search(tiny_model, data_file, (OLD, CPU), space(ONE), tmp_path / "a", trials=1, connect=farm)
     assert isinstance(farm.devices["old"], OldDevice) and farm.devices["old"].asked > 0
     last = Farm()
-    search(tiny_model, data_file, (CPU, OLD), space(DEPTH), tmp_path / "b", trials=2, connect=last)
+    search(tiny_model, data_file, (CPU, OLD), space(ONE), tmp_path / "b", trials=1, connect=last)
     assert isinstance(last.devices["old"], OldDevice) and last.devices["old"].asked == 0
 
 
@@ -193,7 +187,7 @@ def test_a_device_that_answers_otherwise_has_a_quality_of_its_own(
         BOTH,
         space(DEPTH),
         tmp_path / "run",
-        trials=3,
+        trials=1,
         connect=Farm(Contrary),
     )
     for trial in found.trials:
@@ -215,7 +209,16 @@ def test_two_devices_stopped_and_resumed_end_the_same(
 ) -> None:
     out, farm = tmp_path / "run", Farm()
     with pytest.raises(KeyboardInterrupt):
-        search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=farm, listener=StopAfter(4))
+        search(
+            tiny_model,
+            data_file,
+            BOTH,
+            space(DEPTH),
+            out,
+            trials=3,
+            connect=farm,
+            listener=StopAfter(4),
+        )
     assert farm.closed == {CPU: 1, "old": 1}
     so_far = load_fronts(out)
     assert list(so_far) == [CPU, "old"] and not any(front.verified for front in so_far.values())
@@ -224,11 +227,22 @@ def test_two_devices_stopped_and_resumed_end_the_same(
         for front in so_far.values()
         for member in front.members
     )
-    resumed = search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=Farm(), resume=True)
+    resumed = search(
+        tiny_model, data_file, BOTH, space(DEPTH), out, trials=3, connect=Farm(), resume=True
+    )
     assert timeless(resumed.trials) == timeless(pair.trials)
     assert resumed.fronts == pair.fronts
     with pytest.raises(UserError, match="--resume: hardware differs"):
-        search(tiny_model, data_file, BOTH[::-1], space(DEPTH), out, connect=Farm(), resume=True)
+        search(
+            tiny_model,
+            data_file,
+            BOTH[::-1],
+            space(DEPTH),
+            out,
+            trials=3,
+            connect=Farm(),
+            resume=True,
+        )
 
 
 def test_a_budget_of_one_device_is_that_devices_alone(
@@ -236,13 +250,14 @@ def test_a_budget_of_one_device_is_that_devices_alone(
 ) -> None:
     """Twice as fast on the old device is a single layer in fp32 alone; where bytes count, int8 is
     faster than that."""
-    budgets = {"old": Budget(min_speedup=2)}
+    budgets = {"old": Limits(min_speedup=2)}
     found = search(
         tiny_model,
         data_file,
         BOTH,
         space(DEPTH),
         tmp_path / "run",
+        trials=3,
         connect=Farm(),
         sampler="random",
         budgets=budgets,
@@ -265,28 +280,25 @@ def test_over_budget_is_what_misses_the_limits_of_every_device(
 ) -> None:
     """int8 meets the first one, up to two layers in fp32 the second; three and four in fp32 meet
     neither."""
-    budgets = {CPU: Budget(max_latency_ms=20.0), "old": Budget(max_latency_ms=3.0)}
+    budgets = {CPU: Limits(max_latency_ms=20.0), "old": Limits(max_latency_ms=3.0)}
     found = search(
         tiny_model,
         data_file,
         BOTH,
         space(DEPTH),
         tmp_path / "run",
+        trials=3,
         connect=Farm(),
         sampler="random",
         budgets=budgets,
     )
-    states = {
-        (t.candidate["quantization.scheme"], len(t.sizes["layers"])): t.state
-        for t in found.trials[1:]
-        if t.sizes
-    }
+    states = {(scheme(t), len(t.sizes["layers"])): t.state for t in found.trials[1:] if t.sizes}
     assert states == {
         **{("int8-dynamic", layers): "complete" for layers in (1, 2, 3, 4)},
         **{("fp32", layers): "complete" for layers in (1, 2)},
         ("fp32", 3): "over-budget",
     }
-    assert {m.candidate["quantization.scheme"] for m in found.front.members} == {"int8-dynamic"}
+    assert {scheme(m) for m in found.front.members} == {"int8-dynamic"}
     assert all(member.latency_ms.value <= 3.0 for member in found.fronts["old"].members)
     [trial] = [trial for trial in found.trials if trial.state == "over-budget"]
     assert trial.reason is not None and CPU in trial.reason and "on old" in trial.reason
@@ -303,9 +315,10 @@ def test_a_common_budget_holds_on_devices_without_one_of_their_own(
         BOTH,
         space(DEPTH),
         tmp_path / "run",
+        trials=3,
         connect=Farm(),
-        budget=Budget(max_drop=100),
-        budgets={"old": Budget(max_drop=99, max_latency_ms=99.0)},
+        budget=Limits(max_drop=100),
+        budgets={"old": Limits(max_drop=99, max_latency_ms=99.0)},
     )
     assert [front.budget for front in found.fronts.values()] == [
         {"max_drop": 100},
@@ -316,7 +329,7 @@ def test_a_common_budget_holds_on_devices_without_one_of_their_own(
 def test_no_model_within_the_budget_of_any_device(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    budgets = {CPU: Budget(max_latency_ms=1e-3), "old": Budget(min_speedup=2.6)}
+    budgets = {CPU: Limits(max_latency_ms=1e-3), "old": Limits(min_speedup=2.6)}
     with pytest.raises(
         RequestUnmet, match="none of 7 candidates meets the budget; the nearest is "
     ):
@@ -326,6 +339,7 @@ def test_no_model_within_the_budget_of_any_device(
             BOTH,
             space(DEPTH),
             tmp_path / "run",
+            trials=3,
             connect=Farm(),
             sampler="random",
             budgets=budgets,
@@ -336,13 +350,14 @@ def test_no_model_within_the_budget_of_any_device(
 def test_of_two_devices_one_may_have_no_model(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    budgets = {CPU: Budget(max_latency_ms=1e-3)}
+    budgets = {CPU: Limits(max_latency_ms=1e-3)}
     found = search(
         tiny_model,
         data_file,
         BOTH,
         space(DEPTH),
         tmp_path / "run",
+        trials=3,
         connect=Farm(),
         sampler="random",
         budgets=budgets,
@@ -355,21 +370,24 @@ def test_what_a_device_cannot_run_fails_the_trial_and_the_search_goes_on(
 ) -> None:
     farm = Farm(NoInt8)
     found = search(
-        tiny_model, data_file, BOTH, space(DEPTH), tmp_path / "run", connect=farm, sampler="random"
+        tiny_model,
+        data_file,
+        BOTH,
+        space(DEPTH),
+        tmp_path / "run",
+        trials=3,
+        connect=farm,
+        sampler="random",
     )
     states = {
-        (t.candidate["quantization.scheme"], len(t.sizes["layers"])): (t.state, t.reason)
-        for t in found.trials
-        if t.sizes
+        (scheme(t), len(t.sizes["layers"])): (t.state, t.reason) for t in found.trials if t.sizes
     }
     assert states == {
         **{("fp32", layers): ("complete", None) for layers in (1, 2, 3, 4)},
         **{("int8-dynamic", layers): ("failed", "no int8 here") for layers in (1, 2, 3, 4)},
     }
     assert all(
-        member.candidate["quantization.scheme"] == "fp32"
-        for front in found.fronts.values()
-        for member in front.members
+        scheme(member) == "fp32" for front in found.fronts.values() for member in front.members
     )
     assert all(front.members for front in found.fronts.values())
     assert farm.closed == {CPU: 1, "old": 1}
@@ -383,13 +401,15 @@ def test_a_device_lost_at_the_end_leaves_a_front_and_a_run_that_goes_on(
 
     out, farm = tmp_path / "run", Farm(Lost)
     with pytest.raises(CandidateFailed, match="connection lost"):
-        search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=farm)
+        search(tiny_model, data_file, BOTH, space(DEPTH), out, trials=3, connect=farm)
     assert farm.closed == {CPU: 1, "old": 1}
     assert [(name, front.verified) for name, front in load_fronts(out).items()] == [
         (CPU, False),
         ("old", False),
     ]
-    resumed = search(tiny_model, data_file, BOTH, space(DEPTH), out, connect=Farm(), resume=True)
+    resumed = search(
+        tiny_model, data_file, BOTH, space(DEPTH), out, trials=3, connect=Farm(), resume=True
+    )
     assert timeless(resumed.trials) == timeless(pair.trials)
     assert resumed.fronts == pair.fronts
 
@@ -400,7 +420,7 @@ def test_every_device_is_closed_however_the_search_ends(
     def closed(error: type[BaseException] | None, out: Path, **changes: Any) -> dict[str, int]:
         farm = Farm()
         arguments: dict[str, Any] = {
-            "space": space(DEPTH),
+            "space": space(ONE),
             "trials": 1,
             "connect": farm,
             "out": out,
@@ -419,7 +439,7 @@ def test_every_device_is_closed_however_the_search_ends(
         == once
     )
     assert (
-        closed(RequestUnmet, tmp_path / "unmet", budget=Budget(max_drop=0, min_quality=1.0)) == once
+        closed(RequestUnmet, tmp_path / "unmet", budget=Limits(max_drop=0, min_quality=1.0)) == once
     )
     assert closed(UserError, pair.run, resume=True, seed=3) == once
     assert closed(UserError, tmp_path / "done" / "front.json" / "no") == once
@@ -435,7 +455,7 @@ def test_a_device_that_cannot_be_reached_leaves_nothing(
 
     farm = Farm(Away)
     with pytest.raises(UserError, match="no such board"):
-        search(tiny_model, data_file, BOTH, space(DEPTH), tmp_path / "run", connect=farm)
+        search(tiny_model, data_file, BOTH, space(DEPTH), tmp_path / "run", trials=3, connect=farm)
     assert farm.closed == {CPU: 1}
     assert not (tmp_path / "run").exists()
 
@@ -448,7 +468,7 @@ def test_the_same_device_twice_or_a_limit_of_another_is_refused(
         ((), {}, "no hardware profile is given"),
         (
             BOTH,
-            {"phone": Budget(max_drop=1)},
+            {"phone": Limits(max_drop=1)},
             "a limit is set for phone, which is not among the hardware profiles cpu-1-thread, old",
         ),
     ):
@@ -459,6 +479,7 @@ def test_the_same_device_twice_or_a_limit_of_another_is_refused(
                 hardware,
                 space(DEPTH),
                 tmp_path / "run",
+                trials=3,
                 connect=Farm(),
                 sampler="random",
                 budgets=budgets,
@@ -494,7 +515,7 @@ def test_number_formats_without_gain_on_any_device_are_not_searched(
         connect=SizeDevice,
         listener=Hearing(99),
     )
-    assert sorted({str(trial.candidate["quantization.scheme"]) for trial in found.trials}) == tried
+    assert sorted({scheme(trial) for trial in found.trials}) == tried
     [gone] = {"fp16", "int8-static"} - set(tried)
     assert f"{gone} not searched: no gain on cpu-1-thread by its profile" in stages
 
@@ -504,7 +525,7 @@ def test_at_the_tasks_own_lengths(tiny_model: Path, data_file: Path, tmp_path: P
     them from there."""
     profile = HardwareProfile.load("cpu-1-thread-task")
     found = search(
-        tiny_model, data_file, profile, space(DEPTH), tmp_path / "run", trials=1, connect=SizeDevice
+        tiny_model, data_file, profile, space(ONE), tmp_path / "run", trials=1, connect=SizeDevice
     )
     from transformers import AutoTokenizer
 
@@ -529,7 +550,7 @@ def test_a_device_that_does_not_say_how_busy_it_is(
         return device
 
     found = search(
-        tiny_model, data_file, CPU, space(DEPTH), tmp_path / "run", trials=1, connect=silent
+        tiny_model, data_file, CPU, space(ONE), tmp_path / "run", trials=1, connect=silent
     )
     assert len(found.trials) == 2
 
@@ -552,7 +573,7 @@ def test_other_processes_on_a_device_are_named(
         tiny_model,
         data_file,
         BOTH,
-        space(DEPTH),
+        space(ONE),
         tmp_path / "run",
         trials=1,
         connect=busy,

@@ -15,11 +15,11 @@ from transformers import (
 )
 
 from autocompress.errors import CandidateFailed, UserError
+from autocompress.formats import FORMATS, convert, layer_formats
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
 from autocompress.techniques import SETTINGS
-from autocompress.techniques.quantization import MORE_BITS, SCHEMES, layer_schemes, quantize
 from tests.small_graphs import (
     HIDDEN,
     LAYERS,
@@ -31,6 +31,13 @@ from tests.small_graphs import (
     write_graphs,
 )
 
+MORE_BITS = {
+    "int8-dynamic": "fp32",
+    "int8-static": "fp32",
+    "int8-weights": "fp32",
+    "int4-weights": "int8-weights",
+}
+"""Scheme -> the scheme of the layers that are spared."""
 SPARED: list[tuple[Any, list[int]]] = [
     ("none", []),
     ("first", [0]),
@@ -84,10 +91,10 @@ def test_each_layer_is_stored_as_if_all_had_its_scheme(
     uniform = {}
     for name in (scheme, richer):
         uniform[name] = tmp_path / f"{name}.onnx"
-        quantize(source, uniform[name], candidate(name), batches(0))
+        convert(source, uniform[name], candidate(name), batches(0))
     weights = layer_weights(source)
     for spared, listed in SPARED:
-        report = quantize(source, target, candidate(scheme, spared=spared), batches(0))
+        report = convert(source, target, candidate(scheme, spared=spared), batches(0))
         schemes = [richer if i in listed else scheme for i in range(LAYERS)]
         assert report["layers"] == schemes
         for own, names in zip(schemes, weights, strict=True):
@@ -106,6 +113,8 @@ def test_each_layer_is_stored_as_if_all_had_its_scheme(
 
 SUFFIXES = {
     "fp32": {""},
+    "fp16": {""},
+    "bf16": {""},
     "int8-dynamic": {"_quantized", "_scale", "_zero_point"},
     "int8-static": {"_quantized", "_scale", "_zero_point"},
     "int8-weights": {"_Q8", "_scales"},
@@ -117,9 +126,9 @@ SUFFIXES = {
 def test_a_layer_has_the_bits_of_its_scheme(
     graphs: dict[str, Path], scheme: str, tmp_path: Path
 ) -> None:
-    """Names, sizes: 4 bytes a weight in fp32, else 1 or a half (blocks of 32 divide the widths
+    """Names, and the bytes of a weight that the table says (blocks of 32 divide the widths
     here)."""
-    quantize(graphs["bert"], tmp_path / "model.onnx", candidate(scheme), batches(0))
+    convert(graphs["bert"], tmp_path / "model.onnx", candidate(scheme), batches(0))
     names = layer_weights(graphs["bert"])
     assert [len(layer) for layer in names] == [6] * LAYERS
     for name in [name for layer in names for name in layer]:
@@ -131,7 +140,7 @@ def test_a_layer_has_the_bits_of_its_scheme(
             for suffix, (_, data) in stored.items()
             if suffix in ("", "_quantized", "_Q8", "_Q4")
         ]
-        assert len(whole) / len(held) == {"fp32": 1, "int4-weights": 8}.get(scheme, 4)
+        assert len(whole) / len(held) == 4 / FORMATS[FORMATS[scheme].stored].bytes
 
 
 @each_model
@@ -149,7 +158,7 @@ def test_sparing_all_layers_brings_the_logits_nearer(
     onnx.save(louder, source)
     errors = []
     for spared in ("none", list(range(LAYERS))):
-        quantize(source, target, candidate(scheme, spared=spared), batches(0))
+        convert(source, target, candidate(scheme, spared=spared), batches(0))
         errors.append(logit_error(source, target))
     assert 0 < errors[1] < 0.9 * errors[0]
 
@@ -176,7 +185,7 @@ def test_layers_of_gemms_are_spared_too(scheme: str, tmp_path: Path) -> None:
     inputs = [{"input_ids": batch["input_ids"]} for batch in batches(0)]
     to_onnx(Gemms(), tmp_path / "fp32.onnx", Batch(inputs[0]))
     assert "/model/h.1/Gemm" in [node.name for node in onnx.load(tmp_path / "fp32.onnx").graph.node]
-    report = quantize(
+    report = convert(
         tmp_path / "fp32.onnx", tmp_path / "model.onnx", candidate(scheme, spared=[1]), inputs
     )
     assert report["layers"] == [scheme, MORE_BITS[scheme], scheme]
@@ -205,7 +214,7 @@ def test_layers_of_gemms_are_spared_too(scheme: str, tmp_path: Path) -> None:
 def test_the_scheme_of_each_layer(
     scheme: str, spared: Any, layers: int, expected: tuple[str, ...]
 ) -> None:
-    assert layer_schemes(candidate(scheme, spared=spared), layers) == expected
+    assert layer_formats(candidate(scheme, spared=spared), layers) == expected
 
 
 def test_a_spared_layer_that_is_not_there_fails_the_candidate(
@@ -214,7 +223,7 @@ def test_a_spared_layer_that_is_not_there_fails_the_candidate(
     with pytest.raises(
         CandidateFailed, match=r"^quantization.spared names layer 3, the model has 3 \(0 to 2\)$"
     ):
-        quantize(
+        convert(
             graphs["bert"], tmp_path / "model.onnx", candidate("int8-dynamic", spared=[1, 3]), []
         )
     assert list(tmp_path.iterdir()) == []
@@ -252,11 +261,18 @@ def test_spared_layers_are_a_rule_or_an_ascending_list() -> None:
         candidate("int8-dynamic", spared=[2, 1])
 
 
+def test_the_table_says_which_formats_may_be_spared() -> None:
+    assert {
+        name: known.more_bits for name, known in FORMATS.items() if known.more_bits
+    } == MORE_BITS
+    assert tuple(SUFFIXES) == tuple(FORMATS)
+
+
 def test_candidates_that_spare_alike_are_the_same() -> None:
     """The first layer alone has one form; where nothing can be spared, the setting is dropped."""
     assert candidate("int8-dynamic", spared=[0]) == candidate("int8-dynamic", spared="first")
     assert candidate("int4-weights", spared=[0, 2]).as_dict()["quantization.spared"] == [0, 2]
     assert len({candidate("int8-dynamic", spared=spared) for spared, _ in SPARED}) == len(SPARED)
-    for scheme in SCHEMES:
-        assert ("quantization.spared" in candidate(scheme).as_dict()) == (scheme in MORE_BITS)
+    for scheme in FORMATS:
+        assert ("quantization.spared" in candidate(scheme).active) == (scheme in MORE_BITS)
         assert (candidate(scheme) == candidate(scheme, spared="last")) == (scheme not in MORE_BITS)

@@ -1,114 +1,151 @@
-"""Conformance of the tasks: what a search needs holds for each of them."""
+"""The table of tasks, and tasks of one's own; what each promises is in ``test_conformance``."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import subprocess
+import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from transformers import AutoTokenizer
 
-from autocompress.engine.session import LOADERS
-from autocompress.interfaces import Task
+from autocompress.engine import session
+from autocompress.engine.request import Request
+from autocompress.engine.session import search
+from autocompress.errors import UserError
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.interfaces import Option, Task, TaskInputs, TaskKind
 from autocompress.pareto import METRICS
-from autocompress.tasks import TASKS, language_modeling, text_classification
+from autocompress.tasks import OPTIONS, TASKS, text_classification
 from autocompress.tasks.data import Columns
-
-Request = Callable[[str], Any]
-EXAMPLES: dict[str, Callable[[Request], Task[Any]]] = {
-    "text-classification": lambda get: text_classification.load(
-        AutoTokenizer.from_pretrained(get("tiny_model")), str(get("data_file")), Columns(), 64, None
-    ),
-    "language-modeling": lambda get: language_modeling.load(
-        get("byte_tokenizer"), str(get("text_file")), positions=64, context=48, stride=20
-    ),
-}
-
-
-@pytest.fixture(scope="module", params=TASKS)
-def task(request: pytest.FixtureRequest) -> Task[Any]:
-    return EXAMPLES[request.param](request.getfixturevalue)
-
-
-def answers_at_random(task: Task[Any], part: Any) -> Any:
-    """As a model would give them: of a classifier logits, of a language model nats."""
-    rng, count = np.random.default_rng(0), len(part.rows)
-    return (
-        rng.normal(0, 1, (count, len(task.labels)))
-        if task.labels
-        else rng.uniform(1, 9, count) * part.scored
-    )
+from tests.conftest import SizeDevice
+from tests.searching import CPU, space
 
 
 def test_every_task_is_known_everywhere() -> None:
-    assert list(EXAMPLES) == list(TASKS) == list(LOADERS)
     assert {kind.metric.name for kind in TASKS.values()} == set(METRICS)
-    options = [option for kind in TASKS.values() for option in kind.options]
-    assert len(set(options)) == len(options)
+    for kind in TASKS.values():
+        assert all(OPTIONS[option.name] == option for option in kind.options)
 
 
-def test_lessons_have_an_answer_for_each_row(task: Task[Any]) -> None:
-    assert len(task.train.labels) == len(task.train.rows) > task.batch_size >= 1
-    labels = np.asarray(task.train.labels)
-    assert labels.dtype == np.int64 and labels.min() >= -100 and labels.max() > 0
-    batch = task.batch(task.train.rows[:3])
-    assert {array.shape for array in batch.inputs.values()} == {
-        (3, max(row.shape[1] for row in task.train.rows[:3]))
+def test_tasks_are_known_without_torch() -> None:
+    code = (
+        "import sys, autocompress.tasks\n"
+        "assert not {'torch', 'transformers', 'datasets', 'pandas'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def few(given: TaskInputs) -> Task:
+    """Text classification that is tested on so many sentences."""
+    task = text_classification.from_inputs(replace(given, options={}))
+    return replace(task, test=task.test.take(range(given.options["tested"])))
+
+
+OWN = replace(
+    TASKS["text-classification"],
+    name="few-tests",
+    options=(Option("tested", "N", "sentences", int),),
+    load=few,
+)
+
+
+def request(task: Any, **options: Any) -> Request:
+    hardware = (HardwareProfile.load(CPU),)
+    return Request("model", task, "data.csv", hardware, space(), Path("run"), options)
+
+
+def test_a_task_of_ones_own_is_searched(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    values = {"layers": {"keep": 0.5}}
+    arguments: dict[str, Any] = {"trials": 1, "connect": SizeDevice}
+    found = search(
+        tiny_model,
+        data_file,
+        CPU,
+        space(values),
+        tmp_path / "run",
+        task=OWN,
+        tested=17,
+        **arguments,
+    )
+    assert found.front.baseline.quality.n_test == 17
+    inputs = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["inputs"]
+    assert (inputs["task"], inputs["tested"]) == ("few-tests", 17)
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("summaries", {}, "unknown task 'summaries'; known are text-classification, language-mod"),
+        (7, {}, "task 7 has no name, metric, head, options, load: give a TaskKind, or one of text"),
+        (
+            replace(OWN, head="masked-lm"),  # type: ignore[arg-type]
+            {},
+            "task few-tests: its head is 'masked-lm', known are sequence-classification, causal-lm",
+        ),
+        (
+            replace(OWN, metric="f1"),  # type: ignore[arg-type]
+            {},
+            "task few-tests: its metric is 'f1', known are accuracy, perplexity",
+        ),
+        (OWN, {"stride": 3}, "--stride is for the task language-modeling, not for few-tests"),
+        (OWN, {"tests": 3}, "--tests is unknown; the options of few-tests are tested"),
+        (OWN, {"tested": "3"}, "--tested is '3': it must be a whole number"),
+        ("text-classification", {"unlabeled": 3}, "--unlabeled is 3: it must be text"),
+    ],
+)
+def test_a_mistake_in_the_task_is_one_line(
+    task: Any, options: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError) as found:
+        request(task, **options)
+    assert str(found.value).startswith(message) and "\n" not in str(found.value)
+
+
+def test_options_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By their own names, columns together; what is None was not given."""
+    monkeypatch.setattr(session, "search_for", lambda request, *_: request)
+    found: Any = search(
+        "model",
+        "data.csv",
+        CPU,
+        space(),
+        "run",
+        columns=Columns(text="body", label="stars"),
+        unlabeled=Path("more.txt"),
+        stride=None,
+        seed=3,
+    )
+    assert found.options == {
+        "text-column": "body",
+        "label-column": "stars",
+        "unlabeled": "more.txt",
     }
-    assert labels.shape[1:] in ((), (task.train.rows[0].shape[1],))
+    assert found.seed == 3
+    with pytest.raises(UserError, match="--speed is unknown; the options of text-classification"):
+        search("model", "data.csv", CPU, space(), "run", speed=3)
 
 
-def test_splits_share_no_row(task: Task[Any]) -> None:
-    train, validation, test = (
-        {row.tobytes() for row in part.rows} for part in (task.train, task.validation, task.test)
-    )
-    assert not train & validation and not train & test and not validation & test
+def test_a_resumed_run_must_have_the_same_options(tmp_path: Path) -> None:
+    """Of a file the content; a task is known by its name."""
+    file = tmp_path / "more.txt"
+    digests = []
+    for text in ("a", "b"):
+        file.write_text(text, encoding="utf-8")
+        asked = request("text-classification", unlabeled=str(file), **{"text-column": "text"})
+        inputs = asked.inputs("digest", {CPU: {}})
+        assert (inputs["task"], inputs["text-column"]) == ("text-classification", "text")
+        assert "label-column" not in inputs
+        digests.append(inputs["unlabeled"])
+    assert digests[0] != digests[1] and str(file) not in digests
 
 
-@pytest.mark.parametrize("size", [1, 3, 1000])
-def test_questions_are_of_every_example_in_order(task: Task[Any], size: int) -> None:
-    questions = task.questions(task.test, size)
-    assert all(1 <= len(question["input_ids"]) <= size for question in questions)
-    padded = [ids for question in questions for ids in question["input_ids"]]
-    lengths = [length for question in questions for length in question["attention_mask"].sum(1)]
-    for ids, length, row in zip(padded, lengths, task.test.rows, strict=True):
-        assert np.array_equal(ids[:length], row[0])
+def test_task_kinds_are_taken_by_their_attributes() -> None:
+    class Alike:
+        name, metric, head, options, load = "alike", OWN.metric, OWN.head, (), staticmethod(few)
 
-
-def test_evidence_is_a_number_for_each_example_and_survives_the_journal(task: Task[Any]) -> None:
-    evidence = task.evidence(answers_at_random(task, task.validation), task.validation)
-    assert evidence.shape == (len(task.validation.rows),) and evidence.dtype == np.float64
-    assert np.array_equal(
-        task.unpack(json.loads(json.dumps(task.pack(evidence))), len(evidence)), evidence
-    )
-
-
-def test_a_model_loses_nothing_against_itself_and_what_the_other_gains(task: Task[Any]) -> None:
-    part = task.validation
-    evidence = task.evidence(answers_at_random(task, part), part)
-    assert task.drop(evidence, evidence, part) == (0, 0)
-    other = task.evidence(answers_at_random(task, part)[::-1], part)
-    (there, there_stderr), (back, back_stderr) = (
-        task.drop(evidence, other, part),
-        task.drop(other, evidence, part),
-    )
-    assert there * back <= 0 and there_stderr > 0 and back_stderr > 0
-    before, after = task.score(evidence, part)[0], task.score(other, part)[0]
-    assert (task.metric.change(there) >= 0) == (after >= before)
-
-
-def test_rung_examples_are_a_part_of_the_validation_split(task: Task[Any]) -> None:
-    examples = list(task.rung_examples)
-    assert 2 <= len(set(examples)) == len(examples) <= len(task.validation.rows)
-    part = task.validation.take(examples)
-    assert all(row is task.validation.rows[i] for row, i in zip(part.rows, examples, strict=True))
-    evidence = task.evidence(answers_at_random(task, task.validation), task.validation)
-    value, stderr = task.score(evidence[examples], part)
-    assert np.isfinite([value, stderr]).all() and stderr > 0
-
-
-def test_what_is_told_of_the_data_is_json(task: Task[Any], tmp_path: Path) -> None:
-    assert json.loads(json.dumps({**task.facts, **task.dropped}))
+    asked = request(Alike())
+    assert asked.metric == METRICS["accuracy"] and asked.kind.name == "alike"
+    assert not isinstance(asked.kind, TaskKind)

@@ -45,7 +45,7 @@ from autocompress.tasks.data import Columns
 from autocompress.tasks.text_classification import Split, TextClassification
 from autocompress.tasks.text_classification import load as load_task
 from autocompress.training import teacher
-from autocompress.training.steps import tensors
+from autocompress.training.compute import CPU
 from autocompress.training.teacher import (
     cache_folder,
     finetune,
@@ -335,7 +335,7 @@ def test_fine_tuning_learns_what_can_be_learned(
 
     def loss() -> float:
         with torch.inference_mode():
-            logits = model(**tensors(task.batch(rows))).logits
+            logits = model(**CPU.tensors(task.batch(rows))).logits
         return cross_entropy(logits, torch.from_numpy(telling.train.labels)).item()
 
     before = loss()

@@ -1,19 +1,21 @@
-"""Conformance of the structural techniques, and their order."""
+"""Conformance of techniques, of the structural ones in particular, and their order."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
 import pytest
 
-from autocompress.candidate import OneOf, Value
+from autocompress.candidate import Candidate, OneOf, Real, Setting, Value
 from autocompress.errors import UserError
-from autocompress.interfaces import Knowledge, Technique
+from autocompress.interfaces import Knowledge, Lesson, Modifier, StructuralTechnique, Technique
 from autocompress.knowledge import CRITERIA
+from autocompress.plan import Part, Plan
 from autocompress.structure import Importance, Layer, Structure
-from autocompress.techniques import SETTINGS, TECHNIQUES, resolve
+from autocompress.techniques import SETTINGS, TECHNIQUES, resolve, training_of, vocabulary
 from autocompress.techniques.unit_pruning import UnitPruning
 
 FULL = Structure.full([6, 6, 6, 6, 6], [20, 20, 20, 20, 20])
@@ -41,8 +43,10 @@ def latency(structure: Structure) -> float:
     return 8 + sum(2 + 3 * len(layer.heads) + len(layer.ffn) for layer in structure.layers)
 
 
-IMPORTANCE = {criterion: random_importance(seed) for seed, criterion in enumerate(CRITERIA)}
-KNOWLEDGE = Knowledge(IMPORTANCE, latency)
+KNOWLEDGE = Knowledge(
+    {criterion: random_importance(seed) for seed, criterion in enumerate(CRITERIA)}, latency
+)
+STRUCTURAL = [technique for technique in TECHNIQUES if isinstance(technique, StructuralTechnique)]
 
 
 def keep_setting(technique: Technique) -> str:
@@ -75,11 +79,16 @@ def variants(technique: Technique) -> list[dict[str, Value]]:
     ]
 
 
-def refined(technique: Technique, structure: Structure, **settings: Any) -> Structure:
+def refined(technique: StructuralTechnique, structure: Structure, **settings: Any) -> Structure:
     candidate = SETTINGS.candidate(
         {name.replace("__", "."): value for name, value in settings.items()}
     )
     return technique.refine(structure, candidate, KNOWLEDGE)
+
+
+def resolved(settings: dict[str, Any], knowledge: Knowledge = KNOWLEDGE) -> Structure:
+    """What all techniques together leave of the full structure."""
+    return resolve(Plan("bert", FULL), SETTINGS.candidate(settings), knowledge).structure
 
 
 def units(structure: Structure) -> set[tuple[int, str, int]]:
@@ -92,8 +101,17 @@ def units(structure: Structure) -> set[tuple[int, str, int]]:
     }
 
 
+@dataclass(frozen=True)
+class Left(Part):
+    """Of a technique that is not structural."""
+
+    technique = "counting"
+    what: str
+    amount: int
+
+
 each_technique = pytest.mark.parametrize(
-    "technique", TECHNIQUES, ids=[technique.name for technique in TECHNIQUES]
+    "technique", STRUCTURAL, ids=[technique.name for technique in STRUCTURAL]
 )
 each_structure = pytest.mark.parametrize("structure", [FULL, UNEVEN], ids=["full", "uneven"])
 
@@ -106,7 +124,7 @@ def test_names_and_settings_are_unique() -> None:
 
 @each_technique
 @each_structure
-def test_defaults_change_nothing(technique: Technique, structure: Structure) -> None:
+def test_defaults_change_nothing(technique: StructuralTechnique, structure: Structure) -> None:
     assert refined(technique, structure) == structure
     for chosen in variants(technique):
         assert refined(technique, structure, **chosen) == structure
@@ -114,7 +132,7 @@ def test_defaults_change_nothing(technique: Technique, structure: Structure) -> 
 
 @each_technique
 @each_structure
-def test_stronger_never_keeps_more(technique: Technique, structure: Structure) -> None:
+def test_stronger_never_keeps_more(technique: StructuralTechnique, structure: Structure) -> None:
     keep = keep_setting(technique)
     domain = SETTINGS.by_name[keep].domain
     strengths = [
@@ -136,7 +154,7 @@ def test_stronger_never_keeps_more(technique: Technique, structure: Structure) -
 
 @each_technique
 @each_structure
-def test_what_is_kept_stays_in_order(technique: Technique, structure: Structure) -> None:
+def test_what_is_kept_stays_in_order(technique: StructuralTechnique, structure: Structure) -> None:
     keep = keep_setting(technique)
     for chosen in variants(technique):
         found = refined(technique, structure, **{keep: 0.5}, **chosen)
@@ -150,12 +168,12 @@ def test_what_is_kept_stays_in_order(technique: Technique, structure: Structure)
 
 
 @pytest.mark.parametrize(
-    "technique", [t for t in TECHNIQUES if isinstance(t, UnitPruning)], ids=["heads", "ffn"]
+    "technique", [t for t in STRUCTURAL if isinstance(t, UnitPruning)], ids=["heads", "ffn"]
 )
 @pytest.mark.parametrize("allocation", ["global", "uniform"])
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_weaker_pruning_contains_stronger(
-    technique: Technique, allocation: str, criterion: str
+    technique: UnitPruning, allocation: str, criterion: str
 ) -> None:
     keep = keep_setting(technique)
     section = keep.partition(".")[0]
@@ -165,7 +183,7 @@ def test_weaker_pruning_contains_stronger(
 
 
 def test_nothing_kept_of_either_unit() -> None:
-    found = resolve(FULL, SETTINGS.candidate({"heads.keep": 0, "ffn.keep": 0}), IMPORTANCE)
+    found = resolved({"heads.keep": 0, "ffn.keep": 0})
     assert found.head_counts == found.ffn_widths == (0,) * 5
 
 
@@ -180,7 +198,7 @@ def test_nothing_kept_of_either_unit() -> None:
     ],
 )
 def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> None:
-    found = refined(TECHNIQUES[0], FULL, layers__keep=keep)
+    found = refined(STRUCTURAL[0], FULL, layers__keep=keep)
     assert found == Structure(tuple(FULL.layers[i] for i in sources))
 
 
@@ -211,24 +229,64 @@ def test_layers_go_first_and_the_rest_is_ranked_by_what_is_left() -> None:
     candidate = SETTINGS.candidate(
         {"layers.keep": [1, 2, 3], "heads.keep": 0.5, "ffn.keep": 0.5, "ffn.allocation": "uniform"}
     )
-    found = resolve(full, candidate, {"fisher": Importance(heads, ffn)})
+    knowledge = Knowledge({"fisher": Importance(heads, ffn)})
+    found = resolve(Plan("bert", full), candidate, knowledge).structure
     assert found == Structure((Layer(1, (0, 1), (1,)), Layer(2, (), (1,)), Layer(3, (0,), (1,))))
 
 
-def test_uncut_candidate_resolves_to_the_full_structure() -> None:
-    assert resolve(FULL, SETTINGS.candidate({}), IMPORTANCE) == FULL
+def test_uncut_candidate_resolves_to_the_full_plan() -> None:
+    full = Plan("bert", FULL)
+    assert resolve(full, SETTINGS.candidate({}), KNOWLEDGE) == full
 
 
 def test_pruning_by_latency_comes_after_the_layers_and_in_place_of_the_shares() -> None:
     """Three layers take 128; three quarters of that stay, whatever share of heads and neurons is
     asked for."""
     chosen = {"layers.keep": [0, 2, 3], "width.latency": 0.75, "heads.keep": 0.5, "ffn.keep": 0.25}
-    found = resolve(FULL, SETTINGS.candidate(chosen), IMPORTANCE, latency)
+    found = resolved(chosen)
     assert [layer.source for layer in found.layers] == [0, 2, 3]
     assert 96 - 3 < latency(found) <= 96
-    assert found == resolve(
-        FULL,
-        SETTINGS.candidate({"layers.keep": [0, 2, 3], "width.latency": 0.75}),
-        IMPORTANCE,
-        latency,
-    )
+    assert found == resolved({"layers.keep": [0, 2, 3], "width.latency": 0.75})
+
+
+class Counting(Technique):
+    """Leaves how many layers it was given, so that its place in the order shows."""
+
+    name = "counting"
+    settings = (Setting("counting.on", OneOf((True, False)), False, "whether it counts"),)
+    part = Left
+
+    def plan(self, plan: Plan, candidate: Candidate, knowledge: Knowledge) -> Plan:
+        on = candidate.get("counting.on")
+        return plan.with_part(Left("layers", len(plan.structure.layers))) if on else plan
+
+
+@pytest.mark.parametrize(("first", "counted"), [(True, 5), (False, 2)], ids=["first", "last"])
+def test_techniques_apply_in_their_order_and_may_leave_parts(first: bool, counted: int) -> None:
+    techniques = (Counting(), *TECHNIQUES) if first else (*TECHNIQUES, Counting())
+    candidate = vocabulary(techniques).candidate({"layers.keep": [0, 3], "counting.on": True})
+    found = resolve(Plan("bert", FULL), candidate, KNOWLEDGE, techniques)
+    assert found.parts == (Left("layers", counted),)
+    assert [layer.source for layer in found.structure.layers] == [0, 3]
+
+
+class Training(Counting):
+    """Trains along."""
+
+    name = "training"
+    settings = (Setting("training.strength", Real(0, 1), 0.0, "how much"),)
+
+    def modifier(self, lesson: Lesson) -> Modifier | None:
+        return None
+
+
+def test_of_the_training_is_how_a_student_begins_and_all_that_trains_it() -> None:
+    """Not what the plan says already, nor what it is converted to afterwards."""
+    techniques = (*TECHNIQUES, Counting(), Training())
+    trained = {"weights.start": "pooled", "recovery.steps": 40, "training.strength": 0.5}
+    beside = {"layers.keep": 0.5, "heads.keep": 0.5, "counting.on": True}
+    formats = {"quantization.scheme": "int4-weights", "quantization.block_size": 128}
+    candidate = vocabulary(techniques).candidate(trained | beside | formats)
+    found = training_of(candidate, techniques)
+    assert found.as_dict() == trained
+    assert found.number("recovery.learning_rate") == candidate.number("recovery.learning_rate")

@@ -13,15 +13,15 @@ import torch
 from autocompress.artifact import load_model
 from autocompress.errors import CandidateFailed
 from autocompress.families import family_of
-from autocompress.graphs.export import export_model
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.torch_cuda import TorchCudaDevice
 from autocompress.interfaces import Batch
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS
-from autocompress.training.steps import tensors
+from autocompress.training.compute import CPU
 from autocompress.training.teacher import load_classifier
+from tests.exporting import export_model
 
 PROFILE = HardwareProfile.load("gpu-cuda")
 
@@ -50,7 +50,7 @@ class Exports:
             ("bf16", full, "bf16"),
             ("fp16", half, "fp16"),
         ):
-            candidate = SETTINGS.candidate({"quantization.scheme": scheme}).without("recovery")
+            candidate = SETTINGS.candidate({"quantization.scheme": scheme})
             cut = family.cut(model, structure)
             export_model(
                 cut, structure, candidate, folder / name, self.batches[:1], folder / "tokenizer"
@@ -115,7 +115,7 @@ def test_the_gpu_answers_as_torch_does(exports: Exports, name: str, tolerance: f
     model: Any = load_model(exports[name])
     with torch.inference_mode():
         expected = np.concatenate(
-            [model(**tensors(batch)).logits.numpy() for batch in exports.batches]
+            [model(**CPU.tensors(batch)).logits.numpy() for batch in exports.batches]
         )
     assert outputs.shape == (8, 2) and outputs.dtype == np.float32
     assert np.abs(outputs - expected).max() < tolerance

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -16,7 +17,9 @@ from torch.nn.functional import cross_entropy
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
-from autocompress.training.steps import Optimizer, forward_all, schedule, tensors, watch
+from autocompress.training.compute import CPU
+from autocompress.training.steps import Optimizer, schedule
+from autocompress.training.taps import forward_all, watch
 from autocompress.training.teacher import load_classifier
 from tests.tiny_models import build, inputs
 
@@ -38,7 +41,7 @@ def rows(lengths: list[int]) -> list[Row]:
     return [rng.integers(5, 500, (1, length)) for length in lengths]
 
 
-def to_batch(some: list[Row]) -> Batch:
+def to_batch(some: Sequence[Row]) -> Batch:
     inputs = {
         name: np.zeros((len(some), max(row.shape[1] for row in some)), np.int64)
         for name in ("input_ids", "attention_mask")
@@ -94,23 +97,21 @@ def test_same_seed_same_batches() -> None:
 
 @pytest.mark.parametrize(("steps", "warm_up"), [(100, 10), (50, 5), (400, 20), (5, 1), (1, 1)])
 def test_learning_rate_rises_then_falls_to_zero(model: nn.Module, steps: int, warm_up: int) -> None:
-    optimizer = Optimizer(model, 0.5, steps)
+    optimizer, bias = Optimizer(model, 0.5, steps), model.get_parameter("classifier.bias")
     found = []
-    for _ in range(steps):
+    for _ in range(steps + 1):
+        optimizer.step(bias.sum())
         found.append([part.param_groups[0]["lr"] for part in optimizer.parts])
-        for part, schedule_ in zip(optimizer.parts, optimizer.schedules, strict=True):
-            part.step()
-            schedule_.step()
-    expected = [0.5 * min((step + 1) / warm_up, 1 - step / steps) for step in range(steps)]
+    expected = [0.5 * min((step + 1) / warm_up, 1 - step / steps) for step in range(steps + 1)]
     np.testing.assert_allclose(found, np.stack([expected, expected], axis=1), rtol=1e-12)
-    assert [part.param_groups[0]["lr"] for part in optimizer.parts] == [0, 0]
+    assert found[-1] == [0, 0]
 
 
 def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.Module) -> None:
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     batch = to_batch(rows([5, 9, 9]))
     optimizer = Optimizer(model, 1e-3, 10)
-    optimizer.step(cross_entropy(model(**tensors(batch)).logits, torch.tensor([0, 1, 1])))
+    optimizer.step(cross_entropy(model(**CPU.tensors(batch)).logits, torch.tensor([0, 1, 1])))
     moved = {
         name: parameter.detach() != before[name] for name, parameter in model.named_parameters()
     }
@@ -124,7 +125,7 @@ def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.
 
 
 def test_steps_lower_the_loss(model: nn.Module) -> None:
-    inputs, labels = tensors(to_batch(rows([4, 5, 6, 7] * 8))), torch.tensor([0, 1, 1, 0] * 8)
+    inputs, labels = CPU.tensors(to_batch(rows([4, 5, 6, 7] * 8))), torch.tensor([0, 1, 1, 0] * 8)
     optimizer = Optimizer(model, 5e-3, 40)
     losses = []
     for _ in range(40):
@@ -157,7 +158,7 @@ def test_a_loss_that_is_not_finite_fails_the_candidate_before_any_update(
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     optimizer = Optimizer(model, 1e-3, 10)
     with pytest.raises(CandidateFailed, match=rf"^the training loss became {value}$"):
-        optimizer.step(model(**tensors(to_batch(rows([5])))).logits.sum() + float(value))
+        optimizer.step(model(**CPU.tensors(to_batch(rows([5])))).logits.sum() + float(value))
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
 
 
@@ -168,7 +169,7 @@ def hooks(model: nn.Module) -> int:
 
 
 def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
-    inputs = tensors(to_batch(rows([7, 3])))
+    inputs = CPU.tensors(to_batch(rows([7, 3])))
     names = ["hidden.1", "hidden.2", "hidden.4", "query", "key", "value"]
     expected = copy.deepcopy(model)(**inputs, output_hidden_states=True).hidden_states
     with watch(model, FAMILY, 4, names) as seen:
@@ -186,7 +187,7 @@ def test_watch_collects_what_the_layers_compute(model: nn.Module) -> None:
 
 def test_watch_sees_each_pass_and_lets_gradients_through(model: nn.Module) -> None:
     def last(seen: dict[str, Tensor], some: list[int]) -> Tensor:
-        model(**tensors(to_batch(rows(some))))
+        model(**CPU.tensors(to_batch(rows(some))))
         return seen["hidden.4"]
 
     with watch(model, FAMILY, 4, ["hidden.4"]) as seen:
@@ -213,6 +214,6 @@ def test_forward_all_gives_every_row_once_and_right(model: nn.Module) -> None:
     assert not model.training and hooks(model) == 0
     for i in (0, 77, 149):
         with torch.inference_mode(), watch(model, FAMILY, 4, ["value"]) as expected:
-            alone: NDArray[np.float32] = model(**tensors(to_batch([some[i]]))).logits[0].numpy()
+            alone: NDArray[np.float32] = model(**CPU.tensors(to_batch([some[i]]))).logits[0].numpy()
         np.testing.assert_allclose(logits[i], alone, atol=0.02)
         np.testing.assert_allclose(values[i], expected["value"][0].numpy(), atol=0.05)

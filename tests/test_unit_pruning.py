@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
 from autocompress.interfaces import Knowledge
+from autocompress.plan import Plan
 from autocompress.structure import Importance, Layer, Structure
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.techniques.unit_pruning import UnitPruning, allocate
@@ -82,12 +83,9 @@ def test_the_share_is_kept_and_nothing_that_goes_matters_more(
 
 def test_importance_is_that_of_the_layer_in_the_uncut_model() -> None:
     importance = {"fisher": Importance(scores([1, 2], [9, 9], [3, 0]), scores([1], [1], [1]))}
-    left = resolve(
-        Structure.full([2, 2, 2], [1, 1, 1]),
-        candidate(layers_keep=[0, 2], heads_keep=0.5),
-        importance,
-    )
-    assert left == Structure((Layer(0, (1,), (0,)), Layer(2, (0,), (0,))))
+    full = Plan("bert", Structure.full([2, 2, 2], [1, 1, 1]))
+    left = resolve(full, candidate(layers_keep=[0, 2], heads_keep=0.5), Knowledge(importance))
+    assert left.structure == Structure((Layer(0, (1,), (0,)), Layer(2, (0,), (0,))))
 
 
 def test_importance_is_that_of_the_units_still_there() -> None:
@@ -115,8 +113,8 @@ def test_the_criterion_asked_for_ranks() -> None:
 def test_heads_and_neurons_are_cut_apart() -> None:
     importance = {"fisher": Importance(scores([2, 1], [4, 3]), scores([1, 2, 3, 4], [5, 6, 7, 8]))}
     chosen = candidate(heads_keep=0.5, ffn_keep=0.5, ffn_allocation="uniform")
-    left = resolve(Structure.full([2, 2], [4, 4]), chosen, importance)
-    assert left == Structure((Layer(0, (), (2, 3)), Layer(1, (0, 1), (2, 3))))
+    left = resolve(Plan("bert", Structure.full([2, 2], [4, 4])), chosen, Knowledge(importance))
+    assert left.structure == Structure((Layer(0, (), (2, 3)), Layer(1, (0, 1), (2, 3))))
 
 
 @pytest.mark.parametrize("technique", [HEADS, FFN], ids=["heads", "ffn"])

@@ -19,6 +19,12 @@ from autocompress.errors import UserError
         (units.latency_ms, " .5 MS ", 0.5),
         (units.speedup, "2x", 2.0),
         (units.speedup, "1.5X", 1.5),
+        (units.size_bytes, "10MB", 10e6),
+        (units.size_bytes, "1.5 GB", 1.5e9),
+        (units.size_bytes, "500kB", 500e3),
+        (units.size_bytes, "2048B", 2048.0),
+        (units.size_bytes, "10mb", 10e6),
+        (units.compression, "8x", 8.0),
         (units.duration_s, "90s", 90.0),
         (units.duration_s, "10m", 600.0),
         (units.duration_s, "1.5h", 5400.0),
@@ -37,6 +43,8 @@ def test_quantities(read: Callable[[str], float], text: str, value: float) -> No
         ),
         *((units.latency_ms, text) for text in ("-3ms", "0ms", "0.0s", "1e-999ms", "1e999ms")),
         *((units.speedup, text) for text in ("2", "x", "2ms", "0x", "-2x", "50%")),
+        *((units.size_bytes, t) for t in ("10", "MB", "10M", "10MiB", "0MB", "-1MB", "1TB")),
+        *((units.compression, text) for text in ("8", "0x", "8MB")),
         *((units.duration_s, text) for text in ("10", "10ms", "10min", "0h", "1h30m")),
     ],
 )
@@ -52,6 +60,8 @@ def test_the_message_names_the_units_allowed() -> None:
         UserError, match=re.escape("give a number with its unit (s, m, h), such as 10m")
     ):
         units.duration_s("20")
+    with pytest.raises(UserError, match=re.escape("its unit (B, kB, MB, GB), such as 10MB")):
+        units.size_bytes("20")
 
 
 @pytest.mark.parametrize(

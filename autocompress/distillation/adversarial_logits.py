@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from autocompress.distillation.logits import divergence
-from autocompress.interfaces import Features, Lesson
-from autocompress.training.steps import fast_math
+from autocompress.interfaces import Features, Lesson, Objective
+from autocompress.training.steps import optimizer_state, restore_optimizer, within
 
 _STEPS_PER_UPDATE = 10
 _LEARNING_RATE = 1e-3
@@ -33,9 +33,11 @@ class TextGenerator(nn.Module):
         embeddings: (vocabulary, width).
     """
 
+    embeddings: Tensor
+
     def __init__(self, embeddings: Tensor, random: torch.Generator) -> None:
         super().__init__()
-        self.embeddings = embeddings
+        self.register_buffer("embeddings", embeddings, persistent=False)
         width = embeddings.shape[1]
         self.blank = nn.Parameter(torch.zeros(width))
         self.beside = nn.Parameter(
@@ -59,7 +61,7 @@ class TextGenerator(nn.Module):
         return named @ self.embeddings.T
 
 
-class AdversarialLogits:
+class AdversarialLogits(Objective):
     """``divergence`` on the batch with ``recovery.masked_share`` of its tokens replaced by draws
     from a generator.
 
@@ -73,12 +75,20 @@ class AdversarialLogits:
         teacher: Any = lesson.teacher
         self.generator = TextGenerator(
             teacher.get_input_embeddings().weight.detach(), lesson.random
-        )
+        ).to(lesson.compute.device)
         self.padding = [] if teacher.config.pad_token_id is None else [teacher.config.pad_token_id]
         self.optimizer = torch.optim.AdamW(self.generator.parameters(), lr=_LEARNING_RATE)
 
     def features(self) -> tuple[tuple[str, str], ...]:
         return ()
+
+    def state(self) -> dict[str, Tensor]:
+        learned = {f"generator.{k}": v for k, v in self.generator.state_dict().items()}
+        return learned | {f"adam.{k}": v for k, v in optimizer_state(self.optimizer).items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.load_state_dict(within(state, "generator."))
+        restore_optimizer(self.optimizer, within(state, "adam."))
 
     def loss(self, student: Features, teacher: Features) -> Tensor:
         if self.lesson.step % _STEPS_PER_UPDATE == 0:
@@ -113,17 +123,18 @@ class AdversarialLogits:
             self.lesson.random,
         )
         share = self.lesson.candidate.number("recovery.masked_share")
-        places = (torch.rand(ids.shape, generator=random) < share) & (mask == 1)
-        with fast_math():
+        drawn = torch.rand(ids.shape, generator=random).to(ids.device)
+        places = (drawn < share) & (mask == 1)
+        with self.lesson.compute.math():
             logits = self.generator(ids, places).float()
         logits[:, self.padding] = -torch.inf
-        noise = -torch.empty_like(logits).exponential_(generator=random).log()
-        soft = torch.softmax(logits + noise, dim=-1)
+        noise = -torch.empty(logits.shape).exponential_(generator=random).log()
+        soft = torch.softmax(logits + noise.to(logits.device), dim=-1)
         return ids.masked_scatter(places, soft.argmax(-1)), places, soft
 
     def _rows(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Logits of a classifier, or of all real tokens in a language model, (rows, classes)."""
-        with fast_math():
+        with self.lesson.compute.math():
             logits: Tensor = model(**{**self.lesson.inputs, "input_ids": ids}).logits.float()
         return logits[self.lesson.inputs["attention_mask"] == 1] if logits.dim() == 3 else logits
 

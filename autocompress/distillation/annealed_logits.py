@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import mse_loss
 
-from autocompress.interfaces import Features, Lesson
+from autocompress.interfaces import Features, Lesson, Objective
 
 
 @dataclass(frozen=True)
-class AnnealedLogits:
+class AnnealedLogits(Objective):
     """Mean squared error against the teacher's logits times 1 - (T - 1) / Tmax.
 
     T goes from Tmax, which is ``recovery.annealing_stages``, to 1, each for an equal part of the

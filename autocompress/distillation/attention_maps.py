@@ -8,11 +8,11 @@ from dataclasses import dataclass
 import torch
 
 from autocompress.distillation.relations import relation_loss, split_heads
-from autocompress.interfaces import Features, Lesson
+from autocompress.interfaces import Features, Lesson, Objective
 
 
 @dataclass(frozen=True)
-class AttentionMaps:
+class AttentionMaps(Objective):
     """KL of the last layer's attention distributions; a kept head matches the teacher's head of its
     number.
 

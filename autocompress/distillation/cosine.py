@@ -3,23 +3,20 @@ third loss)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn.functional import cosine_similarity
 
-from autocompress.interfaces import Features, Lesson
+from autocompress.distillation.projection import HiddenObjective
+from autocompress.interfaces import Features
 
 
-@dataclass(frozen=True)
-class Cosine:
+class Cosine(HiddenObjective):
     """One less the cosine of the last hidden states, mean over real tokens."""
-
-    lesson: Lesson
 
     def features(self) -> tuple[tuple[str, str], ...]:
         return (("last", "last"),)
 
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
-        cosines = cosine_similarity(student.tokens["last"], teacher.tokens["last"], dim=-1)
+        own = self.projected(student.tokens["last"])
+        cosines = cosine_similarity(own, teacher.tokens["last"], dim=-1)
         return ((1 - cosines) * student.mask).sum() / student.mask.sum()

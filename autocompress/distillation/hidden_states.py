@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 
+from autocompress.distillation.projection import HiddenObjective
 from autocompress.interfaces import Features, Lesson
 
 
-@dataclass(frozen=True)
-class HiddenStates:
-    """Mean squared error over real tokens and dimensions, mean over the mapped layers.
-
-    Cutting keeps the hidden size, so no projection stands between the two.
-    """
-
-    lesson: Lesson
+class HiddenStates(HiddenObjective):
+    """Mean squared error over real tokens and dimensions, mean over the mapped layers."""
 
     def features(self) -> tuple[tuple[str, str], ...]:
         return mapped(self.lesson)
@@ -25,7 +18,7 @@ class HiddenStates:
         mask = student.mask.unsqueeze(-1)
         losses = []
         for mine, theirs in self.features():
-            squares = (student.tokens[mine] - teacher.tokens[theirs]).pow(2) * mask
+            squares = (self.projected(student.tokens[mine]) - teacher.tokens[theirs]).pow(2) * mask
             losses.append(squares.sum() / (mask.sum() * squares.shape[-1]))
         return torch.stack(losses).mean()
 

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch.nn.functional import kl_div, log_softmax
 
-from autocompress.interfaces import Features, Lesson
+from autocompress.interfaces import Features, Lesson, Objective
 
 
 @dataclass(frozen=True)
-class Logits:
+class Logits(Objective):
     """The ``divergence`` of the student from its teacher at ``recovery.temperature``."""
 
     lesson: Lesson

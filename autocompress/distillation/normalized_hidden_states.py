@@ -3,17 +3,15 @@ Distillation, equation 7)."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import torch
 from torch.nn.functional import normalize
 
 from autocompress.distillation.hidden_states import mapped
-from autocompress.interfaces import Features, Lesson
+from autocompress.distillation.projection import HiddenObjective
+from autocompress.interfaces import Features
 
 
-@dataclass(frozen=True)
-class NormalizedHiddenStates:
+class NormalizedHiddenStates(HiddenObjective):
     """Squared distance of the hidden states, each scaled to length 1, mean over real tokens and
     over the mapped layers.
 
@@ -21,21 +19,13 @@ class NormalizedHiddenStates:
     of the last layer too.
     """
 
-    lesson: Lesson
-
     def features(self) -> tuple[tuple[str, str], ...]:
         return mapped(self.lesson)
 
     def loss(self, student: Features, teacher: Features) -> torch.Tensor:
         losses = []
         for mine, theirs in self.features():
-            distances = (
-                (
-                    normalize(student.tokens[mine], dim=-1)
-                    - normalize(teacher.tokens[theirs], dim=-1)
-                )
-                .pow(2)
-                .sum(-1)
-            )
+            own = normalize(self.projected(student.tokens[mine]), dim=-1)
+            distances = (own - normalize(teacher.tokens[theirs], dim=-1)).pow(2).sum(-1)
             losses.append((distances * student.mask).sum() / student.mask.sum())
         return torch.stack(losses).mean()

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import normalize
 
-from autocompress.interfaces import Features, Lesson
+from autocompress.interfaces import Features, Lesson, Objective
 
 _PROJECTED = 128
 
 
-class RandomLayers(nn.Module):
+class RandomLayers(Objective):
     """Squared distance between projections, scaled to length 1, of hidden states averaged over real
     tokens.
 
@@ -30,30 +30,40 @@ class RandomLayers(nn.Module):
     """
 
     def __init__(self, lesson: Lesson) -> None:
-        super().__init__()
         self.lesson = lesson
         pairs, config = lesson.matching.layers, _config(lesson.student)
+        own, theirs = lesson.matching.widths or (config.hidden_size, config.hidden_size)
         self.own = range(1, len(pairs))
         self.offered = range(1, pairs[-1][1])
         self.together = lesson.candidate.text("recovery.random_layers") == "concatenated"
-        groups, width = (
-            (1, len(self.own) * config.hidden_size)
-            if self.together
-            else (len(self.own), config.hidden_size)
-        )
-        matrices = (
-            torch.randn(groups, width, _PROJECTED, generator=lesson.random) / max(1, width) ** 0.5
-        )
-        self.projection = nn.Parameter(matrices)
-        self.register_buffer("target", matrices.clone())
+        mine = self._matrices(own)
+        self.projection = nn.Parameter(mine)
+        self.target = mine.clone() if own == theirs else self._matrices(theirs)
         self.draws = 0
         self.drawn: list[int] = []
+
+    def _matrices(self, width: int) -> Tensor:
+        """(layers or 1, width of what is projected, projected)."""
+        groups, wide = (1, len(self.own) * width) if self.together else (len(self.own), width)
+        drawn = torch.randn(groups, wide, _PROJECTED, generator=self.lesson.random)
+        return self.lesson.compute.moved(drawn / max(1, wide) ** 0.5)
 
     def features(self) -> tuple[tuple[str, str], ...]:
         return tuple(
             (f"hidden.{own}", f"hidden.{offered}")
             for own, offered in product(self.own, self.offered)
         )
+
+    def trained(self) -> tuple[nn.Parameter, ...]:
+        return (self.projection,)
+
+    def state(self) -> dict[str, Tensor]:
+        drawn = torch.tensor([self.draws, *self.drawn])
+        return {"projection": self.projection.detach(), "drawn": drawn}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        self.projection.data.copy_(state["projection"])
+        self.draws, *self.drawn = state["drawn"].tolist()
 
     def loss(self, student: Features, teacher: Features) -> Tensor:
         if not self.own:
@@ -65,7 +75,7 @@ class RandomLayers(nn.Module):
             self.drawn = sorted(self.offered[i] for i in chosen.tolist())
             self.draws += 1
         mine = self._projected(student, self.own, student.mask, self.projection)
-        theirs = self._projected(teacher, self.drawn, student.mask, self.get_buffer("target"))
+        theirs = self._projected(teacher, self.drawn, student.mask, self.target)
         return (mine - theirs).pow(2).sum(dim=(1, 2)).mean()
 
     def _projected(

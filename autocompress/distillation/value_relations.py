@@ -7,11 +7,11 @@ from dataclasses import dataclass
 import torch
 
 from autocompress.distillation.relations import relation_loss, split_heads
-from autocompress.interfaces import Features, Lesson
+from autocompress.interfaces import Features, Lesson, Objective
 
 
 @dataclass(frozen=True)
-class ValueRelations:
+class ValueRelations(Objective):
     """KL of softmax(V V^T / sqrt(head_size)) of the last layer; a kept head matches the teacher's
     head of its number.
 

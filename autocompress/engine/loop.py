@@ -5,33 +5,36 @@ from __future__ import annotations
 import contextlib
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from autocompress.candidate import Candidate
+from autocompress.engine.attempt import Attempt
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.request import Request
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
     all_standing,
+    facts,
     keep_models,
     losses,
-    misses,
     provisional,
     verified,
-    violation,
     write_fronts,
 )
-from autocompress.engine.workbench import OutOfTime, Workbench
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
-from autocompress.journal import Trial
-from autocompress.pareto import Front, Member, Metric, nearest
+from autocompress.formats import choices
+from autocompress.interfaces import Sampler
+from autocompress.journal import Run, Trial
+from autocompress.pareto import LATENCY_AND_QUALITY, SAME_SIZE, Front, Member, Metric, nearest
+from autocompress.plan import Plan
 from autocompress.report import write_report
 from autocompress.scores import Timing
-from autocompress.structure import Structure
-from autocompress.techniques import TECHNIQUES
+from autocompress.techniques import FORMAT_NAMES
 from autocompress.units import clock
 
 _MOST_REPEATS = 300
@@ -42,9 +45,9 @@ _LAST_SHARE = 0.1
 """Of the time limit: a candidate that does not fit the time left then ends the search."""
 _TIMING_NOISE = 0.03
 """Share by which two timings of one model differ by chance."""
-_STRUCTURAL = tuple(
-    {setting.name.partition(".")[0] for technique in TECHNIQUES for setting in technique.settings}
-)
+_TIME_IS_UP = "the time is up"
+_UNFIT = "its training would take"
+"""Begins the reason of a candidate that the time left is too short for."""
 
 
 class Listener(Protocol):
@@ -105,222 +108,390 @@ class Clock:
 
 
 class Loop:
-    """One search, from a prepared workbench to verified fronts."""
+    """One search: asks, plans, has students made, converted and scored, and tells; then verifies.
+
+    Args:
+        run: the folder, held by this process.
+        tables: measure latencies before candidates are tried.
+    """
 
     def __init__(
-        self, request: Request, bench: Workbench, listener: Listener, clock: Clock
+        self, request: Request, run: Run, tables: Tables, listener: Listener, clock: Clock
     ) -> None:
-        self.request, self.bench, self.listener, self.clock = request, bench, listener, clock
+        self.request, self.run, self.listener, self.clock = request, run, listener, clock
+        self.tables, self.maker = tables, tables.maker
+        self.converter, self.scorer = tables.converter, tables.scorer
         self.trials: list[Trial] = []
-        self.sampler = OptunaSampler(
-            request.space, request.sampler, request.seed, devices=len(bench.devices)
-        )
+        self.asked = 0
+        self.formats = choices(request.space.parameters)
+        self.settings = request.space.settings
+        self.sampler = _sampler(request, self._losses)
+        self._ended = {trial.number: trial for trial in run.trials()}
+        self._written = set(self._ended)
+        self._known: dict[object, Trial] = {}
+        self._rates: list[tuple[float, float]] = []
 
     @property
     def metric(self) -> Metric:
-        return self.bench.task.metric
+        return self.scorer.task.metric
 
-    def run(self) -> SearchResult:
+    @property
+    def _losses(self) -> int:
+        """How many a trial has."""
+        objectives = self.scorer.objectives
+        latencies = len(self.scorer.devices) if "latency" in objectives else 0
+        return latencies + ("size" in objectives) + 1
+
+    def search(self) -> SearchResult:
         """Raises as ``session.search_for``."""
-        recorded = self.bench.run.trials()
-        self.clock.before = sum(trial.seconds for trial in recorded)
+        before = len(self._ended)
+        self.clock.before = sum(trial.seconds for trial in self._ended.values())
         try:
-            self._search(recorded)
+            self._search()
             self._refuse_all_failed()
             self.listener.stage("verifying the front")
-            found = verified(self.trials, self.bench)
+            found = verified(self.trials, self.scorer)
         except (KeyboardInterrupt, UserError, CandidateFailed):
-            if len(self.trials) > len(recorded):
+            if len(self.trials) > before:
                 with contextlib.suppress(OSError):
                     self._write_provisional()
-                    write_report(self.bench.run.folder)
+                    write_report(self.run.folder)
             raise
         fronts = found.fronts
         for trial, reason in found.failed.items():
             self.listener.stage(f"{trial} left out: {reason}")
-        write_fronts(self.bench.run, fronts)
-        self.bench.run.note(prediction=self.foresight.summary(self.trials))
-        write_report(self.bench.run.folder)
-        keep_models(self.bench.run, [member for front in fronts for member in front.members])
+        write_fronts(self.run, fronts)
+        self.run.note(prediction=self.foresight.summary(self.trials))
+        write_report(self.run.folder)
+        self._keep([member.id for front in fronts for member in front.members])
         if not any(front.members for front in fronts):
+            tried = len(self.trials) - 1
             raise RequestUnmet(
-                f"none of {len(self.trials) - 1} candidates meets the budget; "
-                f"{self._nearest(found.rejected)}"
+                f"none of {tried} candidates meets the budget; {self._nearest(found.rejected)}"
             )
-        by_name = dict(zip(self.bench.devices, fronts, strict=True))
-        return SearchResult(by_name, self.bench.run.folder, tuple(self.trials))
+        by_name = dict(zip(self.scorer.devices, fronts, strict=True))
+        return SearchResult(by_name, self.run.folder, tuple(self.trials))
 
     def _write_provisional(self) -> None:
-        write_fronts(
-            self.bench.run,
-            [provisional(self.trials, name, self.bench) for name in self.bench.devices],
-        )
+        fronts = [provisional(self.trials, name, self.scorer) for name in self.scorer.devices]
+        write_fronts(self.run, fronts)
 
-    def _search(self, recorded: Sequence[Trial]) -> None:
-        self._record(recorded[0] if recorded else self.bench.baseline(), bool(recorded))
+    def _keep(self, ids: Sequence[str]) -> None:
+        """Delete the models, and the students, of all other trials but the baseline's."""
+        kept = {"t000", *ids}
+        keep_models(self.scorer.models, kept)
+        self.maker.keep({t.student for t in self.trials if t.id in kept})
+
+    def _search(self) -> None:
+        recorded = deque(self.run.proposals())
+        baseline = self._baseline(recorded.popleft() if recorded else None)
         half = self.clock.left(0) / 2
         self.foresight = Foresight.prepare(
-            self.bench,
-            self.trials[0],
+            self.tables,
+            baseline,
             self.request.space,
             self.listener.stage,
             lambda: self.clock.left(0) < half,
         )
-        baseline = self.trials[0]
-        seen: dict[object, Trial] = {
-            _identity(self.bench.full, Candidate(tuple(baseline.candidate.items()))): baseline
-        }
+        uncut = self._uncut_formats(baseline, recorded)
+        if not uncut:
+            return
         repeats = unfit = 0
         most = self.request.most_trials
-        while repeats < _MOST_REPEATS and (
-            most is None or len(self.trials) <= most or len(self.trials) < len(recorded)
-        ):
+        while repeats < _MOST_REPEATS and (most is None or self.asked < most or recorded):
             handle, chosen = self.sampler.ask()
-            candidate, structure, problem = self._resolve(self.request.space.candidate(chosen))
-            identity = _identity(structure, candidate) if structure else candidate
-            known = seen.get(identity) or seen.get(candidate)
+            candidate = self.request.space.candidate(chosen)
+            plan, problem = self._planned(candidate)
+            identity = self._identity(plan, candidate) if plan else candidate
+            known = self._known.get(identity) or self._known.get(candidate)
             if known is not None:
                 self._tell(handle, known)
                 repeats += 1
                 continue
             repeats = 0
-            number = len(self.trials)
-            if number < len(recorded):
-                trial = recorded[number]
-                if trial.candidate != candidate.as_dict() or (
-                    structure is not None and trial.sizes != structure.sizes()
-                ):
-                    raise UserError(
-                        f"--resume: trial {trial.id} cannot be replayed; was the run made with "
-                        f"other library versions?"
-                    )
-            elif self.clock.left(self._verification_s()) <= 0:
+            if not recorded and self.clock.left(self._verification_s()) <= 0:
                 break
-            elif structure is None:
-                trial = Trial(number, candidate.as_dict(), "failed", reason=problem)
+            proposal = self._proposal(candidate, plan, recorded)
+            if plan is None:
+                trials = [replace(proposal[0], state="failed", reason=problem)]
+                trials = [self._ended.get(trial.number, trial) for trial in trials]
             else:
-                found = self.foresight.foretold(
-                    Trial(number, candidate.as_dict(), "failed", structure.sizes()),
-                    structure,
-                    candidate,
+                tried = self._tried(proposal, plan, candidate, baseline)
+                if tried is None:
+                    break
+                trials = tried
+            self.asked += 1
+            unfit = unfit + 1 if trials[0].reason and _UNFIT in trials[0].reason else 0
+            self._record(trials, plan)
+            self._known[candidate] = trials[0]
+            self._tell(handle, trials[0])
+            if unfit > _MOST_UNFIT:
+                break
+
+    def _baseline(self, recorded: Sequence[Trial] | None) -> Trial:
+        """The uncut model in fp32, timed and scored; what all else is compared with."""
+        started = time.monotonic()
+        plan, candidate = self.maker.full, self.settings.candidate({})
+        student = self.maker.id_of(plan, candidate)
+        trial = Trial(0, candidate.as_dict(), "asked", plan.sizes(), student=student)
+        if recorded is None:
+            self.run.asked([trial])
+        trial = self._ended.get(0, trial)
+        if trial.state == "asked":
+            sealed = self.maker.seal(self.maker.begin(plan, candidate))
+            with self.converter.graph_of(sealed) as graph:
+                folder, parity = self.converter.ship(
+                    graph, sealed, candidate, trial.candidate, trial.id
                 )
-                if found.state == "over-budget":
-                    trial = found
-                else:
-                    try:
-                        problem = self._too_long(self._seconds_for(candidate))
-                        if problem is None:
-                            trial = self.bench.evaluate(
-                                found, candidate, structure, baseline, self._promote
-                            )
-                        else:
-                            trial = replace(found, reason=problem)
-                    except OutOfTime:
-                        break
-                    unfit = 0 if problem is None else unfit + 1
-                    if unfit > _MOST_UNFIT:
-                        break
-            if structure is not None:
-                self.foresight.learn(trial, structure, candidate)
-            self._record(trial, number < len(recorded))
-            seen[identity] = seen[candidate] = trial
-            self._tell(handle, trial)
+            timings = self.scorer.time_baseline()
+            trial = replace(
+                trial,
+                state="complete",
+                rungs=((0, 0.0),),
+                scores=self.scorer.scores(folder, timings, None),
+                weight_bytes=(folder / "model.onnx").stat().st_size,
+                parity=parity,
+                path=f"models/{trial.id}",
+                seconds=time.monotonic() - started,
+            )
+        self._record([trial], plan)
+        return trial
 
-    def _resolve(self, candidate: Candidate) -> tuple[Candidate, Structure | None, str | None]:
-        """The candidate's structure; an uncut candidate loses the settings of what a cut needs, a
-        start and recovery."""
-        try:
-            structure = self.foresight.resolve(candidate)
-        except CandidateFailed as error:
-            return candidate, None, str(error)
-        return (
-            (
-                candidate.without("weights", "recovery")
-                if structure == self.bench.full
-                else candidate
-            ),
-            structure,
-            None,
+    def _uncut_formats(self, baseline: Trial, recorded: deque[list[Trial]]) -> bool:
+        """The uncut model in every other number format, which costs no training.
+
+        Returns:
+            Whether there was the time for it.
+        """
+        plan, uncut = self.maker.full, self.settings.candidate({})
+        others = [wanted for wanted in self.formats if wanted != uncut.only(FORMAT_NAMES)]
+        if not others:
+            return True
+        if recorded:
+            proposal = recorded.popleft()
+        else:
+            proposal = [replace(t, asked=0) for t in self._trials(plan, uncut, others)]
+            self.run.asked(proposal)
+        tried = self._tried(proposal, plan, uncut, baseline)
+        if tried is not None:
+            self._record(tried, plan)
+        return tried is not None
+
+    def _trials(
+        self, plan: Plan | None, candidate: Candidate, formats: Sequence[Candidate]
+    ) -> list[Trial]:
+        """To be tried: one of each number format of a student, numbered from here on."""
+        first = len(self.trials)
+        if plan is None:
+            return [Trial(first, candidate.as_dict(), "asked")]
+        student = self.maker.id_of(plan, candidate)
+        return [
+            Trial(
+                first + i,
+                self._in_format(candidate, wanted).as_dict(),
+                "asked",
+                plan.sizes(),
+                student=student,
+                asked=None if i == 0 else first,
+            )
+            for i, wanted in enumerate(formats)
+        ]
+
+    def _in_format(self, candidate: Candidate, wanted: Candidate) -> Candidate:
+        """The candidate in another number format."""
+        others = {name: v for name, v in candidate.settings if name not in FORMAT_NAMES}
+        return self.settings.candidate(others | dict(wanted.settings))
+
+    def _proposal(
+        self, candidate: Candidate, plan: Plan | None, recorded: deque[list[Trial]]
+    ) -> list[Trial]:
+        """What this candidate is to be tried as; the same as before in a run that goes on.
+
+        Raises:
+            UserError: the run that goes on asked for something else here.
+        """
+        own = candidate.only(FORMAT_NAMES)
+        formats = [own, *(wanted for wanted in self.formats if wanted != own)]
+        trials = self._trials(plan, candidate, formats)
+        if not recorded:
+            self.run.asked(trials)
+            return trials
+        before = recorded.popleft()
+        if before != trials:
+            raise UserError(
+                f"--resume: trial {before[0].id} cannot be replayed; was the run made with other "
+                "library versions?"
+            )
+        return trials
+
+    def _tried(
+        self, proposal: Sequence[Trial], plan: Plan, candidate: Candidate, baseline: Trial
+    ) -> list[Trial] | None:
+        """What comes of a student in its number formats; None when the time is up, and nothing
+        does."""
+        formats = [self._candidate(trial) for trial in proposal]
+        trials = [
+            self._ended.get(trial.number) or self.foresight.foretold(trial, plan, wanted)
+            for trial, wanted in zip(proposal, formats, strict=True)
+        ]
+        for stopped in [trial for trial in trials if trial.state == "stopped"][:1]:
+            trials = [_stopped_like(stopped, trial) for trial in trials]
+        left = [i for i, trial in enumerate(trials) if trial.state == "asked"]
+        if not left:
+            return trials
+        attempt = Attempt(
+            self.maker,
+            self.converter,
+            self.scorer,
+            plan,
+            candidate,
+            [trials[i] for i in left],
+            [formats[i] for i in left],
+            baseline,
         )
+        with attempt.failing():
+            problem = self._too_long(self._seconds_for(plan, candidate))
+            if problem == _TIME_IS_UP:
+                return None
+            if problem is not None:
+                raise CandidateFailed(problem)
+            in_time = self._carried_out(attempt)
+            if attempt.rate_s:
+                self._rates.append((self._work(plan), attempt.rate_s))
+            if not in_time:
+                return None
+        ended = {trial.number: trial for trial in attempt.ended()}
+        return [ended.get(trial.number, trial) for trial in trials]
 
-    def _record(self, trial: Trial, replayed: bool) -> None:
-        self.trials.append(trial)
-        if replayed:
-            return
-        self.bench.run.append(trial)
-        self.listener.trial(trial, self._remaining_s())
-        if trial.state == "complete":
+    def _carried_out(self, attempt: Attempt) -> bool:
+        """Make, convert, score. False when the time is up before there is anything to score."""
+        attempt.begin()
+        if attempt.open:
+            self._write(trial for trial in attempt.trials if trial.state != "asked")
+        for rung in attempt.rungs:
+            if not attempt.open:
+                return True
+            lost = attempt.advance(rung)
+            self.run.rung(attempt.making.student.id, rung, lost[0])
+            reason = outclassed(
+                self.trials,
+                rung,
+                attempt.steps,
+                lost,
+                attempt.timings,
+                self.metric,
+                self.scorer.objectives,
+                attempt.weight_bytes,
+            ) or self._too_long(attempt.rate_s * (attempt.steps - rung))
+            if reason == _TIME_IS_UP:
+                return False
+            if reason is not None:
+                attempt.stop(reason)
+                return True
+        if attempt.open:
+            student = attempt.seal()
+            self.run.sealed(student.id)
+            attempt.convert_and_score(student)
+        return True
+
+    def _planned(self, candidate: Candidate) -> tuple[Plan | None, str | None]:
+        """The candidate's plan, or why it has none."""
+        try:
+            return self.foresight.plan(candidate), None
+        except CandidateFailed as error:
+            return None, str(error)
+
+    def _identity(self, plan: Plan, candidate: Candidate) -> object:
+        """Equal for candidates that give the same model, whatever their settings say."""
+        return self.maker.id_of(plan, candidate), candidate.only(FORMAT_NAMES)
+
+    def _record(self, trials: Sequence[Trial], plan: Plan | None) -> None:
+        """Trials that came to an end, some of them in an earlier process."""
+        fresh = [trial for trial in trials if trial.number not in self._ended]
+        for trial in trials:
+            self.trials.append(trial)
+            candidate = self._candidate(trial)
+            if plan is not None:
+                self._known[trial.student, candidate.only(FORMAT_NAMES)] = trial
+                if trial.number:
+                    self.foresight.learn(trial, plan, candidate)
+            if trial in fresh:
+                self._write([trial])
+                self.listener.trial(trial, self._remaining_s())
+        if any(trial.state == "complete" for trial in fresh):
             self._write_provisional()
-            keep_models(self.bench.run, all_standing(self.trials, self.bench))
+        if fresh and len(self.trials) > 1:
+            self._keep([trial.id for trial in all_standing(self.trials, self.scorer)])
+
+    def _write(self, trials: Iterable[Trial]) -> None:
+        """Into the journal, once."""
+        for trial in trials:
+            if trial.number not in self._written:
+                self.run.ended(trial)
+                self._written.add(trial.number)
 
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
-            self.sampler.tell(
-                handle, (*(1.0 for _ in self.bench.devices), self.metric.largest_drop), 1.0
-            )
+            worst = (*[1.0] * (self._losses - 1), self.metric.largest_drop)
+            self.sampler.tell(handle, worst, 1.0)
         else:
-            self.sampler.tell(handle, losses(trial, self.metric), self._violation(trial))
+            self.sampler.tell(handle, self._losses_of(trial), self._violation(trial))
+
+    def _losses_of(self, trial: Trial) -> tuple[float, ...]:
+        return losses(trial, self.metric, self.scorer.objectives, self.scorer.baseline_bytes)
 
     def _violation(self, trial: Trial) -> float:
         """Of the device whose limits are missed by least; a drop that counts nothing in the
         hypervolume is one, too."""
-        budgets = self.bench.budgets
+        budgets = self.scorer.budgets
         if trial.scores:
             lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
             return min(
-                violation(trial, name, budgets[name])
-                + self.bench.memory_excess(name, score.timing)
+                budgets[name].violation(facts(trial, name, self.scorer))
                 + max(0.0, lost / max(self.metric.worst_drop, budgets[name].max_drop or 0.0) - 1)
-                for name, score in trial.scores.items()
+                for name in trial.scores
             )
         return min(
             max(0.0, self.foresight.excess(name, relative))
             for name, relative in trial.predicted.items()
         )
 
-    def _promote(
-        self,
-        rung: int,
-        steps: int,
-        drop: tuple[float, float],
-        timings: Mapping[str, Timing],
-        remaining_s: float,
-    ) -> str | None:
-        return outclassed(self.trials, rung, steps, drop, timings, self.metric) or self._too_long(
-            remaining_s
-        )
-
     def _too_long(self, seconds: float) -> str | None:
-        """Why something that takes so long cannot be done; None when it can.
-
-        Raises:
-            OutOfTime: nothing else could be done either.
-        """
+        """Why something that takes so long cannot be done, ``_TIME_IS_UP`` when nothing else could
+        be done either; None when it can."""
         left = self.clock.left(self._verification_s())
         if seconds <= left:
             return None
         if self.clock.limit is None or left < _LAST_SHARE * self.clock.limit:
-            raise OutOfTime
-        return f"its training would take {clock(seconds)} more, {clock(left)} are left"
+            return _TIME_IS_UP
+        return f"{_UNFIT} {clock(seconds)} more, {clock(left)} are left"
 
-    def _seconds_for(self, candidate: Candidate) -> float:
-        """What a trial may take, from the trials so far: from those trained in full, where there
-        are any."""
-        steps = candidate.number("recovery.steps", 0)
-        trained = [trial for trial in self.trials[1:] if trial.rungs and trial.rungs[-1][0]]
-        rates = [
-            t.seconds / t.rungs[-1][0]
-            for t in [t for t in trained if t.state == "complete"] or trained
-        ]
-        return 1.25 * steps * statistics.median(rates or [0.0])
+    def _candidate(self, trial: Trial) -> Candidate:
+        return self.settings.candidate(trial.candidate)
+
+    def _seconds_for(self, plan: Plan, candidate: Candidate) -> float:
+        """What a trial may take, from the steps of the students trained so far and their sizes."""
+        if not self._rates:
+            return 0.0
+        own = self._work(plan)
+        rate = statistics.median(rate * own / work for work, rate in self._rates)
+        return 1.25 * candidate.number("recovery.steps", 0) * rate
+
+    def _work(self, plan: Plan) -> float:
+        """Of a training step, in whole layers; the teacher, and what is in no layer, count as
+        one."""
+        uncut = self.maker.full.structure
+        heads, ffn = max(1, *uncut.head_counts), max(1, *uncut.ffn_widths)
+        layers = plan.structure.layers
+        return 1 + sum(0.2 + 0.3 * len(x.heads) / heads + 0.5 * len(x.ffn) / ffn for x in layers)
 
     def _verification_s(self) -> float:
         """What the end of the search may take: the baseline's trial was an export, a timing and a
         scoring."""
-        models = len(all_standing(self.trials, self.bench)) + 1
+        models = len(all_standing(self.trials, self.scorer)) + 1
         profiles = {
             name: device.profile
-            for name, device in self.bench.devices.items()
+            for name, device in self.scorer.devices.items()
             if not device.profile.estimated
         }
         phases = {
@@ -335,11 +506,11 @@ class Loop:
         by_time = self.clock.left(0)
         if self.request.most_trials is None:
             return by_time
-        tried = self.trials[1:]
-        if not tried:
+        if not self.asked:
             return None
-        mean = sum(trial.seconds for trial in tried) / len(tried)
-        return min(by_time, mean * (self.request.most_trials - len(tried)) + self._verification_s())
+        mean = sum(trial.seconds for trial in self.trials if trial.asked != 0) / self.asked
+        left = self.request.most_trials - self.asked
+        return min(by_time, mean * left + self._verification_s())
 
     def _refuse_all_failed(self) -> None:
         tried = self.trials[1:]
@@ -350,7 +521,8 @@ class Loop:
     def _nearest(self, rejected: Mapping[str, Sequence[Member]]) -> str:
         for name, members in rejected.items():
             if members:
-                return nearest(members, self.bench.budgets[name], self.metric)
+                uncut = self.scorer.baseline_bytes
+                return nearest(members, uncut, self.scorer.budgets[name], self.metric)
         foretold = [
             (self.foresight.excess(name, relative), t, name)
             for t in self.trials
@@ -358,32 +530,30 @@ class Loop:
             for name, relative in t.predicted.items()
         ]
         timed = [
-            (violation(t, name, self.bench.budgets[name]), t, name)
+            (self.scorer.budgets[name].violation(facts(t, name, self.scorer)), t, name)
             for t in self.trials
             for name in t.scores
         ]
         least = min(miss for miss, _, _ in timed)
         for miss, trial, name in sorted(foretold, key=lambda one: one[0])[:1]:
             if miss < least:
-                limit = "latency" if self.bench.budgets[name].max_latency_ms else "speedup"
+                limit = "latency" if self.scorer.budgets[name].max_latency_ms else "speedup"
                 foretold_in_words = self.foresight.in_words(trial)
                 return (
                     f"the nearest is {trial.id}, limited by its {limit}: {foretold_in_words}, "
                     "not trained"
                 )
-        _, found, name = min(timed, key=lambda one: (one[0], losses(one[1], self.metric)))
-        score, budget = found.scores[name], self.bench.budgets[name]
-        limits = (
-            " and ".join(limit for limit, miss in misses(found, name, budget).items() if miss > 0)
-            or "memory"
-        )
+        _, found, name = min(timed, key=lambda one: (one[0], self._losses_of(one[1])))
+        score, budget = found.scores[name], self.scorer.budgets[name]
+        limits = " and ".join(budget.missed(facts(found, name, self.scorer))) or "verification"
+        size = f", {(found.weight_bytes or 0) / 1e6:.3g} MB" if budget.of_size else ""
         metric, scored = self.metric, score.quality
         quality = (
             f", {metric.name} {metric.text(scored.validation)} on the validation split"
             if scored
             else ", not trained"
         )
-        return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{quality}"
+        return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{size}{quality}"
 
 
 def outclassed(
@@ -393,16 +563,20 @@ def outclassed(
     drop: tuple[float, float],
     timings: Mapping[str, Timing],
     metric: Metric,
+    objectives: Collection[str] = LATENCY_AND_QUALITY,
+    weight_bytes: int | None = None,
 ) -> str | None:
-    """Why a candidate need not be trained on: a trial that is no slower on any device was better by
-    more than one standard error after as many recovery steps, and its learning rate was not much
-    further down: it had no fewer steps in all, or four times as many as these.
+    """Why a candidate need not be trained on: a trial that is no slower on any device, and no
+    larger, as far as these are objectives, was better by more than one standard error after as many
+    recovery steps, and its learning rate was not much further down: it had no fewer steps in all,
+    or four times as many as these.
 
     Args:
         rung: recovery steps done.
         steps: that the candidate is to have in all.
         drop: on validation examples, with its standard error.
         timings: by device.
+        weight_bytes: of the candidate.
 
     Returns:
         The reason; None to go on.
@@ -410,17 +584,37 @@ def outclassed(
     lost, stderr = drop
     for trial in trials:
         at_rung = dict(trial.rungs).get(rung)
-        no_slower = all(
+        no_slower = "latency" not in objectives or all(
             name in trial.scores and _no_slower(trial.scores[name].timing, own)
             for name, own in timings.items()
         )
+        no_larger = "size" not in objectives or (
+            trial.weight_bytes is not None
+            and weight_bytes is not None
+            and trial.weight_bytes <= SAME_SIZE * weight_bytes
+        )
         comparable = trial.candidate.get("recovery.steps", 0) >= min(steps, 4 * rung)
-        if at_rung is not None and comparable and no_slower and lost - at_rung > stderr:
+        if (
+            at_rung is not None
+            and comparable
+            and no_slower
+            and no_larger
+            and lost - at_rung > stderr
+        ):
+            beside = {"latency": "slower", "size": "larger"}
+            no_worse = " or ".join(word for name, word in beside.items() if name in objectives)
             return (
                 f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} "
-                "and is no slower"
+                f"and is no {no_worse}"
             )
     return None
+
+
+def _stopped_like(stopped: Trial, trial: Trial) -> Trial:
+    """The trial, if it is open, as another one of its student ended."""
+    if trial.state != "asked":
+        return trial
+    return replace(trial, state="stopped", reason=stopped.reason, rungs=stopped.rungs)
 
 
 def _no_slower(one: Timing, other: Timing) -> bool:
@@ -433,7 +627,7 @@ def _no_slower(one: Timing, other: Timing) -> bool:
     )
 
 
-def _identity(structure: Structure, candidate: Candidate) -> object:
-    """Equal for candidates that give the same model by the same training, whatever their settings
-    say."""
-    return structure, candidate.without(*_STRUCTURAL)
+def _sampler(request: Request, losses: int) -> Sampler:
+    if not isinstance(request.sampler, str):
+        return request.sampler
+    return OptunaSampler(request.space, request.sampler, request.seed, losses)

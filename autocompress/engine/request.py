@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ from autocompress.engine.samplers import SAMPLERS
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import PHASES, HardwareProfile
-from autocompress.pareto import Budget, Metric
+from autocompress.interfaces import Head, Sampler, TaskKind, Technique
+from autocompress.limits import Limits
+from autocompress.pareto import LATENCY_AND_QUALITY, METRICS, Metric, checked_objectives
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
-from autocompress.tasks.data import Columns
+from autocompress.techniques import TECHNIQUES
 
 DEFAULT_TRIALS = 50
 _STATE = ("memory_bytes", "busy_cores", "governor")
@@ -28,66 +30,66 @@ class Request:
     Args:
         model: folder or hub id of a fine-tuned classifier, or with ``finetune`` of a model without
             that head; of a causal language model for language modeling.
-        task: ``text-classification`` or ``language-modeling``.
+        task: one of ``TASKS`` by name, or one of the user's own.
         data: csv, tsv, json(l) or parquet file, or a dataset id on the hub; for language modeling
             also a txt file of documents with blank lines between them.
         hardware: what latency is measured under; every device gets a front of its own.
         space: what is searched.
         out: the run folder, new or empty.
-        columns: of the data; usual names are found. Those of a second text and of labels are for
-            text classification.
+        options: of the task, by the names that they have on the command line, without the dashes.
         validation: file or split name; by default the data's own, else cut from it. Guides the
             search.
         test: likewise; scored once, at the end.
-        unlabeled: text file, a line each, for the teacher to label, in text classification.
-        block_length: language modeling: tokens of a block of training text; by default 256, or as
-            many as the model takes.
-        context: language modeling: tokens of a window of scored text; by default as for
-            ``block_length``.
-        stride: language modeling: tokens that each window scores; by default half of ``context``.
         finetune: train the model on the data first (2 epochs) and compress the result.
         budget: constraints on every model of a front.
         budgets: constraints of single devices, by name of the profile, in place of ``budget``.
         trials: candidates beside the baseline; 50 when no time limit is given either.
         time_limit_s: seconds for everything, verification included.
-        sampler: ``tpe`` or ``random``.
+        sampler: ``tpe``, ``random``, or an object with ``ask`` and ``tell``.
+        techniques: that the space may name, in order of application.
+        train_on: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU where there is one.
+        tf32: whether a GPU may round the inputs of fp32 products.
         seed: same seed, same search, as far as latencies repeat.
         resume: go on with the run in ``out``.
+        objectives: what is minimised, of ``pareto.OBJECTIVES``; by default what the space says,
+            else latency and quality.
 
     Raises:
-        UserError: unknown task or sampler, an option of another task, or a limit out of range.
+        UserError: unknown task, sampler or objective, an option that the task does not have or a
+            value that it does not take, or a limit out of range.
     """
 
     model: str
-    task: str
+    task: str | TaskKind
     data: str
     hardware: tuple[HardwareProfile, ...]
     space: SearchSpace
     out: Path
-    columns: Columns = field(default_factory=Columns)
+    options: Mapping[str, str | int] = field(default_factory=dict)
     validation: str | None = None
     test: str | None = None
-    unlabeled: str | None = None
-    block_length: int | None = None
-    context: int | None = None
-    stride: int | None = None
     finetune: bool = False
-    budget: Budget = field(default_factory=Budget)
-    budgets: Mapping[str, Budget] = field(default_factory=dict)
+    budget: Limits = field(default_factory=Limits)
+    budgets: Mapping[str, Limits] = field(default_factory=dict)
     trials: int | None = None
     time_limit_s: float | None = None
-    sampler: str = "tpe"
+    sampler: str | Sampler = "tpe"
+    techniques: Sequence[Technique] = TECHNIQUES
+    train_on: str = "auto"
+    tf32: bool = False
     seed: int = 0
     resume: bool = False
+    objectives: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
-        self._refuse_options_of_other_tasks()
+        self._check_task()
+        self._check_options()
         for budget in (self.budget, *self.budgets.values()):
             budget.check(self.metric)
-        if self.sampler not in SAMPLERS:
+        if isinstance(self.sampler, str) and self.sampler not in SAMPLERS:
             raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
+        if self.objectives is not None:
+            checked_objectives(self.objectives, "objectives")
         names = [profile.name for profile in self.hardware]
         if not names:
             raise UserError("no hardware profile is given")
@@ -96,11 +98,7 @@ class Request:
                 raise UserError(f"hardware profile {name} is given twice")
         for name in self.budgets:
             if name not in names:
-                phases = (
-                    f", nor a phase ({', '.join(PHASES)})"
-                    if self.task == "language-modeling"
-                    else ""
-                )
+                phases = f", nor a phase ({', '.join(PHASES)})" if self.kind.head.generates else ""
                 raise UserError(
                     f"a limit is set for {name}, which is not among the hardware profiles "
                     f"{', '.join(names)}{phases}"
@@ -110,31 +108,66 @@ class Request:
         if self.time_limit_s is not None and self.time_limit_s <= 0:
             raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
 
-    def _refuse_options_of_other_tasks(self) -> None:
-        given = {
-            "text-pair-column": self.columns.text_pair,
-            "label-column": self.columns.label,
-            "unlabeled": self.unlabeled,
-            "block-length": self.block_length,
-            "context": self.context,
-            "stride": self.stride,
-        }
-        for name, kind in TASKS.items():
-            for option in kind.options:
-                if name != self.task and given[option] is not None:
-                    raise UserError(f"--{option} is for the task {name}, not for {self.task}")
+    def _check_task(self) -> None:
+        if isinstance(self.task, str):
+            if self.task not in TASKS:
+                raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
+            return
+        missing = [part.name for part in fields(TaskKind) if not hasattr(self.task, part.name)]
+        if missing:
+            raise UserError(
+                f"task {self.task!r} has no {', '.join(missing)}: give a TaskKind, or one of "
+                f"{', '.join(TASKS)}"
+            )
+        if not isinstance(self.task.head, Head):
+            raise UserError(
+                f"task {self.task.name}: its head is {self.task.head!r}, known are "
+                f"{', '.join(map(str, Head))}"
+            )
+        if self.task.metric not in METRICS.values():
+            raise UserError(
+                f"task {self.task.name}: its metric is {self.task.metric!r}, known are "
+                f"{', '.join(METRICS)}"
+            )
+
+    def _check_options(self) -> None:
+        own = {option.name: option for option in self.kind.options}
+        for name, value in self.options.items():
+            if name not in own:
+                takers = [kind.name for kind in TASKS.values() if name in _names(kind)]
+                raise UserError(
+                    f"--{name} is for the task {' and '.join(takers)}, not for {self.kind.name}"
+                    if takers
+                    else f"--{name} is unknown; the options of {self.kind.name} are "
+                    f"{', '.join(own) or 'none'}"
+                )
+            if not isinstance(value, own[name].takes):
+                wanted = "text" if own[name].takes is str else "a whole number"
+                raise UserError(f"--{name} is {value!r}: it must be {wanted}")
+
+    @property
+    def kind(self) -> TaskKind:
+        """The task."""
+        return TASKS[self.task] if isinstance(self.task, str) else self.task
 
     @property
     def metric(self) -> Metric:
         """What the task scores models by."""
-        return TASKS[self.task].metric
+        return self.kind.metric
+
+    @property
+    def all_objectives(self) -> tuple[str, ...]:
+        """What is minimised, in the order of ``pareto.OBJECTIVES``."""
+        if self.objectives is None:
+            return self.space.objectives or LATENCY_AND_QUALITY
+        return checked_objectives(self.objectives, "objectives")
 
     @property
     def most_trials(self) -> int | None:
         """Trials beside the baseline; without any limit given, 50."""
         return DEFAULT_TRIALS if self.trials is None and self.time_limit_s is None else self.trials
 
-    def budget_on(self, name: str) -> Budget:
+    def budget_on(self, name: str) -> Limits:
         """The constraints on one device."""
         return self.budgets.get(name, self.budget)
 
@@ -146,24 +179,33 @@ class Request:
             weights: digest of the model's, before any fine-tuning.
             fingerprints: of the devices, by name of the profile.
         """
-        files = {name: getattr(self, name) for name in ("data", "validation", "test", "unlabeled")}
+        sampler, objectives = self.sampler, self.all_objectives
+        files = {name: getattr(self, name) for name in ("data", "validation", "test")}
         return {
             "model": self.model,
             "weights": weights,
-            "task": self.task,
+            "task": self.kind.name,
             **{name: path and fingerprint(path) for name, path in files.items()},
-            "columns": [self.columns.text, self.columns.text_pair, self.columns.label],
-            "text": [self.block_length, self.context, self.stride],
+            **{
+                option.name: fingerprint(str(value)) if option.is_file else value
+                for option in self.kind.options
+                if (value := self.options.get(option.name)) is not None
+            },
             "finetune": self.finetune,
             "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),
             "budgets": {
                 profile.name: self.budget_on(profile.name).as_dict() for profile in self.hardware
             },
-            "sampler": self.sampler,
+            **({} if objectives == LATENCY_AND_QUALITY else {"objectives": list(objectives)}),
+            "sampler": sampler if isinstance(sampler, str) else type(sampler).__qualname__,
             "seed": self.seed,
             "devices": {
                 name: {key: value for key, value in found.items() if key not in _STATE}
                 for name, found in fingerprints.items()
             },
         }
+
+
+def _names(kind: TaskKind) -> tuple[str, ...]:
+    return tuple(option.name for option in kind.options)

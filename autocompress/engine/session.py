@@ -7,43 +7,53 @@ import contextlib
 import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from autocompress import environment
 from autocompress.candidate import Value
 from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
+from autocompress.engine.converting import Converter
 from autocompress.engine.loop import Clock, Listener, Loop, SearchResult, Silent
+from autocompress.engine.making import Maker, Measured, teacher_of
 from autocompress.engine.request import Request
-from autocompress.engine.workbench import Workbench
+from autocompress.engine.scoring import Scorer
+from autocompress.engine.tables import Tables
 from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Device, Task
-from autocompress.journal import Run
-from autocompress.pareto import Budget
+from autocompress.interfaces import Device, Task, TaskInputs, TaskKind, Technique
+from autocompress.journal import SCHEMA, Run
+from autocompress.limits import Limits
 from autocompress.search_space import Choices, SearchSpace
-from autocompress.tasks import language_modeling, text_classification
+from autocompress.tasks.data import Columns
+from autocompress.techniques import TECHNIQUES, vocabulary
+from autocompress.training.compute import Compute
 from autocompress.training.teacher import (
     finetuned,
     load_config,
     load_teacher,
     load_tokenizer,
     positions_of,
+    quiet,
     weights_digest,
 )
 
+CALIBRATION_BATCHES = 4
+"""Of training examples, for the ranges of activations."""
 BUSY_SHARE = 0.25
 """Of a device's cores kept busy by others, above which a search warns."""
 Connect = Callable[[HardwareProfile, Sequence[int]], Device]
 """From a profile and the lengths to time, to the device."""
 
 
+@quiet()
 def search_for(
     request: Request, listener: Listener | None = None, connect: Connect = connect
 ) -> SearchResult:
@@ -61,7 +71,7 @@ def search_for(
         KeyboardInterrupt: stopped; the fronts so far are written, and the run can be resumed.
     """
     listener = listener or Silent()
-    clock = Clock(request)
+    clock, compute = Clock(request), Compute.choose(request.train_on, request.tf32)
     if not request.resume:
         Run.check_free(request.out)
     listener.stage("reading model and data")
@@ -94,21 +104,47 @@ def search_for(
                     task,
                     request.seed,
                     lambda done, of: listener.stage("fine-tuning the teacher", done, of),
+                    compute,
                 )
             tokenizer.save_pretrained(run.folder / "tokenizer")
             listener.stage("preparing the teacher")
-            budgets = {name: request.budget_on(name) for name in devices}
-            family = family_of(model.config.model_type)
-            bench = Workbench.prepare(
-                run, task, model, family, run.folder / "tokenizer", devices, budgets, request.seed
-            )
-            return Loop(request, bench, listener, clock).run()
+            budgets = {
+                name: request.budget_on(name).on(device.profile.memory_limit_mb)
+                for name, device in devices.items()
+            }
+            baseline = run.folder / "models" / "t000"
+            scorer = Scorer(task, devices, budgets, baseline, request.all_objectives)
+            tables = _tables(run.folder, request, model, scorer, compute)
+            return Loop(request, run, tables, listener, clock).search()
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
             raise UserError(
                 f"no room left on the disk of {request.out}: free some and go on with --resume"
             ) from error
+
+
+def _tables(
+    folder: Path, request: Request, model: nn.Module, scorer: Scorer, compute: Compute
+) -> Tables:
+    """What students are made, converted and scored with."""
+    task = scorer.task
+    config: Any = model.config
+    family = family_of(config.model_type)
+    teacher = teacher_of(task, model, family, folder / "scratch", compute)
+    lineage = weights_digest(model)
+    maker = Maker(teacher, folder / "students", lineage, request.seed, request.techniques)
+    rows, size = task.train.rows, task.batch_size
+    starts = range(0, min(len(rows), CALIBRATION_BATCHES * size), size)
+    converter = Converter(
+        scorer.models,
+        folder / "tokenizer",
+        [task.batch(rows[i : i + size]) for i in starts],
+        folder / "scratch",
+        request.techniques,
+    )
+    measured = Measured(task, model, family, compute)
+    return Tables(folder, maker, measured, converter, scorer)
 
 
 def search(
@@ -118,8 +154,9 @@ def search(
     space: str | SearchSpace,
     out: str | Path,
     *,
-    task: str = "text-classification",
-    budget: Budget | None = None,
+    task: str | TaskKind = "text-classification",
+    columns: Columns | None = None,
+    budget: Limits | None = None,
     listener: Listener | None = None,
     connect: Connect = connect,
     **options: Any,
@@ -129,9 +166,12 @@ def search(
     Args:
         hardware: a profile, the name of a shipped one, or a TOML path; or several of them, each of
             which gets a front.
-        space: likewise, one.
+        space: likewise, one; it may name the settings of ``techniques``.
+        task: by name, or one of your own.
+        columns: of the data; usual names are found.
         options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``,
-            ``seed``, ``resume``.
+            ``seed``, ``resume``, ``sampler``, ``techniques``, the last two also objects of your
+            own; and the options of the task, such as ``unlabeled`` or ``block_length``.
 
     Returns:
         The verified fronts, whose ``pick`` chooses by budget, and the run folder.
@@ -140,6 +180,10 @@ def search(
         See ``search_for``.
     """
     listed = [hardware] if isinstance(hardware, str | HardwareProfile) else hardware
+    known = {field.name for field in fields(Request)} - {"options"}
+    of_task = {name: options.pop(name) for name in [*options] if name not in known}
+    if columns is not None:
+        of_task |= {f"{role}_column": name for role, name in vars(columns).items()}
     request = Request(
         str(model),
         task,
@@ -148,82 +192,58 @@ def search(
             profile if isinstance(profile, HardwareProfile) else HardwareProfile.load(profile)
             for profile in listed
         ),
-        space if isinstance(space, SearchSpace) else SearchSpace.load(space),
+        _space(space, options.get("techniques", TECHNIQUES)),
         Path(out),
-        budget=budget or Budget(),
+        {
+            name.replace("_", "-"): str(value) if isinstance(value, Path) else value
+            for name, value in of_task.items()
+            if value is not None
+        },
+        budget=budget or Limits(),
         **options,
     )
     return search_for(request, listener, connect)
 
 
-def _load_data(request: Request) -> tuple[Task[Any], Any]:
+def _space(space: str | SearchSpace, techniques: Sequence[Technique]) -> SearchSpace:
+    return (
+        space if isinstance(space, SearchSpace) else SearchSpace.load(space, vocabulary(techniques))
+    )
+
+
+def _load_data(request: Request) -> tuple[Task, Any]:
     config = load_config(request.model)
     tokenizer = load_tokenizer(request.model, config.vocab_size)
     positions = positions_of(config)
-    language_model = request.task == "language-modeling"
+    generates = request.kind.head.generates
     for profile in request.hardware:
-        if language_model and profile.runtime == "torch-cuda":
+        if generates and profile.runtime == "torch-cuda":
             raise UserError(
                 f"hardware profile {profile.name}: torch-cuda times no language models, "
                 f"onnxruntime-cuda does"
             )
-    task = LOADERS[request.task](request, config, tokenizer, positions)
+    task = request.kind.load(
+        TaskInputs(
+            request.model,
+            config,
+            tokenizer,
+            positions,
+            family_of(config.model_type).causal,
+            request.data,
+            request.validation,
+            request.test,
+            request.options,
+            fresh=request.finetune,
+            cleaned=_may_be(request.space, CLEANED, True),
+        )
+    )
     for profile in request.hardware:
-        profile.check_lengths(_lengths(profile, task), positions, generates=language_model)
+        profile.check_lengths(_lengths(profile, task), positions, generates=generates)
     return task, tokenizer
 
 
-def _lengths(profile: HardwareProfile, task: Task[Any]) -> tuple[int, ...]:
+def _lengths(profile: HardwareProfile, task: Task) -> tuple[int, ...]:
     return lengths_of(profile, [row.shape[1] for row in task.validation.rows])
-
-
-def _text_classification(
-    request: Request, config: Any, tokenizer: Any, positions: int
-) -> Task[Any]:
-    if family_of(config.model_type).causal and tokenizer.pad_token_id is None:
-        raise UserError(
-            f"--model {request.model}: the tokenizer has neither a padding token nor an "
-            f"end-of-text token; a decoder that "
-            "classifies needs one to find the end of a text"
-        )
-    return text_classification.load(
-        tokenizer,
-        request.data,
-        request.columns,
-        min(tokenizer.model_max_length, positions),
-        None if request.finetune else {name: i for i, name in config.id2label.items()},
-        request.validation,
-        request.test,
-        request.unlabeled,
-    )
-
-
-def _language_modeling(request: Request, config: Any, tokenizer: Any, positions: int) -> Task[Any]:
-    if not family_of(config.model_type).causal:
-        raise UserError(
-            f"--model {request.model} is of type {config.model_type}, language modeling needs a "
-            f"decoder such as gpt2"
-        )
-    return language_modeling.load(
-        tokenizer,
-        request.data,
-        request.columns.text,
-        request.validation,
-        request.test,
-        positions=positions,
-        block_length=request.block_length,
-        context=request.context,
-        stride=request.stride,
-        with_cleaned=_may_be(request.space, CLEANED, True),
-    )
-
-
-LOADERS: dict[str, Callable[[Request, Any, Any, int], Task[Any]]] = {
-    "text-classification": _text_classification,
-    "language-modeling": _language_modeling,
-}
-"""By task: from the request, the model's config, its tokenizer and the tokens that it takes at
-most, to the data."""
 
 
 def _may_be(space: SearchSpace, name: str, value: Value) -> bool:
@@ -234,7 +254,7 @@ def _may_be(space: SearchSpace, name: str, value: Value) -> bool:
     )
 
 
-def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
+def _fitted(request: Request, task: Task, listener: Listener) -> Request:
     """The request less what its data and devices have no use for."""
     space = request.space
     searched = {parameter.name for parameter in space.parameters}
@@ -249,6 +269,9 @@ def _fitted(request: Request, task: Task[Any], listener: Listener) -> Request:
             )
         listener.stage(f"{CLEANED} is not searched: there is no cleaned text to learn from")
         space = space.without(CLEANED)
+    limits = [request.budget_on(profile.name) for profile in request.hardware]
+    if "size" in request.all_objectives or any(one.of_size for one in limits):
+        return replace(request, space=space)
     offered = dict.fromkeys(
         ["fp32", *(name for profile in request.hardware for name in profile.precisions)]
     )
@@ -272,11 +295,11 @@ def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Liste
 
 
 def _description(
-    request: Request, weights: str, task: Task[Any], fingerprints: Mapping[str, Mapping[str, Any]]
+    request: Request, weights: str, task: Task, fingerprints: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
     splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "inputs": request.inputs(weights, fingerprints),
         "trials": request.most_trials,
         "time_limit_s": request.time_limit_s,

@@ -4,25 +4,28 @@ end."""
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from autocompress.artifact import annotate
-from autocompress.engine.workbench import Workbench
+from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed
 from autocompress.files import write_json
 from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
+from autocompress.limits import Facts
 from autocompress.pareto import (
+    LATENCY_AND_QUALITY,
     SCHEMA,
-    Budget,
     Difference,
     Front,
     Member,
     Metric,
     hypervolume,
     non_dominated,
+    point,
     tied,
     without_ties,
 )
@@ -32,7 +35,7 @@ _Given = ParamSpec("_Given")
 _Result = TypeVar("_Result")
 
 
-def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial]:
+def standing(trials: Sequence[Trial], name: str, scorer: Scorer) -> list[Trial]:
     """The completed trials within a device's limits, on the validation split, that no other one
     beats there: is better or equal in measured speedup and validation quality, and not tied.
 
@@ -41,85 +44,90 @@ def standing(trials: Sequence[Trial], name: str, bench: Workbench) -> list[Trial
     fit = [
         t
         for t in trials
-        if t.state == "complete" and _fits(t, name, bench) and (bench.models / t.id).is_dir()
+        if t.state == "complete" and _fits(t, name, scorer) and (scorer.models / t.id).is_dir()
     ]
-    difference = _difference(trials, name, bench)
+    difference = _difference(trials, name, scorer)
     members = [_member(trial, name) for trial in fit]
+    points = [point(member, scorer.objectives) for member in members]
 
     def beaten(i: int) -> bool:
         rivals = [
-            j
-            for j in range(len(fit))
-            if j != i and non_dominated([_point(members[j]), _point(members[i])]) == [0]
+            j for j in range(len(fit)) if j != i and non_dominated([points[j], points[i]]) == [0]
         ]
-        return any(not tied(members[i], members[j], difference) for j in rivals)
+        return any(not tied(members[i], members[j], difference, scorer.objectives) for j in rivals)
 
     return [trial for i, trial in enumerate(fit) if not beaten(i)]
 
 
-def all_standing(trials: Sequence[Trial], bench: Workbench) -> list[Trial]:
+def all_standing(trials: Sequence[Trial], scorer: Scorer) -> list[Trial]:
     """``standing`` on any device."""
-    found = {trial.id: trial for name in bench.devices for trial in standing(trials, name, bench)}
+    found = {trial.id: trial for name in scorer.devices for trial in standing(trials, name, scorer)}
     return list(found.values())
 
 
-def _fits(trial: Trial, name: str, bench: Workbench) -> bool:
-    return (
-        violation(trial, name, bench.budgets[name]) <= 0
-        and bench.too_much(name, trial.scores[name].timing) is None
-    )
+def _fits(trial: Trial, name: str, scorer: Scorer) -> bool:
+    return scorer.budgets[name].admits(facts(trial, name, scorer))
 
 
-def _point(member: Member) -> tuple[float, float]:
-    return 1 / member.speedup, member.quality.drop_validation
-
-
-def _difference(trials: Sequence[Trial], name: str, bench: Workbench) -> Difference:
+def _difference(trials: Sequence[Trial], name: str, scorer: Scorer) -> Difference:
     evidence = {
-        trial.id: bench.recorded(score)
+        trial.id: scorer.recorded(score)
         for trial in trials
         if (score := trial.scores.get(name)) and score.evidence
     }
-    return lambda a, b: bench.task.drop(evidence[a.id], evidence[b.id], bench.task.validation)
+    return lambda a, b: scorer.task.drop(evidence[a.id], evidence[b.id], scorer.task.validation)
 
 
-def misses(trial: Trial, name: str, budget: Budget) -> dict[str, float]:
-    """``Budget.violations`` on the validation split; of speed alone for a trial that was not
-    scored."""
-    score = trial.scores[name]
-    quality, lost = (
-        (score.quality.validation, score.quality.drop_validation) if score.quality else (1.0, 0.0)
+def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:
+    """What a device's limits are checked on during the search: the validation split, and no quality
+    of a trial that was not scored."""
+    timing, quality = trial.scores[name].timing, trial.scores[name].quality
+    return Facts(
+        timing.latency_ms.value,
+        timing.speedup,
+        trial.weight_bytes,
+        scorer.baseline_bytes,
+        timing.memory_bytes,
+        quality.validation if quality else None,
+        quality.drop_validation if quality else None,
     )
-    return budget.violations(score.timing.latency_ms.value, score.timing.speedup, quality, lost)
 
 
-def violation(trial: Trial, name: str, budget: Budget) -> float:
-    """Sum of what is missed; zero when the budget is met."""
-    return sum(max(0.0, miss) for miss in misses(trial, name, budget).values())
-
-
-def losses(trial: Trial, metric: Metric) -> tuple[float, ...]:
-    """Latency relative to the baseline on each device, then the drop on validation examples on the
-    worst, all to be minimised.
+def losses(
+    trial: Trial,
+    metric: Metric,
+    objectives: Collection[str] = LATENCY_AND_QUALITY,
+    baseline_bytes: int = 1,
+) -> tuple[float, ...]:
+    """Latency relative to the baseline on each device, bytes relative to the baseline's, as far as
+    they are objectives, then the drop on validation examples on the worst device, all to be
+    minimised.
 
     A stopped trial counts with the drop it had; one that was never scored with the largest; one
-    that was never timed with the latency that was predicted.
+    that was never timed with the latency that was predicted, and with the baseline's bytes.
     """
     latencies = [1 / score.timing.speedup for score in trial.scores.values()] or list(
         trial.predicted.values()
     )
-    return (*latencies, trial.rungs[-1][1] if trial.rungs else metric.largest_drop)
+    size = 1.0 if trial.weight_bytes is None else trial.weight_bytes / baseline_bytes
+    return (
+        *(latencies if "latency" in objectives else ()),
+        *([size] if "size" in objectives else ()),
+        trial.rungs[-1][1] if trial.rungs else metric.largest_drop,
+    )
 
 
-def _covered(trials: Sequence[Trial], name: str, metric: Metric) -> float:
-    """Hypervolume of the completed trials, on validation quality."""
-    scores = [trial.scores[name] for trial in trials if trial.state == "complete"]
-    points = [
-        (1 / score.timing.speedup, score.quality.drop_validation)
-        for score in scores
-        if score.quality
-    ]
-    return hypervolume(points, metric.worst_drop)
+def _covered(members: Sequence[Member], scorer: Scorer) -> tuple[float, float | None]:
+    """Hypervolumes on validation quality: of latency, and of size where it is an objective."""
+    drops = [member.quality.drop_validation for member in members]
+    latencies = [1 / member.speedup for member in members]
+    sizes = [member.weight_bytes / scorer.baseline_bytes for member in members]
+    worst = scorer.task.metric.worst_drop
+    by_size = hypervolume(list(zip(sizes, drops, strict=True)), worst)
+    return (
+        hypervolume(list(zip(latencies, drops, strict=True)), worst),
+        by_size if "size" in scorer.objectives else None,
+    )
 
 
 def _member(trial: Trial, name: str) -> Member:
@@ -144,18 +152,18 @@ def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
     )
 
 
-def provisional(trials: Sequence[Trial], name: str, bench: Workbench) -> Front:
+def provisional(trials: Sequence[Trial], name: str, scorer: Scorer) -> Front:
     """A device's front so far, on the validation split and the timings made during the search."""
-    found = [_member(trial, name) for trial in standing(trials, name, bench)]
+    found = [_member(trial, name) for trial in standing(trials, name, scorer)]
     members = sorted(
-        (found[i] for i in non_dominated([_point(m) for m in found])),
+        (found[i] for i in non_dominated([point(m, scorer.objectives) for m in found])),
         key=lambda m: m.latency_ms.value,
     )
     return _front(
         name,
-        bench,
+        scorer,
         _member(trials[0], name),
-        _covered(trials, name, bench.task.metric),
+        _covered([_member(t, name) for t in trials if t.state == "complete"], scorer),
         members,
         verified=False,
     )
@@ -192,7 +200,7 @@ class Verified:
             return None
 
 
-def verified(trials: Sequence[Trial], bench: Workbench) -> Verified:
+def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
     """Standing trials timed once more in a fresh process in turn with the baseline, and scored on
     the test split from their files; what fails, is over budget, tied or dominated by those numbers
     goes.
@@ -203,64 +211,53 @@ def verified(trials: Sequence[Trial], bench: Workbench) -> Verified:
     found = Verified()
     tested = {
         trial.id: evidence
-        for trial in (trials[0], *all_standing(trials, bench))
+        for trial in (trials[0], *all_standing(trials, scorer))
         if (
             evidence := found.attempted(
-                trial, bench.evidence, bench.models / trial.id, bench.task.test
+                trial, scorer.evidence, scorer.models / trial.id, scorer.task.test
             )
         )
     }
-    for name, device in bench.devices.items():
-        there = [trial for trial in standing(trials, name, bench) if trial.id in tested]
-        baseline_timing, timings = _timed(there, device, bench, found)
+    for name, device in scorer.devices.items():
+        there = [trial for trial in standing(trials, name, scorer) if trial.id in tested]
+        baseline_timing, timings = _timed(there, device, scorer, found)
         reference = tested["t000"][name]
         uncut = _member(trials[0], name)
         baseline = replace(
             uncut,
             timing=baseline_timing,
-            quality=_tested(bench, uncut.quality, reference, reference),
+            quality=_tested(scorer, uncut.quality, reference, reference),
         )
         members = []
         for trial in there:
             member, mine = _member(trial, name), tested[trial.id][name]
-            quality = found.attempted(trial, _tested, bench, member.quality, reference, mine)
+            quality = found.attempted(trial, _tested, scorer, member.quality, reference, mine)
             if quality and trial.id in timings:
                 members.append(
                     baseline
                     if trial.number == 0
                     else replace(member, timing=timings[trial.id], quality=quality)
                 )
-        fit = [
-            m
-            for m in members
-            if bench.budgets[name].admits(m) and bench.too_much(name, m.timing) is None
-        ]
+        fit = [m for m in members if scorer.budgets[name].admits(m.facts(scorer.baseline_bytes))]
         found.rejected[name] = [member for member in members if member not in fit]
-        untied = without_ties(fit, _difference(trials, name, bench))
-        stay = [
-            untied[i]
-            for i in non_dominated(
-                [(m.latency_ms.value, m.quality.drop_validation) for m in untied]
-            )
-        ]
-        area = hypervolume(
-            [(1 / member.speedup, member.quality.drop_validation) for member in stay],
-            bench.task.metric.worst_drop,
-        )
-        found.fronts.append(_front(name, bench, baseline, area, stay, verified=True))
-    _annotate(found.fronts, bench)
+        untied = without_ties(fit, _difference(trials, name, scorer), scorer.objectives)
+        points = [point(member, scorer.objectives, together=True) for member in untied]
+        stay = [untied[i] for i in non_dominated(points)]
+        areas = _covered(stay, scorer)
+        found.fronts.append(_front(name, scorer, baseline, areas, stay, verified=True))
+    _annotate(found.fronts, scorer)
     return found
 
 
 def _timed(
-    trials: Sequence[Trial], device: Device, bench: Workbench, found: Verified
+    trials: Sequence[Trial], device: Device, scorer: Scorer, found: Verified
 ) -> tuple[Timing, dict[str, Timing]]:
     """The baseline and the trials, all in turn; each alone with the baseline where one of them
     fails."""
 
     def timed(*some: Trial) -> tuple[Timing, dict[str, Timing]]:
         baseline, timings = device.time(
-            bench.baseline_folder, [bench.models / trial.id for trial in some], final=True
+            scorer.baseline, [scorer.models / trial.id for trial in some], final=True
         )
         return baseline, dict(zip([trial.id for trial in some], timings, strict=True))
 
@@ -274,28 +271,30 @@ def _timed(
 
 def _front(
     name: str,
-    bench: Workbench,
+    scorer: Scorer,
     baseline: Member,
-    area: float,
+    areas: tuple[float, float | None],
     members: Sequence[Member],
     *,
     verified: bool,
 ) -> Front:
-    device = bench.devices[name]
+    device = scorer.devices[name]
     generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
     hardware = device.profile.as_dict() | {"lengths": list(device.lengths)} | generation
     return Front(
-        bench.task.metric.name,
+        scorer.task.metric.name,
         baseline,
         hardware,
-        bench.budgets[name].as_dict(),
-        area,
+        scorer.budgets[name].as_dict(),
+        areas[0],
         tuple(members),
         verified,
+        scorer.objectives,
+        areas[1],
     )
 
 
-def _annotate(fronts: Sequence[Front], bench: Workbench) -> None:
+def _annotate(fronts: Sequence[Front], scorer: Scorer) -> None:
     """Write the scores of every member into its folder, and what its latency was measured for."""
     scores: dict[str, dict[str, object]] = {}
     for front in fronts:
@@ -306,20 +305,19 @@ def _annotate(fronts: Sequence[Front], bench: Workbench) -> None:
                 "lengths": front.hardware["lengths"]
             }
     for path, found_by_device in scores.items():
-        annotate(bench.run.folder / path, {"scores": found_by_device})
+        annotate(scorer.models.parent / path, {"scores": found_by_device})
 
 
-def keep_models(run: Run, kept: Sequence[Trial | Member]) -> None:
-    """Delete all model folders but these and the baseline's."""
-    names = {"t000", *(item.id for item in kept)}
-    for folder in (run.folder / "models").iterdir():
+def keep_models(models: Path, names: Collection[str]) -> None:
+    """Delete all model folders but these."""
+    for folder in models.iterdir():
         if folder.name not in names:
             shutil.rmtree(folder)
 
 
-def _tested(bench: Workbench, quality: Quality, baseline: Evidence, evidence: Evidence) -> Quality:
-    score, stderr = bench.task.score(evidence, bench.task.test)
-    lost, lost_stderr = bench.task.drop(baseline, evidence, bench.task.test)
+def _tested(scorer: Scorer, quality: Quality, baseline: Evidence, evidence: Evidence) -> Quality:
+    score, stderr = scorer.task.score(evidence, scorer.task.test)
+    lost, lost_stderr = scorer.task.drop(baseline, evidence, scorer.task.test)
     return replace(
         quality,
         test=score,
@@ -327,5 +325,5 @@ def _tested(bench: Workbench, quality: Quality, baseline: Evidence, evidence: Ev
         n_test=len(evidence),
         drop_test=lost,
         drop_test_stderr=lost_stderr,
-        bits_per_byte=bench.task.bits_per_byte(evidence, bench.task.test),
+        bits_per_byte=scorer.task.bits_per_byte(evidence, scorer.task.test),
     )

@@ -4,8 +4,8 @@ a classification head."""
 from __future__ import annotations
 
 import copy
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any, ClassVar
@@ -17,7 +17,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 from transformers.pytorch_utils import Conv1D
 
 from autocompress.families.starts import STARTS, Reduce, copied, renew
-from autocompress.interfaces import Take
+from autocompress.families.stream import Access, Streamed, inputs_of
+from autocompress.interfaces import Head, Take
 from autocompress.structure import Layer, Structure
 
 
@@ -72,18 +73,20 @@ class Branch:
 
 
 @dataclass(frozen=True)
-class DecoderFamily(ABC):
+class DecoderFamily(Streamed):
     """A ``Family`` but for ``attention_tap``, stated by names.
 
     A head is what one head of keys and values does: with grouped queries, together with all heads
     of queries that share it.
 
     Args:
+        tables: paths of the embeddings.
         layers: path of the layer list in the model.
         norm: path of the norm before the head.
     """
 
     name: str
+    tables: tuple[str, ...]
     layers: str
     norm: str
     attention: Branch
@@ -108,12 +111,14 @@ class DecoderFamily(ABC):
         )
 
     def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
-        paths = {
-            "attention_output": self.attention.output,
-            "ffn_output": self.ffn.output,
-            "block": "",
-        }
-        return self._blocks(model)[layer].get_submodule(paths[role])
+        return self._blocks(model)[layer].get_submodule(self._path(role))
+
+    def put(self, model: nn.Module, layer: int, role: str, module: nn.Module) -> None:
+        self._blocks(model)[layer].set_submodule(self._path(role), module)
+
+    def _path(self, role: str) -> str:
+        paths = {"attention_output": self.attention.output, "ffn_output": self.ffn.output}
+        return paths.get(role, "")
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         if role in ("last", "block"):
@@ -132,6 +137,23 @@ class DecoderFamily(ABC):
         inputs = [_matrix(block.get_submodule(path)).chunk(branch.fused) for path in branch.inputs]
         return (*chain.from_iterable(inputs), _matrix(block.get_submodule(branch.output)).T)
 
+    def stream(self, model: nn.Module) -> Iterator[Access]:
+        for path in self.tables:
+            yield Access(model.get_submodule(path), writes=True)
+        for block in self._blocks(model):
+            for branch in (self.attention, self.ffn):
+                module = block.get_submodule(branch.module)
+                if isinstance(module, NoNeurons):
+                    yield Access(module, writes=True)
+                    continue
+                yield Access(block.get_submodule(branch.norm), reads=True, writes=True)
+                for path in branch.inputs:
+                    yield Access(block.get_submodule(path), reads=True)
+                yield Access(block.get_submodule(branch.output), writes=True)
+        yield Access(model.get_submodule(self.norm), reads=True, writes=True)
+        head = "lm_head" if hasattr(model, "lm_head") else "score"
+        yield Access(model.get_submodule(head), reads=True)
+
     def cut(self, model: nn.Module, structure: Structure, start: str = "copied") -> nn.Module:
         smaller = copy.deepcopy(model)
         self._shrink(smaller, structure, STARTS[start])
@@ -143,11 +165,10 @@ class DecoderFamily(ABC):
     def blank(self, config: Any, sizes: Mapping[str, Any]) -> nn.Module:
         config = copy.deepcopy(config)
         _set_layers(config, sizes["layers"])
-        is_language_model = config.architectures == [
-            MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[config.model_type]
-        ]
         auto: Any = (
-            AutoModelForCausalLM if is_language_model else AutoModelForSequenceClassification
+            AutoModelForCausalLM
+            if head_of(config).generates
+            else AutoModelForSequenceClassification
         )
         model: nn.Module = auto.from_config(config, trust_remote_code=False)
         pairs = enumerate(zip(sizes["heads"], sizes["ffn"], strict=True))
@@ -176,6 +197,16 @@ class DecoderFamily(ABC):
             attention: Any = block.get_submodule(self.attention.module)
             attention.layer_idx = i
         model.set_submodule(self.layers, nn.ModuleList(kept))
+
+
+def head_of(config: Any) -> Head:
+    """The head that the model of a config has, where no model is at hand."""
+    language_model = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type)
+    return (
+        Head.CAUSAL_LM
+        if language_model in (config.architectures or ())
+        else Head.SEQUENCE_CLASSIFICATION
+    )
 
 
 def _set_layers(config: Any, sources: Sequence[int]) -> None:
@@ -231,7 +262,7 @@ def _select(
 def _inputs(block: nn.Module, branch: Branch) -> int:
     if isinstance(block.get_submodule(branch.module), NoNeurons):
         return 0
-    return _matrix(block.get_submodule(branch.output)).shape[1]
+    return inputs_of(block.get_submodule(branch.output))
 
 
 def _matrix(projection: nn.Module) -> Tensor:

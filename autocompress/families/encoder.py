@@ -4,7 +4,7 @@ a two-matrix FFN."""
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
 from autocompress.families.starts import STARTS, Reduce, copied, renew
+from autocompress.families.stream import Access, Streamed, inputs_of
 from autocompress.interfaces import Take
 from autocompress.structure import Layer, Structure
 
@@ -30,7 +31,7 @@ class Bias(nn.Module):
         return self.bias
 
 
-class Slice(nn.Module):
+class Filler(nn.Module):
     """Stands in for the query, key and value projection of a layer without heads; its output is
     never used."""
 
@@ -40,31 +41,38 @@ class Slice(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, length, hidden) -> (batch, length, width)."""
-        return hidden[..., : self.width]
+        return hidden[..., :1].repeat(1, 1, self.width)
 
 
 @dataclass(frozen=True)
-class EncoderFamily:
+class EncoderFamily(Streamed):
     """A ``Family``, stated by names.
 
     Args:
         layers: path of the layer list in the classification model.
         depth_key: the config key that holds the number of layers.
-        parts: role -> path inside a layer; roles as in ``interfaces.Family``, and ``ffn_input``.
+        parts: role -> path inside a layer; roles as in ``interfaces.Family``, and ``ffn_input``,
+            ``attention_norm`` and ``ffn_norm``.
+        embeddings: path of the tables and the norm after them.
+        pooler: path of the projection from the last layer.
+        classifier: path of the projection from the pooler.
     """
 
     name: str
     layers: str
     depth_key: str
     parts: Mapping[str, str]
+    embeddings: str
+    pooler: str
+    classifier: str
     causal: ClassVar[bool] = False
 
     def structure(self, model: nn.Module) -> Structure:
         size = self.head_size(model)
         indices = range(len(self._layers(model)))
-        heads = [_width(self.part(model, i, "attention_output"), 1) // size for i in indices]
+        heads = [inputs_of(self.part(model, i, "attention_output")) // size for i in indices]
         return Structure.full(
-            heads, [_width(self.part(model, i, "ffn_output"), 1) for i in indices]
+            heads, [inputs_of(self.part(model, i, "ffn_output")) for i in indices]
         )
 
     def head_size(self, model: nn.Module) -> int:
@@ -73,6 +81,9 @@ class EncoderFamily:
 
     def part(self, model: nn.Module, layer: int, role: str) -> nn.Module:
         return self._layers(model)[layer].get_submodule(self.parts[role])
+
+    def put(self, model: nn.Module, layer: int, role: str, module: nn.Module) -> None:
+        self._layers(model)[layer].set_submodule(self.parts[role], module)
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         return self.part(model, layer, role), lambda output: output
@@ -88,6 +99,19 @@ class EncoderFamily:
             for role in (*inputs, output)
         }
         return (*(found[role] for role in inputs), found[output].T)
+
+    def stream(self, model: nn.Module) -> Iterator[Access]:
+        for child in model.get_submodule(self.embeddings).children():
+            yield Access(child, reads=isinstance(child, nn.LayerNorm), writes=True)
+        for layer in range(len(self._layers(model))):
+            for role in ("query", "key", "value", "ffn_input"):
+                yield Access(self.part(model, layer, role), reads=True)
+            for role in ("attention_output", "ffn_output"):
+                yield Access(self.part(model, layer, role), writes=True)
+            for role in ("attention_norm", "ffn_norm"):
+                yield Access(self.part(model, layer, role), reads=True, writes=True)
+        yield Access(model.get_submodule(self.pooler), reads=True, writes=True)
+        yield Access(model.get_submodule(self.classifier), reads=True)
 
     def cut(self, model: nn.Module, structure: Structure, start: str = "copied") -> nn.Module:
         smaller = copy.deepcopy(model)
@@ -126,7 +150,7 @@ class EncoderFamily:
             return self.part(model, index, role)
 
         def put(role: str, module: nn.Module) -> None:
-            self._layers(model)[index].set_submodule(self.parts[role], module)
+            self.put(model, index, role, module)
 
         size = self.head_size(model)
         for role in ("query", "key", "value"):
@@ -134,7 +158,7 @@ class EncoderFamily:
                 role,
                 _keep_outputs(part(role), size, layer.heads, reduce)
                 if layer.heads
-                else Slice(size),
+                else Filler(size),
             )
         put("attention_output", _keep_inputs(part("attention_output"), size, layer.heads, reduce))
         put(
@@ -142,10 +166,6 @@ class EncoderFamily:
             _keep_outputs(part("ffn_input"), 1, layer.ffn, reduce) if layer.ffn else nn.Identity(),
         )
         put("ffn_output", _keep_inputs(part("ffn_output"), 1, layer.ffn, reduce))
-
-
-def _width(module: nn.Module, axis: int) -> int:
-    return module.weight.shape[axis] if isinstance(module, nn.Linear) else 0
 
 
 def _keep_outputs(linear: nn.Module, size: int, kept: Sequence[int], reduce: Reduce) -> nn.Module:

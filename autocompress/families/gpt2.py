@@ -40,6 +40,7 @@ class Gpt2Family(DecoderFamily):
 
 FAMILY = Gpt2Family(
     name="gpt2",
+    tables=("transformer.wte", "transformer.wpe"),
     layers="transformer.h",
     norm="transformer.ln_f",
     attention=Branch("ln_1", "attn", ("attn.c_attn",), "attn.c_proj", fused=3),

@@ -34,6 +34,7 @@ class LlamaFamily(DecoderFamily):
 
 FAMILY = LlamaFamily(
     name="llama",
+    tables=("model.embed_tokens",),
     layers="model.layers",
     norm="model.norm",
     attention=Branch(

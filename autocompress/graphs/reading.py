@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import onnx
+
+from autocompress.errors import UserError
 
 PAST = "past_key_values."
 """Of the names of the inputs that hold a language model's cache, such as
@@ -26,12 +29,22 @@ def _has_cache(path: Path, _: int) -> bool:
     """Read once for each time that the file was written: it is asked before every timing, and
     weights are large."""
     try:
-        inputs = onnx.load(path, load_external_data=False).graph.input
+        inputs = _loaded(path, weights=False).graph.input
+    except UserError:
+        return False
+    return any(item.name.startswith(PAST) for item in inputs)
+
+
+def _loaded(path: Path, *, weights: bool = True) -> onnx.ModelProto:
+    """Raises:
+    UserError: no ONNX file.
+    """
+    try:
+        return onnx.load(path, load_external_data=weights)
     except Exception as error:
         if type(error).__name__ != "DecodeError":
             raise
-        return False
-    return any(item.name.startswith(PAST) for item in inputs)
+        raise UserError(f"{path} is no ONNX file") from error
 
 
 def layer_of(node_name: str) -> int | None:
@@ -44,6 +57,40 @@ def layer_of(node_name: str) -> int | None:
 def layer_count(path: Path) -> int:
     """How many layers the graph has."""
     return len({layer_of(node.name) for node in onnx.load(path).graph.node} - {None})
+
+
+def input_ranges(
+    path: Path, ranges: Mapping[str, tuple[float, float]]
+) -> dict[str, tuple[float, float]]:
+    """By tensor, the ranges of what goes into the products of modules; of a tensor that goes into
+    several, one that holds all of theirs.
+
+    Args:
+        ranges: module of the torch model, such as ``bert.pooler.dense``, to least and largest
+            number.
+
+    Raises:
+        ValueError: a module without a product with weights that bears its name.
+    """
+    graph = onnx.load(path).graph
+    weights = {tensor.name for tensor in graph.initializer}
+    tensors = {
+        node.name.replace("/", ".").rpartition(".")[0].removeprefix(_WRAPPER): node.input[0]
+        for node in graph.node
+        if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
+    }
+    found: dict[str, tuple[float, float]] = {}
+    for module, (low, high) in ranges.items():
+        if module not in tensors:
+            raise ValueError(f"the graph has no product of {module}")
+        least, largest = found.get(tensors[module], (low, high))
+        found[tensors[module]] = min(low, least), max(high, largest)
+    return found
+
+
+_WRAPPER = ".model."
+"""Begins the scope of every module, with dots for slashes: what is exported holds the model under
+this name."""
 
 
 def float_weight_bytes(path: Path) -> dict[str, int]:
@@ -77,8 +124,12 @@ _SCHEME_BY_TYPE = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp
 
 def operations(path: Path) -> tuple[list[Product], int]:
     """The matrix products with weights, and the number of all operators but constants and shape
-    arithmetic."""
-    graph = onnx.load(path).graph
+    arithmetic.
+
+    Raises:
+        UserError: no ONNX file.
+    """
+    graph = _loaded(path).graph
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     dequantized = {
         node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"

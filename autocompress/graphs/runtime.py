@@ -232,17 +232,26 @@ def quantize_dynamic_int8(
 
 
 def quantize_static_int8(
-    source: Path, target: Path, calibration: Iterable[Inputs], spared: Collection[int] = ()
+    source: Path,
+    target: Path,
+    calibration: Iterable[Inputs],
+    spared: Collection[int] = (),
+    ranges: Mapping[str, tuple[float, float]] | None = None,
 ) -> None:
-    """Weights to int8 per channel, activations to uint8 by ranges seen on the calibration batches
-    (min-max), as QDQ.
+    """Weights to int8 per channel, activations to uint8 by ranges, as QDQ.
 
     Only matrix products and the embedding: the attention mask's huge negative numbers would spoil
     any range they share.
 
     Args:
         spared: layers to leave as they are.
+        ranges: tensor to its least and largest number; of all others they are those seen on the
+            calibration batches.
     """
+    given = {
+        name: [{"rmin": np.float32(low), "rmax": np.float32(high)}]
+        for name, (low, high) in (ranges or {}).items()
+    }
     weighted = ["MatMul", "Gemm", "Gather"]
     with _quantizing(source):
         quantize_static(
@@ -255,7 +264,10 @@ def quantize_static_int8(
             per_channel=True,
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
-            extra_options={"OpTypesToExcludeOutputQuantization": weighted},
+            extra_options={
+                "OpTypesToExcludeOutputQuantization": weighted,
+                "TensorQuantOverrides": given,
+            },
         )
 
 

@@ -38,9 +38,27 @@ def tidy(path: Path, inputs: Sequence[str]) -> None:
                     name, onnx.TensorProto.INT64, ["batch", "length"]
                 )
             )
+    read_matrices_themselves(model.graph)
     keep_normalization_apart(model.graph)
     settle_shapes(model.graph)
     onnx.save(model, path)
+
+
+def read_matrices_themselves(graph: onnx.GraphProto) -> None:
+    """Drop the copies through which the exporter has layers read a matrix that they share; the
+    quantizers take a product with a copy for one without weights, and leave it as it is."""
+    stored = {tensor.name for tensor in graph.initializer if len(tensor.dims) >= 2}
+    outputs = {item.name for item in graph.output}
+    copies = {
+        node.output[0]: node.input[0]
+        for node in graph.node
+        if node.op_type == "Identity" and node.input[0] in stored and node.output[0] not in outputs
+    }
+    kept = [node for node in graph.node if node.output[0] not in copies]
+    for node in kept:
+        node.input[:] = [copies.get(name, name) for name in node.input]
+    del graph.node[:]
+    graph.node.extend(kept)
 
 
 def keep_normalization_apart(graph: onnx.GraphProto) -> None:

@@ -14,9 +14,8 @@ from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import write_text
 from autocompress.hardware.devices import connect, host_of
 from autocompress.hardware.doctor import GAIN, gains
-from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.profile import KEYS, RUNTIMES, HardwareProfile
 
-_DEFAULTS = {"location": "local", "python": "python3", "ssh_config": "", "threads": 1}
 _STATE = ("busy_cores", "providers")
 
 
@@ -36,11 +35,11 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
         raise UserError(
             f"{target} cannot be written: {target.parent} is no folder that can be written to"
         )
-    given = {key: value for key, value in values.items() if value != _DEFAULTS.get(key)}
+    given = {key: value for key, value in values.items() if value != KEYS[key].default}
     cuda, local = values["runtime"].endswith("-cuda"), values["location"] == "local"
     given["class"] = "edge" if not local else "gpu" if cuda else "cpu"
     if values["runtime"] == "torch-cuda":
-        given |= {"cuda_graphs": True, "precisions": ["bf16", "fp16", "fp32"]}
+        given |= {"cuda_graphs": True, "precisions": list(RUNTIMES["torch-cuda"])}
     draft = HardwareProfile.from_mapping(target.stem, {"description": "", **given}, target)
     device = connect(draft, [32])
     try:

@@ -16,14 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.formats import FORMATS
 from autocompress.graphs.reading import Product, has_cache, operations
-from autocompress.graphs.runtime import predict
-from autocompress.hardware.agent import kept
+from autocompress.hardware.onnx_device import answers_here
 from autocompress.hardware.profile import HardwareProfile, Peaks, precision_of
 from autocompress.hardware.timing import in_phases
 from autocompress.interfaces import Question
 from autocompress.scores import Latency, Timing
-from autocompress.techniques.quantization import BYTES, onnx_format
 
 
 class DatasheetDevice:
@@ -52,7 +52,7 @@ class DatasheetDevice:
         return first, rest
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
-        return predict(onnx_file(model), batches, kept)
+        return answers_here(model, batches)
 
     def close(self) -> None: ...
 
@@ -88,7 +88,7 @@ class DatasheetDevice:
         return (
             precision_of(scheme, self.profile)
             if self.profile.runtime == "torch-cuda"
-            else onnx_format(scheme)
+            else FORMATS[scheme].stored
         )
 
     def _estimate(
@@ -96,13 +96,16 @@ class DatasheetDevice:
     ) -> tuple[float, str, int]:
         """Milliseconds, the number format, and the bytes of the weights."""
         profile, file = self.profile, onnx_file(path)
-        products, operators = operations(file)
+        try:
+            products, operators = operations(file)
+        except UserError as error:
+            raise CandidateFailed(str(error)) from error
         file_bytes = file.stat().st_size
         if profile.runtime == "torch-cuda":
             products = [Product(product.weights, precision) for product in products]
             weights = path / "model.safetensors"
             size = weights.stat().st_size if weights.is_file() else file_bytes
-            file_bytes = round(size * BYTES[precision] / BYTES["fp32"])
+            file_bytes = round(size * FORMATS[precision].bytes / FORMATS["fp32"].bytes)
         ms = [
             roofline_ms(
                 products, operators, self.peaks, profile.threads, profile.batch_size * tokens
@@ -120,6 +123,6 @@ def roofline_ms(
     for product in products:
         gops = peaks.gops.get(product.scheme, peaks.gops["fp32"]) * peaks.efficiency * threads
         arithmetic = 2 * product.weights * tokens / (gops * 1e9)
-        reading = product.weights * BYTES[product.scheme] / (peaks.memory_gb_per_s * 1e9)
+        reading = product.weights * FORMATS[product.scheme].bytes / (peaks.memory_gb_per_s * 1e9)
         seconds += max(arithmetic, reading)
     return 1e3 * seconds

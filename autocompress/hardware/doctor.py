@@ -11,9 +11,10 @@ from typing import Any
 
 import numpy as np
 
+from autocompress.candidate import Settings
 from autocompress.errors import CandidateFailed
+from autocompress.formats import FORMAT_SETTINGS, FORMATS, convert
 from autocompress.graphs import reading as onnx_graphs
-from autocompress.graphs import runtime as ort
 from autocompress.hardware.host import Host, ask
 from autocompress.hardware.onnx_device import described
 from autocompress.hardware.profile import HardwareProfile
@@ -78,18 +79,11 @@ def gains(host: Host, runtime: str) -> dict[str, float]:
         fp32 = folder / "fp32.onnx"
         onnx_graphs.write_probe(fp32)
         calibration = [{"input_ids": np.random.default_rng(0).integers(2, 20, (4, _TOKENS))}]
-        paths = {
-            "fp32": fp32,
-            **{f: folder / f"{f}.onnx" for f in ("fp16", "int8-dynamic", "int8-static")},
-        }
-        paths |= {f: folder / f"{f}.onnx" for f in ("int8-weights", "int4-weights")}
-        ort.convert_to_fp16(fp32, paths["fp16"])
-        ort.quantize_dynamic_int8(fp32, paths["int8-dynamic"])
-        ort.quantize_static_int8(fp32, paths["int8-static"], calibration)
-        ort.quantize_matmul_weights(fp32, paths["int8-weights"], 8, 128)
-        ort.quantize_matmul_weights(fp32, paths["int4-weights"], 4, 128)
         found = {"fp32": 1.0}
-        for scheme, path in list(paths.items())[1:]:
+        for scheme in [name for name, known in FORMATS.items() if known.stored != "fp32"]:
+            path = folder / f"{scheme}.onnx"
+            chosen = {"quantization.scheme": scheme, "quantization.block_size": 128}
+            convert(fp32, path, Settings(FORMAT_SETTINGS).candidate(chosen), calibration)
             try:
                 found |= _time(host, runtime, {"fp32": fp32, scheme: path}, 1.0)
             except CandidateFailed as error:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import CandidateFailed, UserError
+from autocompress.formats import FORMATS
 from autocompress.graphs.reading import has_cache
 from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import PROVIDERS, kept
@@ -21,7 +22,6 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import grouped, in_phases, timings
 from autocompress.interfaces import Question
 from autocompress.scores import Timing
-from autocompress.techniques.quantization import onnx_format
 
 _BATCHES_PER_REQUEST = 64
 
@@ -65,7 +65,7 @@ class OnnxDevice:
         self, baseline: Path, models: Sequence[Path], final: bool
     ) -> tuple[Timing, list[Timing]]:
         profile, files = self.profile, [onnx_file(path) for path in (baseline, *models)]
-        precisions = [onnx_format(scheme_of(path)) for path in (baseline, *models)]
+        precisions = [FORMATS[scheme_of(path)].stored for path in (baseline, *models)]
         request = {
             "action": "time",
             "runtime": profile.runtime,
@@ -95,7 +95,7 @@ class OnnxDevice:
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
         if self.is_local and self.profile.runtime == "onnxruntime-cpu":
-            return predict(onnx_file(model), batches, kept)
+            return answers_here(model, batches)
         request = {
             "action": "score",
             "runtime": self.profile.runtime,
@@ -111,6 +111,14 @@ class OnnxDevice:
 
     def close(self) -> None:
         self.host.close()
+
+
+def answers_here(model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
+    """Those of onnxruntime on this machine, see ``Device.predict``."""
+    try:
+        return predict(onnx_file(model), batches, kept)
+    except UserError as error:
+        raise CandidateFailed(str(error)) from error
 
 
 def described(host: Host) -> dict[str, Any]:

@@ -7,44 +7,45 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from autocompress import resources
+from autocompress.candidate import (
+    EitherOf,
+    Flag,
+    Integer,
+    OneOf,
+    Plain,
+    Positive,
+    Real,
+    SubsetOf,
+    Text,
+    Value,
+)
 from autocompress.errors import UserError
-from autocompress.techniques.quantization import SCHEMES
+from autocompress.formats import FORMATS, sped_up_by
+from autocompress.hardware.keys import Table, check_names, check_values, declared
 
 RUNTIMES: dict[str, tuple[str, ...]] = {
-    "onnxruntime-cpu": ("fp32", "int8-dynamic", "int8-static", "int8-weights", "int4-weights"),
-    "onnxruntime-cuda": ("fp16", "fp32"),
-    "torch-cuda": ("bf16", "fp16", "fp32"),
+    "onnxruntime-cpu": sped_up_by("onnxruntime-cpu"),
+    "onnxruntime-cuda": sped_up_by("onnxruntime-cuda")[::-1],
+    "torch-cuda": sped_up_by("torch-cuda")[::-1],
 }
-"""Runtime -> the number formats that it is known to speed up on some device, and fp32."""
+"""Runtime -> the number formats that it is known to speed up on some device, and fp32; of a GPU
+fp32 last, because the first is what torch computes in for want of another, see
+``precision_of``."""
 CLASSES = ("cpu", "gpu", "edge")
 STATISTICS = ("median", "mean", "p10")
 IDENTITY = ("system", "cpu", "cores", "features", "gpu")
 """Keys of a fingerprint that must hold; the others tell what the profile was made with."""
 FINGERPRINT = (
     *IDENTITY,
-    *(
-        "l2_bytes",
-        "governor",
-        "threads_per_core",
-        "memory_bytes",
-        "driver",
-        "python",
-        "onnxruntime",
-        "torch",
-        "cuda",
-    ),
-    *("providers", "busy_cores"),
+    *("l2_bytes", "governor", "threads_per_core", "memory_bytes", "driver"),
+    *("python", "onnxruntime", "torch", "cuda", "providers", "busy_cores"),
 )
 _OF_TIMINGS = (
-    "cuda_graphs",
-    "statistic",
-    "confidence",
-    "target_precision",
-    "trial_seconds",
-    "final_seconds",
+    *("cuda_graphs", "statistic", "confidence"),
+    *("target_precision", "trial_seconds", "final_seconds"),
 )
 PHASES = ("decode", "prefill", "end-to-end")
 """Of a language model: what can be timed of it."""
@@ -56,220 +57,149 @@ none."""
 
 
 @dataclass(frozen=True)
-class Peaks:
-    """Published limits of a device that is not at hand, for an estimate.
+class _Fact(Plain):
+    """What a fingerprint tells."""
 
-    Args:
-        gops: 10^9 operations (a multiplication and an addition are two) per second by number
-            format; for a CPU of one core.
-        memory_gb_per_s: bandwidth that all cores share.
-        overhead_us: microseconds that starting one operator takes.
-        efficiency: share of ``gops`` that matrix products of this size reach.
+    def allows(self, value: Value) -> bool:
+        return not isinstance(value, tuple) or all(isinstance(item, str) for item in value)
+
+    def __str__(self) -> str:
+        return "text, a number or a list of text"
+
+
+@dataclass(frozen=True)
+class Peaks:
+    """Published limits of a device that is not at hand, for an estimate; ``PEAK_KEYS`` explains
+    them.
+
+    Raises:
+        UserError: a value out of range, or no figure for fp32.
     """
 
-    gops: Mapping[str, float]
-    memory_gb_per_s: float
-    overhead_us: float
-    efficiency: float
+    gops: Annotated[
+        Mapping[str, float],
+        Table(tuple(FORMATS), Positive()),
+        "10^9 operations (a multiplication and an addition are two) per second by number format; "
+        "for a CPU of one core",
+    ]
+    memory_gb_per_s: Annotated[float, Positive(), "bandwidth that all cores share"]
+    overhead_us: Annotated[float, Positive(), "microseconds that starting one operator takes"]
+    efficiency: Annotated[
+        float,
+        Positive("a share", 1),
+        "share of gops that matrix products of this size reach",
+    ]
 
     def __post_init__(self) -> None:
-        values = {
-            **self.gops,
-            "memory_gb_per_s": self.memory_gb_per_s,
-            "overhead_us": self.overhead_us,
-        }
+        check_values(self, PEAK_KEYS, "peaks")
         if "fp32" not in self.gops:
             raise UserError("peaks: gops names no fp32")
-        for name, value in values.items():
-            if name in self.gops and name not in SCHEMES:
-                raise UserError(f"peaks: gops names {name!r}, known are {', '.join(SCHEMES)}")
-            if not 0 < value < float("inf"):
-                raise UserError(f"peaks: {name} is {value!r}, it must be more than zero")
-        if not 0 < self.efficiency <= 1:
-            raise UserError(
-                f"peaks: efficiency is {self.efficiency!r}, allowed is a share more than 0 and at "
-                f"most 1"
-            )
+
+
+PEAK_KEYS = declared(Peaks)
+"""The keys of ``[peaks]``."""
+_SHARE = "a share"
+_TOKENS = Integer(1, 100_000)
 
 
 @dataclass(frozen=True)
 class HardwareProfile:
     """One device, runtime and workload; a TOML file in ``hw_profiles/`` or of the user's.
 
-    Args:
-        name: the file's stem.
-        description: one line.
-        device_class: ``class`` in the file: cpu, gpu or edge.
-        runtime: ``onnxruntime-cpu``, ``onnxruntime-cuda`` or ``torch-cuda``.
-        location: ``local``, ``ssh://[user@]host[:port]``, or ``cmd:`` and a command that takes a
-            shell command line.
-        python: the device's Python, for a device that is not local.
-        ssh_config: file for ``ssh -F``, for a device behind ssh.
-        threads: intra-op threads; 0 is all cores of this machine.
-        batch_size: examples per inference.
-        sequence_length: tokens per example, or ``task`` for the lengths of the task's validation
-            split.
-        prompt_length: of a language model, tokens that ``prefill`` reads and ``end-to-end`` begins
-            with; this and the next two are half of ``sequence_length`` where they are not given,
-            half of the middle length under ``task``.
-        context_length: tokens in the cache when one more is decoded.
-        generated_tokens: of ``end-to-end``, the prompt's successor included.
-        phase: of a language model, what its latency is: ``decode`` (by default), ``prefill`` or
-            ``end-to-end``.
-        cuda_graphs: whether ``torch-cuda`` replays a captured graph; plain eager calls otherwise.
-        precisions: number formats that this device speeds up, by default those of the runtime; a
-            search tries no others but fp32. ``torch-cuda`` computes what it cannot in the first of
-            them.
-        memory_limit_mb: most megabytes that a model may add to its process at the peak.
-        statistic: of the rounds: p10, which other work on the machine moves least (see
-            ``benchmarks/timing_repeatability.py``), median or mean.
-        confidence: of the intervals reported.
-        target_precision: stop timing when the interval of the speedup is this narrow, as a share on
-            either side.
-        trial_seconds: at most, per trial.
-        final_seconds: at most, per model that is reported.
-        basis: ``measured``, or ``datasheet`` for an estimate from ``peaks``.
-        source: where the figures of the profile come from.
-        date: when, as YYYY-MM-DD.
-        fingerprint: what the device must be: cpu, cores, features, gpu ... as ``autocompress
-            profile new`` found them.
-        peaks: for ``datasheet``.
+    Its keys, below, are explained by ``autocompress profile settings``; ``name`` is the file's
+    stem, and ``device_class`` is ``class`` in a file.
 
     Raises:
         UserError: a value out of range, or keys that contradict each other.
     """
 
     name: str
-    description: str
-    device_class: Literal["cpu", "gpu", "edge"]
-    runtime: str
-    batch_size: int
-    sequence_length: int | str
-    prompt_length: int | None = None
-    context_length: int | None = None
-    generated_tokens: int | None = None
-    phase: str | None = None
-    location: str = "local"
-    python: str = "python3"
-    ssh_config: str = ""
-    threads: int = 1
-    cuda_graphs: bool = False
-    precisions: tuple[str, ...] = ()
-    memory_limit_mb: float | None = None
-    statistic: str = "p10"
-    confidence: float = 0.95
-    target_precision: float = 0.02
-    trial_seconds: float = 2.0
-    final_seconds: float = 5.0
-    basis: str = "measured"
-    source: str = ""
-    date: str = ""
-    fingerprint: Mapping[str, Any] = field(default_factory=dict)
-    peaks: Peaks | None = None
+    description: Annotated[str, Text(), "one line"]
+    device_class: Annotated[Literal["cpu", "gpu", "edge"], OneOf(CLASSES), "kind of device"]
+    runtime: Annotated[str, OneOf(tuple(RUNTIMES)), "what runs the model"]
+    batch_size: Annotated[int, Integer(1, 4096), "examples per inference"]
+    sequence_length: Annotated[
+        int | str,
+        EitherOf(_TOKENS, Text('"task"', TASK_LENGTHS)),
+        "tokens per example, or task for the lengths of the task's validation split",
+    ]
+    prompt_length: Annotated[
+        int | None,
+        _TOKENS,
+        "of a language model, tokens that prefill reads and end-to-end begins with; this and the "
+        "next two are half of sequence_length where they are not given, half of the middle length "
+        "under task",
+    ] = None
+    context_length: Annotated[
+        int | None, _TOKENS, "tokens in the cache when one more is decoded"
+    ] = None
+    generated_tokens: Annotated[
+        int | None, _TOKENS, "of end-to-end, the prompt's successor included"
+    ] = None
+    phase: Annotated[
+        str | None,
+        OneOf(PHASES),
+        "of a language model, what its latency is; decode where it is not given",
+    ] = None
+    location: Annotated[
+        str,
+        Text("local, ssh://[user@]host[:port] or cmd:COMMAND", "local|ssh://.*|cmd:.*"),
+        "where the device is: here, behind ssh, or behind a command that takes a shell command "
+        "line",
+    ] = "local"
+    python: Annotated[str, Text(), "the device's Python, for a device that is not local"] = (
+        "python3"
+    )
+    ssh_config: Annotated[str, Text(), "file for ssh -F, for a device behind ssh"] = ""
+    threads: Annotated[int, Integer(0, 1024, "all cores"), "intra-op threads"] = 1
+    cuda_graphs: Annotated[
+        bool, Flag(), "whether torch-cuda replays a captured graph; plain eager calls otherwise"
+    ] = False
+    precisions: Annotated[
+        tuple[str, ...],
+        SubsetOf(tuple(FORMATS)),
+        "number formats that this device speeds up, those of the runtime where they are not given; "
+        "a search tries no others but fp32; torch-cuda computes what it cannot in the first of "
+        "them",
+    ] = ()
+    memory_limit_mb: Annotated[
+        float | None,
+        Positive("megabytes"),
+        "most megabytes that a model may add to its process at the peak",
+    ] = None
+    statistic: Annotated[
+        str, OneOf(STATISTICS), "of the rounds; other work on the machine moves p10 least"
+    ] = "p10"
+    confidence: Annotated[float, Real(0.5, 0.999, _SHARE), "of the intervals reported"] = 0.95
+    target_precision: Annotated[
+        float,
+        Real(0.001, 0.5, _SHARE),
+        "stop timing when the interval of the speedup is this narrow, as a share on either side",
+    ] = 0.02
+    trial_seconds: Annotated[float, Real(0.1, 600, "seconds"), "at most, per trial"] = 2.0
+    final_seconds: Annotated[
+        float, Real(0.1, 3600, "seconds"), "at most, per model that is reported"
+    ] = 5.0
+    basis: Annotated[
+        str, OneOf(("measured", "datasheet")), "datasheet is an estimate from peaks"
+    ] = "measured"
+    source: Annotated[str, Text(), "where the figures of the profile come from"] = ""
+    date: Annotated[str, Text(), "when, as YYYY-MM-DD"] = ""
+    fingerprint: Annotated[
+        Mapping[str, Any],
+        Table(FINGERPRINT, _Fact()),
+        "what the device must be, as autocompress profile new found it",
+    ] = field(default_factory=dict)
+    peaks: Annotated[
+        Peaks | None, Table(tuple(PEAK_KEYS)), "for datasheet, published limits of the device"
+    ] = None
 
     def __post_init__(self) -> None:
-        length = self.sequence_length
-        if not self.precisions:
-            object.__setattr__(self, "precisions", RUNTIMES.get(self.runtime, ("fp32",)))
-        checks = (
-            ("class", self.device_class, self.device_class in CLASSES, ", ".join(CLASSES)),
-            ("runtime", self.runtime, self.runtime in RUNTIMES, ", ".join(RUNTIMES)),
-            (
-                "location",
-                self.location,
-                self.location == "local" or self.location.startswith(("ssh://", "cmd:")),
-                "local, ssh://[user@]host[:port] or cmd:COMMAND",
-            ),
-            (
-                "threads",
-                self.threads,
-                0 <= self.threads <= 1024,
-                "a whole number from 0 (all cores) to 1024",
-            ),
-            (
-                "batch_size",
-                self.batch_size,
-                1 <= self.batch_size <= 4096,
-                "a whole number from 1 to 4096",
-            ),
-            (
-                "sequence_length",
-                length,
-                length == TASK_LENGTHS if isinstance(length, str) else 1 <= length <= 100_000,
-                'a whole number from 1 to 100000, or "task"',
-            ),
-            *(
-                (
-                    key,
-                    value,
-                    value is None or 1 <= value <= 100_000,
-                    "a whole number from 1 to 100000",
-                )
-                for key, value in self._generation()
-            ),
-            ("phase", self.phase, self.phase is None or self.phase in PHASES, ", ".join(PHASES)),
-            (
-                "precisions",
-                list(self.precisions),
-                0 < len(set(self.precisions)) == len(self.precisions)
-                and set(self.precisions) <= set(SCHEMES),
-                f"a list of {', '.join(SCHEMES)}",
-            ),
-            (
-                "memory_limit_mb",
-                self.memory_limit_mb,
-                self.memory_limit_mb is None or 0 < self.memory_limit_mb < 1e9,
-                "megabytes more than 0",
-            ),
-            ("statistic", self.statistic, self.statistic in STATISTICS, ", ".join(STATISTICS)),
-            (
-                "confidence",
-                self.confidence,
-                0.5 <= self.confidence <= 0.999,
-                "a share from 0.5 to 0.999",
-            ),
-            (
-                "target_precision",
-                self.target_precision,
-                0.001 <= self.target_precision <= 0.5,
-                "a share from 0.001 to 0.5",
-            ),
-            (
-                "trial_seconds",
-                self.trial_seconds,
-                0.1 <= self.trial_seconds <= 600,
-                "seconds from 0.1 to 600",
-            ),
-            (
-                "final_seconds",
-                self.final_seconds,
-                0.1 <= self.final_seconds <= 3600,
-                "seconds from 0.1 to 3600",
-            ),
-            ("basis", self.basis, self.basis in ("measured", "datasheet"), "measured, datasheet"),
-        )
-        for key, value, holds, allowed in checks:
-            if not holds:
-                raise UserError(
-                    f"hardware profile {self.name}: {key} is {value!r}, allowed is {allowed}"
-                )
-        unknown = [key for key in self.fingerprint if key not in FINGERPRINT]
-        if unknown:
-            raise UserError(
-                f"hardware profile {self.name}: fingerprint names {unknown[0]!r}, known are "
-                f"{', '.join(FINGERPRINT)}"
-            )
-        for key, value in self.fingerprint.items():
-            if not (
-                isinstance(value, str | int | float)
-                or (isinstance(value, list) and all(isinstance(item, str) for item in value))
-            ):
-                raise UserError(
-                    f"hardware profile {self.name}: fingerprint has {key} = {value!r}, allowed is "
-                    f"text, a number or a list of text"
-                )
+        where = f"hardware profile {self.name}"
+        check_values(self, KEYS, where)
+        object.__setattr__(self, "precisions", tuple(self.precisions) or RUNTIMES[self.runtime])
         for complaint in self._contradictions():
-            raise UserError(f"hardware profile {self.name}: {complaint}")
+            raise UserError(f"{where}: {complaint}")
 
     def _contradictions(self) -> list[str]:
         cuda, torch = self.runtime.endswith("-cuda"), self.runtime == "torch-cuda"
@@ -325,10 +255,9 @@ class HardwareProfile:
                 "threads is 0 (all cores of this machine), but a datasheet is of another device",
             ),
         )
-        defaults = {f.name: f.default for f in dataclasses.fields(self)}
         timed = [
             (
-                datasheet and getattr(self, key) != defaults[key],
+                datasheet and getattr(self, key) != KEYS[key].default,
                 f"{key} is of timings, the basis is datasheet",
             )
             for key in _OF_TIMINGS
@@ -420,10 +349,15 @@ class HardwareProfile:
         cls, name: str, values: Mapping[str, Any], path: Path | str = "profile"
     ) -> HardwareProfile:
         """From parsed TOML; raises as ``load``."""
-        if "device_class" in values:
-            raise UserError(f"{path}: unknown key 'device_class'; did you mean class?")
-        given = {"device_class" if key == "class" else key: value for key, value in values.items()}
-        return cls(name, **_checked(cls, given, path, skip=("name",), extra=(_EXTENDS,)))
+        check_names(values, KEYS, path, _EXTENDS)
+        given = {KEYS[name].attribute: value for name, value in values.items()}
+        if isinstance(given.get("peaks"), dict):
+            try:
+                check_names(given["peaks"], PEAK_KEYS, "peaks")
+                given["peaks"] = Peaks(**given["peaks"])
+            except UserError as error:
+                raise UserError(f"{path}: {error}") from error
+        return cls(name, **given)
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
@@ -431,100 +365,14 @@ class HardwareProfile:
         return {"class" if key == "device_class" else key: value for key, value in found.items()}
 
 
+KEYS = declared(HardwareProfile, device_class="class")
+"""The keys of a profile's file, by name."""
+
+
 def precision_of(scheme: str, profile: HardwareProfile) -> str:
     """What ``torch-cuda`` computes a model exported in ``scheme`` in: the same where the profile
     offers it or it is fp32, else the first that it offers."""
     return scheme if scheme in ("fp32", *profile.precisions) else profile.precisions[0]
-
-
-_TYPES: dict[str, tuple[type, ...]] = {
-    "str": (str,),
-    "int": (int,),
-    "bool": (bool,),
-    "float": (int, float),
-    "float | None": (int, float),
-    "int | None": (int,),
-    "str | None": (str,),
-    "int | str": (int, str),
-    "tuple[str, ...]": (list, tuple),
-    "Mapping[str, Any]": (dict,),
-    "Mapping[str, float]": (dict,),
-    "Peaks | None": (dict,),
-    "Literal['cpu', 'gpu', 'edge']": (str,),
-}
-
-
-def _checked(
-    cls: Any,
-    values: Mapping[str, Any],
-    where: Path | str,
-    skip: tuple[str, ...] = (),
-    extra: tuple[str, ...] = (),
-) -> dict[str, Any]:
-    """Keyword arguments of a dataclass from parsed TOML.
-
-    Args:
-        skip: fields that are no keys.
-        extra: keys that were read before.
-    """
-    fields = {f.name: f for f in dataclasses.fields(cls) if f.name not in skip}
-    shown = {name: "class" if name == "device_class" else name for name in fields}
-    found: dict[str, Any] = {}
-    for key, value in values.items():
-        if key not in fields:
-            raise UserError(
-                f"{where}: unknown key {key!r}; known are {', '.join((*shown.values(), *extra))}"
-            )
-        kind = str(fields[key].type).replace('"', "'")
-        wanted = _TYPES[kind]
-        strings = (
-            "tuple" in kind
-            and isinstance(value, list | tuple)
-            and not all(isinstance(item, str) for item in value)
-        )
-        if value is None and "None" in kind:
-            found[key] = None
-        elif (
-            not isinstance(value, wanted)
-            or (isinstance(value, bool) and bool not in wanted)
-            or strings
-        ):
-            names = {"tuple[str, ...]": "a list of names"}.get(
-                kind, " or ".join(t.__name__ for t in wanted)
-            )
-            raise UserError(f"{where}: {shown[key]} is {value!r}, it must be of type {names}")
-        elif kind == "Mapping[str, float]" and not _all_numbers(value):
-            raise UserError(f"{where}: {shown[key]} is {value!r}, it must map names to numbers")
-        else:
-            found[key] = value
-    missing = [
-        shown[key]
-        for key, f in fields.items()
-        if f.default is dataclasses.MISSING
-        and f.default_factory is dataclasses.MISSING
-        and key not in found
-    ]
-    if missing:
-        raise UserError(f"{where}: missing key {missing[0]!r}")
-    if found.get("precisions") in ([], ()):
-        raise UserError(
-            f"hardware profile {Path(where).stem}: precisions is [], allowed is a list of "
-            f"{', '.join(SCHEMES)}"
-        )
-    if isinstance(found.get("precisions"), list):
-        found["precisions"] = tuple(found["precisions"])
-    if isinstance(found.get("peaks"), dict):
-        try:
-            found["peaks"] = Peaks(**_checked(Peaks, found["peaks"], "peaks"))
-        except UserError as error:
-            raise UserError(f"{where}: {error}") from error
-    return found
-
-
-def _all_numbers(table: Any) -> bool:
-    return all(
-        isinstance(value, int | float) and not isinstance(value, bool) for value in table.values()
-    )
 
 
 def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:

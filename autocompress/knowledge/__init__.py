@@ -1,4 +1,4 @@
-"""Criteria for how much heads and FFN neurons matter.
+"""Criteria for how much heads, FFN neurons and hidden dimensions matter.
 
 A criterion is one file here with a function ``measure``, one name in ``CRITERIA``, one line where a
 search wants it (``workbench.py``) and one row in the conformance test.

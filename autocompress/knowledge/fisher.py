@@ -1,5 +1,11 @@
-"""Fisher information of a gate on each head and neuron, from one pass (Kwon et al. 2022, section
-4.1)."""
+"""Fisher information of a gate on each head, neuron and hidden dimension, from one pass (Kwon et
+al. 2022, section 4.1).
+
+A hidden dimension has one gate for the whole model (Xia et al. 2022, section 3.1). It multiplies
+the dimension where a norm of the residual stream puts it out, weighs it in the norm's mean and
+variance, and multiplies what the pooler makes of it: with gates of 0 and 1 that is the narrowed
+model.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +16,18 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
-from autocompress.interfaces import Batch, Family
+from autocompress.interfaces import Batch, Family, Loss
 from autocompress.structure import Importance
-from autocompress.training.steps import fast_math
+from autocompress.training.compute import CPU, Compute
 
 
 def measure(
-    model: nn.Module, family: Family, batches: Iterable[tuple[Batch, NDArray[np.int64]]]
+    model: nn.Module,
+    family: Family,
+    batches: Iterable[tuple[Batch, NDArray[np.int64]]],
+    loss: Loss,
+    compute: Compute = CPU,
 ) -> Importance:
     """Mean over examples of the squared derivative of the example's own loss by a gate of value 1.
 
@@ -27,9 +36,11 @@ def measure(
 
     Args:
         batches: model inputs, and labels as ``TrainingSplit`` has them.
+        loss: see ``Task``.
     """
-    model.eval()
-    full = family.structure(model)
+    device = compute.device
+    model.to(device).eval()
+    full, hidden = family.structure(model), family.hidden_size(model)
     sums: dict[tuple[str, int], Tensor] = {}
     examples = 0
     for batch, labels in batches:
@@ -37,30 +48,68 @@ def measure(
         examples += count
         gates: dict[tuple[str, int], Tensor] = {}
         for index, layer in enumerate(full.layers):
-            gates["heads", index] = torch.ones(count, len(layer.heads), requires_grad=True)
-            gates["ffn", index] = torch.ones(count, len(layer.ffn), requires_grad=True)
+            gates["heads", index] = torch.ones(
+                count, len(layer.heads), device=device, requires_grad=True
+            )
+            gates["ffn", index] = torch.ones(
+                count, len(layer.ffn), device=device, requires_grad=True
+            )
         handles = [
             family.part(
                 model, index, "attention_output" if kind == "heads" else "ffn_output"
             ).register_forward_pre_hook(_gate(gate))
             for (kind, index), gate in gates.items()
         ]
+        gates["hidden", 0] = torch.ones(count, hidden, device=device, requires_grad=True)
+        handles += [
+            module.register_forward_hook(hidden_gate(gates["hidden", 0]))
+            for module in family.hidden_gates(model)
+        ]
         try:
-            inputs = {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
-            with fast_math():
-                logits = model(**inputs).logits.float().flatten(0, -2)
-            loss = cross_entropy(logits, torch.from_numpy(labels).flatten(), reduction="sum")
-            gradients = torch.autograd.grad(loss, list(gates.values()))
+            inputs = compute.tensors(batch)
+            answers = compute.moved(torch.from_numpy(labels))
+            with compute.math():
+                logits = model(**inputs).logits.float()
+            total = loss(logits, answers, reduction="sum")
+            gradients = torch.autograd.grad(total, list(gates.values()))
         finally:
             for handle in handles:
                 handle.remove()
         for key, gradient in zip(gates, gradients, strict=True):
-            sums[key] = sums.get(key, torch.zeros(())) + gradient.double().pow(2).sum(0)
+            sums[key] = sums.get(key, torch.zeros(())) + gradient.double().pow(2).sum(0).cpu()
 
     def scores(kind: str) -> tuple[NDArray[np.float64], ...]:
         return tuple((sums[kind, index] / examples).numpy() for index in range(len(full.layers)))
 
-    return Importance(scores("heads"), scores("ffn"))
+    return Importance(scores("heads"), scores("ffn"), (sums["hidden", 0] / examples).numpy())
+
+
+def hidden_gate(gate: Tensor) -> Any:
+    """A forward hook for ``Family.hidden_gates``.
+
+    Args:
+        gate: of shape (examples, hidden).
+    """
+
+    def hook(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+        own = gate.unsqueeze(1) if output.dim() == 3 else gate
+        return own * (
+            output if isinstance(module, nn.Linear) else _normalized(module, inputs[0], own)
+        )
+
+    return hook
+
+
+def _normalized(norm: Any, x: Tensor, gate: Tensor) -> Tensor:
+    """LayerNorm or RMSNorm, in whose mean and variance dimensions count as their gate says."""
+    weights = gate / gate.sum(-1, keepdim=True)
+    has_mean = isinstance(norm, nn.LayerNorm)
+    if has_mean:
+        x = x - (weights * x).sum(-1, keepdim=True)
+    variance = (weights * x.square()).sum(-1, keepdim=True)
+    epsilon = norm.eps if has_mean else norm.variance_epsilon
+    scaled: Tensor = norm.weight * x * torch.rsqrt(variance + epsilon)
+    return scaled + norm.bias if has_mean else scaled
 
 
 def _gate(gate: Tensor) -> Any:

@@ -1,5 +1,5 @@
-"""Magnitude: how large a head's or neuron's own weights are (Michel et al. 2019 normalise per
-layer; so do we)."""
+"""Magnitude: how large the weights of a head, neuron or hidden dimension are (Michel et al. 2019
+normalise per layer; so do we)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from autocompress.structure import Importance
 
 
 def measure(model: nn.Module, family: Family) -> Importance:
-    """L2 norm of the weights that go when a unit goes, divided by the layer's root mean square."""
+    """L2 norm of the weights that go when a unit goes, divided by the root mean square over the
+    layer's, or over all hidden dimensions."""
     layers = family.structure(model).layers
     heads = [
         _scores(family.weights(model, i, "heads"), len(layer.heads))
@@ -24,12 +25,16 @@ def measure(model: nn.Module, family: Family) -> Importance:
     ffn = [
         _scores(family.weights(model, i, "ffn"), len(layer.ffn)) for i, layer in enumerate(layers)
     ]
-    return Importance(tuple(heads), tuple(ffn))
+    hidden = _scores(family.hidden_weights(model), family.hidden_size(model))
+    return Importance(tuple(heads), tuple(ffn), hidden)
 
 
 def _scores(matrices: Sequence[Tensor], units: int) -> NDArray[np.float64]:
     squares = torch.stack(
-        [matrix.double().pow(2).reshape(units, -1).sum(1) for matrix in matrices]
+        [
+            matrix.pow(2).reshape(units, -1).sum(1, dtype=torch.float64)  # no fp64 vocabulary
+            for matrix in matrices
+        ]
     ).sum(0)
     scores: NDArray[np.float64] = (squares / squares.mean()).sqrt().numpy()
     return scores

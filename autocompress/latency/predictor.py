@@ -13,6 +13,7 @@ right.
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -20,11 +21,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate
-from autocompress.structure import Structure
-from autocompress.techniques.quantization import BYTES, layer_schemes
+from autocompress.formats import FORMATS, layer_formats
+from autocompress.plan import Plan
 
 MOST_MEASUREMENTS = 50
 _TRIAL_WEIGHT = 2.0
+_LEAST_ROWS = 4
+"""Measurements that hold what a part adds, below which nothing is foretold of it."""
 _SHARES = (
     (1, 1, 1),
     (0, 1, 1),
@@ -50,27 +53,38 @@ class Shape:
     Args:
         layers: (heads, FFN neurons, number format) of each.
         rest: number format of everything that is in no layer.
+        extra: what parts of the plan add, amounts by name, in order of the names.
     """
 
     layers: tuple[tuple[int, int, str], ...]
     rest: str
+    extra: tuple[tuple[str, float], ...] = ()
 
 
-def shape_of(structure: Structure, candidate: Candidate) -> Shape:
-    """The shape that a candidate gives a structure; weights in blocks count as a format by the size
-    of the block.
+def shape_of(plan: Plan, candidate: Candidate) -> Shape:
+    """The shape that a candidate gives a plan; weights in blocks count as a format by the size of
+    the block.
 
     Raises:
         CandidateFailed: the candidate's number formats do not fit the structure.
     """
     block = candidate.get("quantization.block_size", 0)
+    structure = plan.structure
 
     def format_of(scheme: str) -> str:
-        return f"{scheme}/{block}" if scheme.endswith("-weights") else scheme
+        return f"{scheme}/{block}" if FORMATS[scheme].in_blocks else scheme
 
-    schemes = map(format_of, layer_schemes(candidate, len(structure.layers)))
+    schemes = list(map(format_of, layer_formats(candidate, len(structure.layers))))
     layers = zip(structure.head_counts, structure.ffn_widths, schemes, strict=True)
-    return Shape(tuple(layers), format_of(candidate.text("quantization.scheme", "fp32")))
+    extra: dict[str, float] = {}
+    for part in plan.parts:
+        for i, (layer, scheme) in enumerate(zip(structure.layers, schemes, strict=True)):
+            for term, amount in part.terms(i, layer).items():
+                name = f"{part.technique} {term} {scheme}"
+                extra[name] = extra.get(name, 0.0) + amount
+    rest = format_of(candidate.text("quantization.scheme", "fp32"))
+    told = ((name, amount) for name, amount in sorted(extra.items()) if amount)
+    return Shape(tuple(layers), rest, tuple(told))
 
 
 def probes(layers: int, heads: int, ffn: int, formats: Sequence[str]) -> list[Shape]:
@@ -112,13 +126,16 @@ class LatencyTable:
         """Latency relative to the uncut fp32 model.
 
         Raises:
-            KeyError: a number format that the table has not seen.
+            KeyError: a number format, or a part's term, that the table has not seen.
         """
         return float(self._terms(shape, self.caches) @ self.costs)
 
     def knows(self, shape: Shape) -> bool:
-        """Whether all of a shape's number formats were measured."""
-        return {shape.rest, *(name for _, _, name in shape.layers)} <= self.columns.keys()
+        """Whether all of a shape's number formats were measured, and what parts add to it often
+        enough to tell its cost."""
+        formats = {shape.rest, *(name for _, _, name in shape.layers)}
+        known = all(self.extra_rows.get(name, 0) >= _LEAST_ROWS for name, _ in shape.extra)
+        return known and formats <= self.columns.keys()
 
     def errors(self) -> NDArray[np.float64]:
         """Relative error of each row and trial foretold from all the others, signed; infinite for
@@ -136,15 +153,18 @@ class LatencyTable:
             | {layer[2] for shape, _ in seen for layer in shape.layers}
         )
         self.columns = {name: i for i, name in enumerate(formats)}
+        terms = [name for shape, _ in seen for name, amount in shape.extra if amount]
+        self.extra_rows = Counter(terms)
+        self.extra_columns = {name: i for i, name in enumerate(sorted(self.extra_rows))}
         counts = np.array([1.0] * len(self.rows) + [_TRIAL_WEIGHT] * len(self.trials))
         shares = counts / [relative for _, relative in seen]
         fits = []
         for caches in itertools.product(_SMALL_CACHES_MB, _LARGE_CACHES_MB):
             matrix = np.array([self._terms(shape, caches) for shape, _ in seen]) * shares[:, None]
-            costs = _non_negative(matrix, counts)
+            costs = _least_squares(matrix, counts, free=len(self.extra_columns))
             fits.append((float(np.square(matrix @ costs - counts).sum()), caches, costs, matrix))
         _, self.caches, self.costs, matrix = min(fits, key=lambda fit: fit[0])
-        own = 1 - _leverages(matrix[:, self.costs > 0])
+        own = 1 - _leverages(matrix[:, self.costs != 0])
         with np.errstate(divide="ignore", invalid="ignore"):
             self._errors = np.where(own > 1e-6, (matrix @ self.costs / counts - 1) / own, np.inf)
 
@@ -155,11 +175,16 @@ class LatencyTable:
         for heads, ffn, name in shape.layers:
             terms[self.columns[name]] += (0, 1, heads > 0, heads, ffn > 0, ffn)
             megabytes += (
-                BYTES[name.partition("/")[0]]
+                FORMATS[name.partition("/")[0]].bytes
                 * (heads * self.weights[0] + ffn * self.weights[1])
                 / 1e6
             )
-        return np.append(terms.ravel(), [max(0.0, megabytes - size) for size in caches])
+        extra = np.zeros(len(self.extra_columns))
+        for name, amount in shape.extra:
+            if amount:
+                extra[self.extra_columns[name]] = amount
+        over = [max(0.0, megabytes - size) for size in caches]
+        return np.concatenate([terms.ravel(), over, extra])
 
 
 def _leverages(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -171,14 +196,22 @@ def _leverages(matrix: NDArray[np.float64]) -> NDArray[np.float64]:
     return leverages
 
 
-def _non_negative(matrix: NDArray[np.float64], target: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Least squares, the most negative cost set to zero until none is."""
+def _least_squares(
+    matrix: NDArray[np.float64], target: NDArray[np.float64], free: int
+) -> NDArray[np.float64]:
+    """Costs, the most negative set to zero until none is.
+
+    Args:
+        free: so many columns at the end may have gains for costs.
+    """
     scale = np.maximum(np.abs(matrix).max(axis=0), 1e-12)
     costs, active = np.zeros(matrix.shape[1]), np.abs(matrix).max(axis=0) > 0
+    bound = np.arange(matrix.shape[1]) < matrix.shape[1] - free
     while active.any():
         found = np.linalg.lstsq(matrix[:, active] / scale[active], target, rcond=1e-6)[0]
-        if found.min() >= 0:
+        negative = np.where(bound[active], found, 0.0)
+        if negative.min() >= 0:
             costs[active] = found / scale[active]
             break
-        active[np.flatnonzero(active)[found.argmin()]] = False
+        active[np.flatnonzero(active)[negative.argmin()]] = False
     return costs

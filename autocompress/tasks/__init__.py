@@ -1,29 +1,21 @@
-"""Tasks: what a model is scored on. A task is one file here, one line in ``TASKS``, one in
-``session.LOADERS`` and one row in its conformance test."""
+"""Tasks: what a model is scored on. A task is one file here, one line in ``TASKS`` and one row in
+its conformance test. Files here import torch where they need it only: the command line reads
+them."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from autocompress.interfaces import Option, TaskKind
+from autocompress.tasks import language_modeling, text_classification
 
-from autocompress.pareto import METRICS, Metric
-
-
-@dataclass(frozen=True)
-class Kind:
-    """What is known of a task before any data is read.
-
-    Args:
-        options: of a request that mean something to this task only.
-    """
-
-    metric: Metric
-    options: tuple[str, ...]
-
-
-TASKS: dict[str, Kind] = {
-    "text-classification": Kind(
-        METRICS["accuracy"], ("text-pair-column", "label-column", "unlabeled")
-    ),
-    "language-modeling": Kind(METRICS["perplexity"], ("block-length", "context", "stride")),
+TASKS: dict[str, TaskKind] = {
+    kind.name: kind
+    for kind in (
+        text_classification.KIND,
+        language_modeling.KIND,
+    )
 }
-"""By name; each is a module of this package."""
+"""By name."""
+OPTIONS: dict[str, Option] = {
+    option.name: option for kind in TASKS.values() for option in kind.options
+}
+"""Of all tasks, by name; one that several tasks have is the same in each."""

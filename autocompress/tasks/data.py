@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from autocompress.errors import UserError
+from autocompress.interfaces import Option
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 DOCUMENT_FORMATS = FORMATS | {".txt": "text"}
@@ -23,6 +24,7 @@ many examples."""
 
 Example = tuple[str, str | None, Any]
 """Text, second text of a pair or None, label as found."""
+TEXT_COLUMN = Option("text-column", "C", "column of the texts; a usual name is found")
 
 
 @dataclass(frozen=True)

@@ -8,17 +8,29 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import CandidateFailed, UserError
-from autocompress.interfaces import Batch, Evidence, Question, Row
-from autocompress.pareto import Metric
-from autocompress.tasks import TASKS
+from autocompress.interfaces import (
+    Batch,
+    Evidence,
+    Head,
+    HeldOut,
+    Option,
+    Question,
+    Row,
+    TaskInputs,
+    TaskKind,
+)
+from autocompress.pareto import METRICS, Metric
 from autocompress.tasks.cleaning import clean
-from autocompress.tasks.data import Documents, load_documents
+from autocompress.tasks.data import TEXT_COLUMN, Documents, load_documents
+
+if TYPE_CHECKING:
+    import torch
 
 LENGTH = 256
 """Tokens of a block and of a window where none are asked for, or as many as the model takes. They
@@ -31,6 +43,18 @@ STEP_TOKENS = 1024
 their losses."""
 _DOCUMENTS_AT_ONCE = 1000
 """Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
+OPTIONS = (
+    TEXT_COLUMN,
+    Option(
+        "block-length",
+        "N",
+        f"tokens of a block of training text; {LENGTH} where not given, or as many as the model "
+        f"takes",
+        int,
+    ),
+    Option("context", "N", "tokens of a window of scored text; likewise", int),
+    Option("stride", "N", "tokens that each window scores; half of --context where not given", int),
+)
 
 
 @dataclass(frozen=True)
@@ -82,8 +106,8 @@ class Windows:
 
 @dataclass(frozen=True)
 class LanguageModeling:
-    """A ``Task``: three splits that share no document. Evidence is the negative log-likelihood of a
-    window in nats.
+    """A ``Task``: three splits that share no document, the held-out ones ``Windows``. Evidence, of
+    shape (windows, 1), is the negative log-likelihood of a window in nats.
 
     Args:
         cleaned: ``train`` without the lines that ``clean`` drops.
@@ -96,7 +120,8 @@ class LanguageModeling:
     validation: Windows
     test: Windows
     dropped: dict[str, int]
-    metric: ClassVar[Metric] = TASKS["language-modeling"].metric
+    metric: ClassVar[Metric] = METRICS["perplexity"]
+    head: ClassVar[Head] = Head.CAUSAL_LM
     labels: ClassVar[tuple[str, ...]] = ()
     pad_id: ClassVar[None] = None
     unlabeled: ClassVar[tuple[Row, ...]] = ()
@@ -128,39 +153,50 @@ class LanguageModeling:
         ids = np.concatenate(list(rows))
         return Batch({"input_ids": ids, "attention_mask": np.ones_like(ids)})
 
-    def questions(self, part: Windows, size: int) -> list[Question]:
+    @staticmethod
+    def loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        """Cross-entropy of logits (batch, length, vocabulary) over the tokens (batch, length) that
+        have a next one; also of all tokens one below the other."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction)
+
+    def questions(self, part: HeldOut, size: int) -> list[Question]:
         """At most ``STEP_TOKENS`` tokens at a time, or one window."""
         size = min(size, _rows_of(STEP_TOKENS, part.rows[0]))
-        starts = range(0, len(part.rows), size)
+        scored = cast(Windows, part).scored
         return [
-            self.batch(part.rows[i : i + size]).inputs | {"scored": part.scored[i : i + size]}
-            for i in starts
+            self.batch(part.rows[i : i + size]).inputs | {"scored": scored[i : i + size]}
+            for i in range(0, len(part.rows), size)
         ]
 
-    def evidence(self, answers: NDArray[np.floating[Any]], part: Windows) -> Evidence:
-        return answers.astype(float)
+    def evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
+        return answers[:, None].astype(float)
 
-    def score(self, evidence: Evidence, part: Windows) -> tuple[float, float]:
+    def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """Perplexity."""
-        found = Score(evidence, part.scored, part.text_bytes)
+        found = _score(evidence, part)
         return _finite(found.perplexity, found.stderr)
 
-    def bits_per_byte(self, evidence: Evidence, part: Windows) -> float:
+    def bits_per_byte(self, evidence: Evidence, part: HeldOut) -> float:
         """See ``Score``."""
-        return Score(evidence, part.scored, part.text_bytes).bits_per_byte
+        return _score(evidence, part).bits_per_byte
 
-    def drop(self, baseline: Evidence, other: Evidence, part: Windows) -> tuple[float, float]:
+    def drop(self, baseline: Evidence, other: Evidence, part: HeldOut) -> tuple[float, float]:
         """See ``compare``."""
-        return _finite(
-            *compare(*(Score(nll, part.scored, part.text_bytes) for nll in (baseline, other)))
-        )
+        return _finite(*compare(_score(baseline, part), _score(other, part)))
 
     def pack(self, evidence: Evidence) -> str:
         """As hex of the 64-bit floats."""
         return evidence.astype("<f8").tobytes().hex()
 
     def unpack(self, text: str, count: int) -> Evidence:
-        return np.frombuffer(bytes.fromhex(text), "<f8", count).astype(float)
+        return np.frombuffer(bytes.fromhex(text), "<f8", count)[:, None].astype(float)
+
+
+def _score(evidence: Evidence, part: HeldOut) -> Score:
+    text = cast(Windows, part)
+    return Score(evidence[:, 0], text.scored, text.text_bytes)
 
 
 def _rows_of(tokens: int, row: Row) -> int:
@@ -369,3 +405,33 @@ def _ratio(nats: NDArray[np.float64], tokens: NDArray[np.int64]) -> tuple[float,
 def _exp(nats: float) -> float:
     with np.errstate(over="ignore"):
         return float(np.exp(nats))
+
+
+def from_inputs(given: TaskInputs) -> LanguageModeling:
+    """``load``, with cleaned text where candidates may learn from it.
+
+    Raises:
+        UserError: as ``load``; the model is no decoder.
+    """
+    if not given.causal:
+        raise UserError(
+            f"--model {given.model} is of type {given.config.model_type}, language modeling needs "
+            f"a decoder such as gpt2"
+        )
+    return load(
+        given.tokenizer,
+        given.data,
+        given.options.get("text-column"),
+        given.validation,
+        given.test,
+        positions=given.positions,
+        block_length=given.options.get("block-length"),
+        context=given.options.get("context"),
+        stride=given.options.get("stride"),
+        with_cleaned=given.cleaned,
+    )
+
+
+KIND = TaskKind(
+    "language-modeling", LanguageModeling.metric, LanguageModeling.head, OPTIONS, from_inputs
+)

@@ -5,17 +5,35 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.errors import UserError
-from autocompress.interfaces import Batch, Evidence, Question, Row
-from autocompress.pareto import Metric
-from autocompress.tasks import TASKS
-from autocompress.tasks.data import Columns, Example, load_examples, read_lines
-from autocompress.training.steps import BATCH_SIZE
+from autocompress.interfaces import (
+    Batch,
+    Evidence,
+    Head,
+    HeldOut,
+    Option,
+    Question,
+    Row,
+    TaskInputs,
+    TaskKind,
+)
+from autocompress.pareto import METRICS, Metric
+from autocompress.tasks.data import TEXT_COLUMN, Columns, Example, load_examples, read_lines
+
+if TYPE_CHECKING:
+    import torch
+
+OPTIONS = (
+    TEXT_COLUMN,
+    Option("text-pair-column", "C", "column of the second text of a pair"),
+    Option("label-column", "C", "column of the labels; a usual name is found"),
+    Option("unlabeled", "FILE", "text for the teacher to label, a line each", is_file=True),
+)
 
 
 @dataclass(frozen=True)
@@ -31,8 +49,8 @@ class Split:
 
 @dataclass(frozen=True)
 class TextClassification:
-    """A ``Task``: three splits that share no text, and unlabelled rows. Evidence is 1 for a correct
-    answer, else 0.
+    """A ``Task``: three splits that share no text, and unlabelled rows. Evidence, of shape
+    (examples, 1), is 1 for a correct answer, else 0.
 
     Args:
         labels: names, by id.
@@ -48,8 +66,9 @@ class TextClassification:
     test: Split
     unlabeled: list[Row]
     dropped: dict[str, int]
-    metric: ClassVar[Metric] = TASKS["text-classification"].metric
-    batch_size: ClassVar[int] = BATCH_SIZE
+    metric: ClassVar[Metric] = METRICS["accuracy"]
+    head: ClassVar[Head] = Head.SEQUENCE_CLASSIFICATION
+    batch_size: ClassVar[int] = 32
     cleaned: ClassVar[None] = None
 
     @property
@@ -77,22 +96,29 @@ class TextClassification:
             inputs["attention_mask"][i, : row.shape[1]] = 1
         return Batch(inputs)
 
-    def questions(self, part: Split, size: int) -> list[Question]:
+    @staticmethod
+    def loss(logits: torch.Tensor, labels: torch.Tensor, reduction: str = "mean") -> torch.Tensor:
+        """Cross-entropy of logits (batch, labels) over the rows that have a label (batch,)."""
+        from torch.nn.functional import cross_entropy
+
+        return cross_entropy(logits, labels, reduction=reduction)
+
+    def questions(self, part: HeldOut, size: int) -> list[Question]:
         return [self.batch(part.rows[i : i + size]).inputs for i in range(0, len(part.rows), size)]
 
-    def evidence(self, answers: NDArray[np.floating[Any]], part: Split) -> Evidence:
-        return correct(answers, part.labels).astype(float)
+    def evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
+        return correct(answers, cast(Split, part).labels)[:, None].astype(float)
 
-    def score(self, evidence: Evidence, part: Split) -> tuple[float, float]:
+    def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """Share of correct answers."""
-        return _mean(evidence)
+        return _mean(evidence[:, 0])
 
-    def bits_per_byte(self, evidence: Evidence, part: Split) -> None:
+    def bits_per_byte(self, evidence: Evidence, part: HeldOut) -> None:
         """Nothing is said."""
 
-    def drop(self, baseline: Evidence, other: Evidence, part: Split) -> tuple[float, float]:
+    def drop(self, baseline: Evidence, other: Evidence, part: HeldOut) -> tuple[float, float]:
         """In points of a hundred."""
-        lost, stderr = _mean(baseline - other)
+        lost, stderr = _mean((baseline - other)[:, 0])
         return 100 * lost, 100 * stderr
 
     def pack(self, evidence: Evidence) -> str:
@@ -100,12 +126,11 @@ class TextClassification:
         return np.packbits(evidence > 0).tobytes().hex()
 
     def unpack(self, text: str, count: int) -> Evidence:
-        return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8), count=count).astype(
-            float
-        )
+        packed = np.frombuffer(bytes.fromhex(text), np.uint8)
+        return np.unpackbits(packed, count=count)[:, None].astype(float)
 
 
-def _mean(values: Evidence) -> tuple[float, float]:
+def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
     """With its standard error."""
     return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
 
@@ -236,3 +261,32 @@ def _label_reader(label_ids: dict[str, int], names: list[str] | None) -> Any:
         )
 
     return to_id
+
+
+def from_inputs(given: TaskInputs) -> TextClassification:
+    """``load``, with the labels of the model, or with those of the data where its head is new.
+
+    Raises:
+        UserError: as ``load``; a decoder whose tokenizer has no token to pad with.
+    """
+    if given.causal and given.tokenizer.pad_token_id is None:
+        raise UserError(
+            f"--model {given.model}: the tokenizer has neither a padding token nor an end-of-text "
+            f"token; a decoder that classifies needs one to find the end of a text"
+        )
+    columns = (given.options.get(f"{role}-column") for role in ("text", "text-pair", "label"))
+    return load(
+        given.tokenizer,
+        given.data,
+        Columns(*columns),
+        min(given.tokenizer.model_max_length, given.positions),
+        None if given.fresh else {name: i for i, name in given.config.id2label.items()},
+        given.validation,
+        given.test,
+        given.options.get("unlabeled"),
+    )
+
+
+KIND = TaskKind(
+    "text-classification", TextClassification.metric, TextClassification.head, OPTIONS, from_inputs
+)

@@ -8,25 +8,24 @@ device's own latency table.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 from autocompress.candidate import Candidate, Real, Setting
 from autocompress.errors import CandidateFailed
-from autocompress.interfaces import Knowledge
+from autocompress.interfaces import Knowledge, StructuralTechnique
 from autocompress.structure import Layer, Structure
 
 Unit = tuple[int, Literal["heads", "ffn"], int]
 """(position of the layer, kind, index of the head or neuron)."""
 
 
-@dataclass(frozen=True)
-class LatencyPruning:
+class LatencyPruning(StructuralTechnique):
     """Removes units in order of importance per latency until the predicted latency is
     ``width.latency`` of what it was."""
 
-    name: str = "latency-pruning"
-    settings: tuple[Setting, ...] = (
+    name = "latency-pruning"
+    settings = (
         Setting(
             "width.latency",
             Real(0.02, 1),

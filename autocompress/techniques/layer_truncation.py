@@ -9,11 +9,10 @@ those of the paper's code stay spread over their half.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from autocompress.candidate import Candidate, OneOf, Setting, Value
 from autocompress.errors import CandidateFailed
-from autocompress.interfaces import Knowledge
+from autocompress.interfaces import Knowledge, StructuralTechnique
 from autocompress.structure import Structure
 
 
@@ -65,13 +64,12 @@ class _LayersKept:
         return "a share more than 0 and at most 1, or an ascending list of layers counted from 0"
 
 
-@dataclass(frozen=True)
-class LayerTruncation:
+class LayerTruncation(StructuralTechnique):
     """Keeps ``layers.keep`` of the layers (at least one), chosen by ``layers.rule``, or exactly the
     listed ones."""
 
-    name: str = "layer-truncation"
-    settings: tuple[Setting, ...] = (
+    name = "layer-truncation"
+    settings = (
         Setting("layers.keep", _LayersKept(), 1.0, "share of the layers kept, or the list of them"),
         Setting(
             "layers.rule",

@@ -6,21 +6,19 @@ Michel et al. 2019 for heads, Prasanna et al. 2020 for both; the Fisher criterio
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.candidate import Candidate, OneOf, Real, Setting
-from autocompress.interfaces import Knowledge
+from autocompress.candidate import Candidate, OneOf, Real, Setting, Value
+from autocompress.interfaces import Knowledge, StructuralTechnique
 from autocompress.knowledge import CRITERIA
 from autocompress.structure import Layer, Structure
 
 
-@dataclass(frozen=True)
-class UnitPruning:
+class UnitPruning(StructuralTechnique):
     """Keeps the most important share of the units that are left; a layer may end with none. Not
     beside ``width.latency``, which prunes both kinds of units together.
 
@@ -31,34 +29,31 @@ class UnitPruning:
         noun: the units in words.
     """
 
-    name: str
-    section: Literal["heads", "ffn"]
-    noun: str
+    def __init__(self, name: str, section: Literal["heads", "ffn"], noun: str) -> None:
+        self.name, self.section = name, section
+        keep = f"{section}.keep"
 
-    @property
-    def settings(self) -> tuple[Setting, ...]:
-        keep = f"{self.section}.keep"
-        return (
+        def by_share(settings: Mapping[str, Value]) -> bool:
+            return settings["width.latency"] == 1
+
+        def some(settings: Mapping[str, Value]) -> bool:
+            return by_share(settings) and settings[keep] not in (0, 1)
+
+        self.settings = (
+            Setting(keep, Real(0, 1), 1.0, f"share of the {noun} kept", when=by_share),
             Setting(
-                keep,
-                Real(0, 1),
-                1.0,
-                f"share of the {self.noun} kept",
-                when=lambda s: s["width.latency"] == 1,
-            ),
-            Setting(
-                f"{self.section}.importance",
+                f"{section}.importance",
                 OneOf(CRITERIA),
                 "fisher",
-                f"how {self.noun} are ranked",
-                when=lambda s: s["width.latency"] == 1 and s[keep] not in (0, 1),
+                f"how {noun} are ranked",
+                when=some,
             ),
             Setting(
-                f"{self.section}.allocation",
+                f"{section}.allocation",
                 OneOf(("global", "uniform")),
                 "global",
-                f"{self.noun} ranked over all layers, or the same share in each",
-                when=lambda s: s["width.latency"] == 1 and s[keep] not in (0, 1),
+                f"{noun} ranked over all layers, or the same share in each",
+                when=some,
             ),
         )
 

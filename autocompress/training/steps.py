@@ -1,5 +1,4 @@
-"""What training a teacher and recovering a student share: batches of like lengths, bf16, the
-optimizers, features."""
+"""What training a teacher and recovering a student share: batches of like lengths, optimizers."""
 
 from __future__ import annotations
 
@@ -12,32 +11,22 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from autocompress.errors import CandidateFailed
-from autocompress.interfaces import Batch, Family, Row, Take
 
 BATCH_SIZE = 32
 """Sentences of a training step."""
 _POOL = 20
+_LONGEST_WARM_UP = 20
 
 
 @contextmanager
-def fast_math() -> Iterator[None]:
-    """bf16 where the CPU computes it fast (about 2x), and attention as plain products: at the
-    length of sentences the fused CPU kernel costs a step a quarter more."""
-    bf16 = torch.backends.mkldnn.is_available() and _has_bf16()  # type: ignore[no-untyped-call]
-    with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's own random numbers on the CPU come from this seed inside the block, and go on as if
+    it had not been afterwards."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         yield
-
-
-def _has_bf16() -> bool:
-    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def tensors(batch: Batch) -> dict[str, Tensor]:
-    """Model inputs as torch tensors that share the arrays' memory."""
-    return {name: torch.from_numpy(array) for name, array in batch.inputs.items()}
 
 
 def schedule(
@@ -81,6 +70,7 @@ class Optimizer:
     rows a batch touches), with a linear warm-up and a linear decay to zero.
 
     Args:
+        steps: in all.
         beside: parameters that are not the model's.
     """
 
@@ -92,6 +82,7 @@ class Optimizer:
         weight_decay: float = 0.01,
         beside: Iterable[nn.Parameter] = (),
     ) -> None:
+        self.learning_rate, self.steps, self.done = learning_rate, steps, 0
         whole: Any = model
         embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
         embeddings.sparse = head is None or head.weight is not embeddings.weight
@@ -101,15 +92,9 @@ class Optimizer:
             *beside,
         ]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(self.dense, lr=learning_rate, weight_decay=weight_decay, fused=True),
-            *(torch.optim.SparseAdam([weight], lr=learning_rate) for weight in lazy),
+            torch.optim.AdamW(self.dense, learning_rate, weight_decay=weight_decay, fused=True),
+            *(torch.optim.SparseAdam([weight], learning_rate) for weight in lazy),
         ]
-        warm_up = max(1, min(20, steps // 10))
-
-        def factor(step: int) -> float:
-            return min((step + 1) / warm_up, max(0.0, 1 - step / steps))
-
-        self.schedules = [torch.optim.lr_scheduler.LambdaLR(part, factor) for part in self.parts]
 
     def step(self, loss: Tensor) -> None:
         """One update.
@@ -123,61 +108,58 @@ class Optimizer:
             part.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.dense, 1.0)
-        for part, schedule in zip(self.parts, self.schedules, strict=True):
+        for part in self.parts:
+            for group in part.param_groups:
+                group["lr"] = self.learning_rate * self._factor()
             part.step()
-            schedule.step()
+        self.done += 1
+
+    def _factor(self) -> float:
+        warm_up = max(1, min(_LONGEST_WARM_UP, self.steps // 10))
+        return min((self.done + 1) / warm_up, max(0.0, 1 - self.done / self.steps))
+
+    def state(self) -> dict[str, Tensor]:
+        """All that steps change in it."""
+        named = {f"{i}": part for i, part in enumerate(self.parts)}
+        return {"done": torch.tensor(self.done)} | {
+            f"{i}.{name}": tensor
+            for i, part in named.items()
+            for name, tensor in optimizer_state(part).items()
+        }
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """The inverse of ``state``."""
+        self.done = int(state["done"])
+        for i, part in enumerate(self.parts):
+            restore_optimizer(part, within(state, f"{i}."))
 
 
-@contextmanager
-def watch(
-    model: nn.Module, family: Family, depth: int, names: Sequence[str]
-) -> Iterator[dict[str, Tensor]]:
-    """Collects features, named as in ``interfaces.Features``, of every forward pass inside the
-    block.
-
-    Args:
-        depth: layers of the model.
-    """
-    seen: dict[str, Tensor] = {}
-    handles = []
-
-    def keep(name: str, take: Take) -> Any:
-        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
-            seen[name] = take(output[0] if isinstance(output, tuple) else output)
-
-        return hook
-
-    try:
-        for name in names:
-            kind, _, number = name.partition(".")
-            place = (int(number) - 1, "block") if kind == "hidden" else (depth - 1, kind)
-            module, take = family.tap(model, *place)
-            handles.append(module.register_forward_hook(keep(name, take)))
-        yield seen
-    finally:
-        for handle in handles:
-            handle.remove()
+def within(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    """The tensors whose names begin with the prefix, without it."""
+    return {
+        name.removeprefix(prefix): tensor
+        for name, tensor in state.items()
+        if name.startswith(prefix)
+    }
 
 
-def forward_all(
-    model: nn.Module, family: Family, rows: Sequence[Row], batch: Any, names: Sequence[str] = ()
-) -> Iterator[tuple[NDArray[np.int64], Tensor, Mapping[str, Tensor]]]:
-    """Runs rows through the model without training it, in batches of like lengths.
+def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The state of a torch optimizer as tensors by ``PARAMETER.KEY``; numbers as such of 0
+    dimensions."""
+    return {
+        f"{index}.{key}": torch.as_tensor(value)
+        for index, found in optimizer.state_dict()["state"].items()
+        for key, value in found.items()
+    }
 
-    Args:
-        batch: turns rows into a ``Batch``.
-        names: features to watch.
 
-    Yields:
-        Indices of the rows, logits (rows, labels) in fp32, and features (rows, length, width),
-        padding included.
-    """
-    model.eval()
-    depth = len(family.structure(model).layers)
-    order = np.argsort([row.shape[1] for row in rows], kind="stable")
-    for start in range(0, len(order), 64):
-        indices = order[start : start + 64]
-        inputs = tensors(batch([rows[i] for i in indices]))
-        with watch(model, family, depth, names) as seen, torch.inference_mode(), fast_math():
-            logits = model(**inputs).logits.float()
-        yield indices, logits, seen
+def restore_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Tensor]) -> None:
+    """The inverse of ``optimizer_state``."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    counts_in_numbers = isinstance(optimizer, torch.optim.SparseAdam)
+    for name, tensor in state.items():
+        index, _, key = name.partition(".")
+        parameter = parameters[int(index)]
+        is_number = key == "step" and counts_in_numbers
+        value = int(tensor) if is_number else tensor.to(parameter.device, copy=True)
+        optimizer.state[parameter][key] = value

@@ -5,14 +5,19 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.utils.tqdm import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+)
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -24,12 +29,13 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from autocompress.cores import reserved
-from autocompress.environment import versions
+from autocompress.environment import silenced, versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside
 from autocompress.interfaces import Task
-from autocompress.training.steps import Optimizer, fast_math, schedule, tensors
+from autocompress.training.compute import CPU, Compute
+from autocompress.training.steps import Optimizer, schedule, seeded
 
 MOST_BYTES = 2**31
 """Of one ONNX file."""
@@ -38,13 +44,36 @@ LEARNING_RATE = 1e-4
 _HEADS = ("classifier", "pre_classifier", "score")
 
 
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing but errors is logged by transformers and the hub inside the block, which would count
+    its tries; no progress is drawn."""
+    before = transformers_logging.is_progress_bar_enabled(), not are_progress_bars_disabled()
+    _draw_progress(False, False)
+    try:
+        with silenced("transformers", "huggingface_hub"):
+            yield
+    finally:
+        _draw_progress(*before)
+
+
+def _draw_progress(transformers: bool, hub: bool) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that an environment variable stands above it
+        if transformers:
+            transformers_logging.enable_progress_bar()  # type: ignore[no-untyped-call]
+        else:
+            transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        (enable_progress_bars if hub else disable_progress_bars)()
+
+
+@quiet()
 def load_config(source: str) -> Any:
     """The transformers config of a folder or hub id.
 
     Raises:
         UserError: no such model, or a model type that cannot be cut.
     """
-    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # it would count its tries
     folder = Path(source)
     looks_local = folder.exists() or source.startswith((".", "/", "~"))
     is_gguf = folder.is_file() and folder.suffix == ".gguf"
@@ -90,6 +119,7 @@ def _place(source: str) -> dict[str, str]:
     return {"pretrained_model_name_or_path": source}
 
 
+@quiet()
 def load_tokenizer(source: str, vocabulary: int) -> Any:
     """The tokenizer beside the model.
 
@@ -118,16 +148,16 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
     return tokenizer
 
 
-def load_teacher(source: str, task: Task[Any], *, fresh: bool = False) -> nn.Module:
+def load_teacher(source: str, task: Task, *, fresh: bool = False) -> nn.Module:
     """The model with the head that the task wants, in fp32; raises as ``load_classifier``.
 
     Args:
         fresh: a classifier gets a new head.
     """
     return (
-        load_classifier(source, task.labels if fresh else None)
-        if task.labels
-        else load_language_model(source)
+        load_language_model(source)
+        if task.head.generates
+        else load_classifier(source, task.labels if fresh else None)
     )
 
 
@@ -153,22 +183,21 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
             "label2id": {name: i for i, name in enumerate(labels)},
         }
         new_head |= {"num_labels": len(labels), "ignore_mismatched_sizes": True}
-        torch.manual_seed(0)
     return _load(AutoModelForSequenceClassification, source, **new_head)
 
 
+@quiet()
 def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
-    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        model, info = auto.from_pretrained(
-            **_place(source),
-            dtype=torch.float32,
-            trust_remote_code=False,
-            use_safetensors=True,
-            output_loading_info=True,
-            **new_head,
-        )
+        with seeded(0):  # of a new head
+            model, info = auto.from_pretrained(
+                **_place(source),
+                dtype=torch.float32,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                **new_head,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = str(error).splitlines()[0]
         raise UserError(
@@ -204,15 +233,16 @@ def weights_digest(model: nn.Module) -> str:
     digest = hashlib.sha256()
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
 def finetune(
     model: nn.Module,
-    task: Task[Any],
+    task: Task,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    compute: Compute = CPU,
 ) -> None:
     """Train all weights on the training split: 2 epochs, batches of the task's size, AdamW at 1e-4.
 
@@ -222,31 +252,30 @@ def finetune(
     Raises:
         CandidateFailed: the loss is not finite.
     """
-    torch.manual_seed(seed)
     steps = EPOCHS * max(1, len(task.train.rows) // task.batch_size)
     lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
     batches = schedule([lengths], [task.batch_size], [seed])
     optimizer = Optimizer(model, LEARNING_RATE, steps)
-    model.train()
-    for step in range(steps):
-        indices = next(batches)
-        inputs = tensors(task.batch([task.train.rows[i] for i in indices]))
-        with fast_math():
-            logits = model(**inputs).logits.float().flatten(0, -2)
-        optimizer.step(
-            nn.functional.cross_entropy(
-                logits, torch.from_numpy(task.train.labels[indices]).flatten()
-            )
-        )
-        progress(step + 1, steps)
-    model.eval()
+    model.to(compute.device).train()
+    with seeded(seed):  # dropout
+        for step in range(steps):
+            indices = next(batches)
+            inputs = compute.tensors(task.batch([task.train.rows[i] for i in indices]))
+            labels = compute.moved(torch.from_numpy(task.train.labels[indices]))
+            with compute.math():
+                logits = model(**inputs).logits.float()
+            optimizer.step(task.loss(logits, labels))
+            progress(step + 1, steps)
+    model.cpu().eval()
 
 
+@quiet()
 def finetuned(
     model: nn.Module,
-    task: Task[Any],
+    task: Task,
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
+    compute: Compute = CPU,
 ) -> nn.Module:
     """The model after ``finetune``, kept on disk under what it was made from, where that can be
     written.
@@ -265,7 +294,7 @@ def finetuned(
         return load_teacher(str(folder), task)
     try:
         with reserved():
-            finetune(model, task, seed, progress)
+            finetune(model, task, seed, progress, compute)
     except CandidateFailed as error:
         raise UserError(f"fine-tuning failed: {error}") from error
     with contextlib.suppress(OSError), folder_aside(folder) as aside:

@@ -10,8 +10,8 @@ from typing import Any
 import optuna
 
 from autocompress.candidate import Value, freeze, thaw
+from autocompress.environment import silenced
 from autocompress.search_space import Choices, Parameter, SearchSpace
-from autocompress.techniques import SETTINGS
 
 _START_UP_TRIALS = 8
 
@@ -25,11 +25,11 @@ class OptunaSampler:
     Args:
         algorithm: ``tpe`` or ``random``.
         seed: same seed and same outcomes told, same points.
-        devices: latencies that an outcome has.
+        objectives: losses that an outcome has.
     """
 
-    def __init__(self, space: SearchSpace, algorithm: str, seed: int, devices: int = 1) -> None:
-        optuna.logging.set_verbosity(optuna.logging.ERROR)
+    @silenced("optuna")
+    def __init__(self, space: SearchSpace, algorithm: str, seed: int, objectives: int = 2) -> None:
         self.space = space
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
@@ -40,20 +40,24 @@ class OptunaSampler:
                     seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True
                 )
             )
-        self.study = optuna.create_study(directions=["minimize"] * (devices + 1), sampler=sampler)
+        self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
         self.trials: dict[int, optuna.Trial] = {}
         for corner in space.corners:
             self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in space.parameters})
 
+    @silenced("optuna")
     def ask(self) -> tuple[int, dict[str, Value]]:
         trial = self.study.ask()
         chosen: dict[str, Value] = {}
-        for parameter in self.space.parameters:
-            if parameter.setting.when(SETTINGS.complete(chosen)):
+        parameters = self.space.parameters
+        for parameter in (*parameters, *parameters):  # some mean nothing before later ones
+            complete = self.space.settings.complete(chosen)
+            if parameter.name not in chosen and parameter.setting.when(complete):
                 chosen[parameter.name] = _suggest(trial, parameter)
         self.trials[trial.number] = trial
         return trial.number, chosen
 
+    @silenced("optuna")
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
         trial = self.trials.pop(handle)
         trial.set_constraint("budget", violation)

@@ -1,0 +1,228 @@
+"""One student through the three steps of a trial: made, converted to its number formats, scored.
+
+The search calls each step and decides in between; nothing here calls back.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+from autocompress.candidate import Candidate
+from autocompress.engine.converting import Converter
+from autocompress.engine.making import Maker, Making, rungs
+from autocompress.engine.scoring import Scorer, Timings
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.journal import Trial
+from autocompress.plan import Plan
+from autocompress.scores import Score
+from autocompress.shipping import Graph
+from autocompress.student import Student
+
+
+class Attempt:
+    """Trials of one student, a number format each.
+
+    Args:
+        plan, candidate: of the student.
+        trials: in state ``asked``; the first one is timed before any training.
+        formats: what each is converted by, in the same order.
+        baseline: of the uncut model, scored.
+    """
+
+    def __init__(
+        self,
+        maker: Maker,
+        converter: Converter,
+        scorer: Scorer,
+        plan: Plan,
+        candidate: Candidate,
+        trials: Sequence[Trial],
+        formats: Sequence[Candidate],
+        baseline: Trial,
+    ) -> None:
+        self.maker, self.converter, self.scorer = maker, converter, scorer
+        self.plan, self.candidate, self.baseline = plan, candidate, baseline
+        self.trials = list(trials)
+        self.formats = dict(zip((trial.number for trial in trials), formats, strict=True))
+        self.steps = int(candidate.number("recovery.steps", 0))
+        self.timings: Timings = {}
+        self.weight_bytes: int | None = None
+        self.rate_s = 0.0
+        self._counted = trials[0].number
+        self._reached: tuple[tuple[int, float], ...] = ()
+        self._started = time.monotonic()
+
+    @property
+    def open(self) -> list[Trial]:
+        """Those of which nothing has come yet."""
+        return [trial for trial in self.trials if trial.state == "asked"]
+
+    @property
+    def rungs(self) -> list[int]:
+        """Recovery steps at which it may be stopped; none of a student that is trained."""
+        return rungs(self.steps) if self.making.recovery else []
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """What goes wrong inside fails the open trials, and no more."""
+        try:
+            yield
+        except (CandidateFailed, UserError) as error:
+            self._end_all("failed", str(error))
+        except MemoryError:
+            self._end_all("failed", "out of memory")
+        except RuntimeError as error:
+            if "memory" not in str(error):
+                raise
+            self._end_all("failed", f"out of memory: {str(error).splitlines()[0]}")
+
+    def begin(self) -> None:
+        """Build the student; where it is to be trained, time it first, so that one that misses a
+        limit of latency costs seconds.
+
+        Raises:
+            CandidateFailed: it cannot be built, or cannot run.
+            OSError: the disk is full.
+        """
+        self.converter.room(self.scorer.baseline)
+        self.making: Making = self.maker.begin(self.plan, self.candidate)
+        if self.making.recovery is None:
+            self._reached = tuple((steps, drop) for steps, drop, _ in self.making.student.rungs)
+            return
+        with self.converter.graph_of(self.making.student) as graph:
+            for trial in self.open:
+                folder = self._ship(graph, self.making.student, trial)
+                [timings] = self.scorer.time([folder])
+                if isinstance(timings, CandidateFailed):
+                    self._refuse(trial, "failed", str(timings))
+                    continue
+                self._note(trial, folder, timings)
+                if self.timings:
+                    break
+        self._counted = min((trial.number for trial in self.open), default=self._counted)
+
+    def advance(self, rung: int) -> tuple[float, float]:
+        """Train up to a rung, unless it was there before.
+
+        Returns:
+            The drop on validation examples, with its standard error.
+        """
+        known = {steps: (drop, stderr) for steps, drop, stderr in self.making.student.rungs}
+        lost = known[rung] if rung in known else self._trained(rung)
+        self._reached = (*self._reached, (rung, lost[0]))
+        return lost
+
+    def _trained(self, rung: int) -> tuple[float, float]:
+        before, begun = self.making.done, time.monotonic()
+        self.maker.advance(self.making, rung)
+        self.rate_s = (time.monotonic() - begun) / (rung - before)
+        first = next(iter(self.baseline.scores.values()))
+        compute = self.maker.teacher.compute
+        lost = self.scorer.drop_in_training(self.making.model, first, compute)
+        self.maker.pause(self.making, lost)
+        return lost
+
+    def stop(self, reason: str) -> None:
+        """Nothing more comes of it."""
+        self._end_all("stopped", reason)
+
+    def seal(self) -> Student:
+        """Train to the end."""
+        self.maker.advance(self.making, self.steps)
+        return self.maker.seal(self.making)
+
+    def convert_and_score(self, student: Student) -> None:
+        """Every open trial gets its artifact, its timings and its scores.
+
+        Raises:
+            CandidateFailed: the student cannot be exported.
+        """
+        shipped: dict[int, Path] = {}
+        with self.converter.graph_of(student) as graph:
+            for trial in self.open:
+                with self._failing_alone(trial):
+                    shipped[trial.number] = self._ship(graph, student, trial)
+        found = self.scorer.time(list(shipped.values())) if shipped else []
+        for number, timings in zip(shipped, found, strict=True):
+            trial = next(own for own in self.trials if own.number == number)
+            if isinstance(timings, CandidateFailed):
+                self._refuse(trial, "failed", str(timings))
+                continue
+            known_to_fit = bool(trial.scores)
+            self._note(trial, shipped[number], timings, may_refuse=not known_to_fit)
+        for trial in self.open:
+            with self._failing_alone(trial):
+                self._score(trial, student, shipped[trial.number])
+
+    def _score(self, trial: Trial, student: Student, folder: Path) -> None:
+        timings = {name: score.timing for name, score in trial.scores.items()}
+        scores = self.scorer.scores(folder, timings, self.baseline.scores)
+        worst = max(score.quality.drop_validation for score in scores.values() if score.quality)
+        self._end(
+            trial,
+            state="complete",
+            sizes=student.plan.sizes(),
+            scores=scores,
+            path=f"models/{trial.id}",
+            rungs=(*self._reached, (self.steps, worst)),
+        )
+
+    def _ship(self, graph: Graph, student: Student, trial: Trial) -> Path:
+        folder, parity = self.converter.ship(
+            graph, student, self.formats[trial.number], trial.candidate, trial.id
+        )
+        self._put(replace(self._now(trial), parity=parity))
+        return folder
+
+    def _now(self, trial: Trial) -> Trial:
+        return next(own for own in self.trials if own.number == trial.number)
+
+    def _note(
+        self, trial: Trial, folder: Path, timings: Timings, *, may_refuse: bool = True
+    ) -> None:
+        """What was measured of an artifact; one that fits no device is refused."""
+        size = (folder / "model.onnx").stat().st_size
+        scores = {name: Score(timing) for name, timing in timings.items()}
+        trial = self._put(replace(self._now(trial), scores=scores, weight_bytes=size))
+        refused = self.scorer.refused(timings, size) if may_refuse else None
+        if refused is not None:
+            self._refuse(trial, "over-budget", refused)
+        elif not self.timings:
+            self.timings, self.weight_bytes = timings, size
+
+    def _refuse(self, trial: Trial, state: str, reason: str) -> None:
+        """For its timings alone; the same whether they were taken before its training or after."""
+        self._end(trial, state=state, reason=reason, rungs=(), parity=None)
+
+    @contextmanager
+    def _failing_alone(self, trial: Trial) -> Iterator[None]:
+        try:
+            yield
+        except CandidateFailed as error:
+            self._end(trial, state="failed", reason=str(error))
+
+    def _end_all(self, state: str, reason: str) -> None:
+        for trial in self.open:
+            self._end(trial, state=state, reason=reason)
+
+    def _end(self, trial: Trial, **facts: object) -> None:
+        ended = self._put(replace(self._now(trial), **{"rungs": self._reached, **facts}))  # type: ignore[arg-type]
+        if ended.state != "complete":
+            shutil.rmtree(self.converter.models / ended.id, ignore_errors=True)
+
+    def _put(self, trial: Trial) -> Trial:
+        self.trials = [trial if own.number == trial.number else own for own in self.trials]
+        return trial
+
+    def ended(self) -> list[Trial]:
+        """All trials; the time of the student counts to the first that was not refused early."""
+        spent = time.monotonic() - self._started
+        return [
+            replace(trial, seconds=spent if trial.number == self._counted else 0.0)
+            for trial in self.trials
+        ]

@@ -1,0 +1,289 @@
+"""The first step of a trial: from a plan to a sealed student."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autocompress.candidate import Candidate
+from autocompress.cores import reserved
+from autocompress.distillation import objectives
+from autocompress.distillation.layer_maps import LAYER_MAPS
+from autocompress.distillation.settings import weight_setting
+from autocompress.interfaces import (
+    Batch,
+    Family,
+    Lesson,
+    Matching,
+    Objective,
+    Row,
+    Task,
+    Technique,
+    TrainingSplit,
+)
+from autocompress.knowledge import fisher, magnitude
+from autocompress.plan import Plan
+from autocompress.structure import Importance, Structure
+from autocompress.student import Student, config_of, first, student_id
+from autocompress.techniques import TECHNIQUES, training_of
+from autocompress.training.compute import CPU, Compute
+from autocompress.training.outputs import Teacher, TransferSet
+from autocompress.training.recovery import Recovery
+
+FIRST_RUNG = 32
+"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see
+README)."""
+_RUNG_FACTOR = 6
+_IMPORTANCE_BATCHES = 16
+_Found = TypeVar("_Found")
+
+
+def rungs(steps: int) -> list[int]:
+    """Recovery steps at which a candidate of so many steps may be stopped: 32, 192, 1152, ..."""
+    found = []
+    rung = FIRST_RUNG
+    while rung < steps:
+        found.append(rung)
+        rung *= _RUNG_FACTOR
+    return found
+
+
+class Measured(dict[str, Importance]):
+    """What is measured of the uncut model, each when it is first wanted, by its name.
+
+    Importance of every head and neuron, by criterion, is from the first training examples.
+    """
+
+    def __init__(self, task: Task, model: nn.Module, family: Family, compute: Compute) -> None:
+        super().__init__()
+        self.task, self.model, self.family, self.compute = task, model, family, compute
+        self._found: dict[object, Any] = {}
+
+    def __missing__(self, criterion: str) -> Importance:
+        measures = {
+            "fisher": lambda: fisher.measure(
+                self.model, self.family, self._batches(), self.task.loss, self.compute
+            ),
+            "magnitude": lambda: magnitude.measure(self.model, self.family),
+        }
+        with reserved():
+            self[criterion] = measures[criterion]()
+        return self[criterion]
+
+    def once(self, measure: Callable[[nn.Module, Family], _Found]) -> _Found:
+        """See ``Knowledge.measured``."""
+        if measure not in self._found:
+            with reserved():
+                self._found[measure] = measure(self.model, self.family)
+        found: _Found = self._found[measure]
+        return found
+
+    def _batches(self) -> list[tuple[Batch, NDArray[np.int64]]]:
+        rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
+        starts = range(0, min(len(rows), _IMPORTANCE_BATCHES * size), size)
+        return [(self.task.batch(rows[i : i + size]), labels[i : i + size]) for i in starts]
+
+
+@dataclass
+class Making:
+    """A student at work.
+
+    Args:
+        student: its folder.
+        model: in training, with whatever modifiers are in it.
+        recovery: None of a student that is not trained.
+    """
+
+    student: Student
+    model: nn.Module
+    recovery: Recovery | None
+
+    @property
+    def done(self) -> int:
+        """Recovery steps."""
+        return self.student.steps if self.recovery is None else self.recovery.done
+
+
+class Maker:
+    """Makes students: begins one, advances it to a rung, seals it.
+
+    Args:
+        teacher: its model, and what it says of the text that students learn from.
+        folder: where students have theirs.
+        lineage: digest of the teacher's weights; the text is added.
+        seed: of the search.
+    """
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        folder: Path,
+        lineage: str,
+        seed: int,
+        techniques: Sequence[Technique] = TECHNIQUES,
+        known_objectives: Mapping[str, Callable[[Lesson], Objective]] | None = None,
+    ) -> None:
+        self.teacher, self.folder, self.seed = teacher, folder, seed
+        self.techniques = techniques
+        self.objectives = known_objectives or objectives()
+        config: Any = teacher.model.config
+        self.full = Plan(config.model_type, teacher.structure)
+        texts = [text.digest() for text in (teacher.transfer, teacher.cleaned) if text]
+        self.lineage = " ".join([lineage, *texts])
+
+    def id_of(self, plan: Plan, candidate: Candidate) -> str:
+        """The name of the student that a candidate makes of a plan."""
+        return student_id(self.lineage, plan, self._training(plan, candidate), self.seed)
+
+    def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
+        """What the weights follow from beside the plan: an uncut student has no start."""
+        training = training_of(candidate, self.techniques)
+        if plan.structure != self.full.structure:
+            return training
+        return training.only([name for name in training.active if name != "weights.start"])
+
+    def begin(self, plan: Plan, candidate: Candidate) -> Making:
+        """The student as far as its folder has come; from its first weights where there is none.
+
+        Raises:
+            CandidateFailed: it cannot be built, or its training asks for what is not there.
+        """
+        folder = self.folder / self.id_of(plan, candidate)
+        student = self._found(folder) or self._begun(folder, plan, candidate)
+        model = student.model(self.techniques).to(self.teacher.compute.device)
+        if student.sealed or not candidate.number("recovery.steps", 0):
+            return Making(student, model, None)
+        with reserved():
+            recovery = self._recovery(student, model, candidate)
+        return Making(student, model, recovery)
+
+    def _found(self, folder: Path) -> Student | None:
+        try:
+            return Student.load(folder, self.techniques)
+        except (OSError, ValueError, KeyError):
+            return None
+
+    def _begun(self, folder: Path, plan: Plan, candidate: Candidate) -> Student:
+        teacher = self.teacher
+        start = self._training(plan, candidate).text("weights.start", "copied")
+        model = first(teacher.model, teacher.family, plan, start, self.techniques).cpu()
+        return Student(folder, plan, config_of(teacher.model)).begun(model)
+
+    def _recovery(self, student: Student, model: nn.Module, candidate: Candidate) -> Recovery:
+        seeds = (self.seed, int(student.id, 16))
+        structure = student.plan.structure
+        recovery = recovery_of(
+            model, structure, candidate, self.teacher, seeds, self.techniques, self.objectives
+        )
+        state = student.state()
+        if state:
+            recovery.restore(state)
+        return recovery
+
+    def advance(self, making: Making, until: int) -> None:
+        """Train up to this step.
+
+        Raises:
+            CandidateFailed: the loss is not finite.
+        """
+        if making.recovery is not None:
+            with reserved():
+                making.recovery.advance(until)
+
+    def pause(self, making: Making, drop: tuple[float, float]) -> None:
+        """Write how far it is, and how it does there: its drop on validation examples, with the
+        standard error."""
+        if making.recovery is not None:
+            making.student = making.student.paused((making.done, *drop), making.recovery.state())
+
+    def seal(self, making: Making) -> Student:
+        """Nothing is trained any more; what modifiers learned joins the plan."""
+        student = making.student
+        if student.sealed:
+            return student
+        learned = making.recovery.finish() if making.recovery else []
+        plan = student.plan
+        for part in learned:
+            plan = plan.with_part(part)
+        making.student = student.as_sealed(making.model.cpu(), plan, making.done)
+        return making.student
+
+    def keep(self, ids: Collection[str | None]) -> None:
+        """Delete all students but these."""
+        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
+            if folder.name not in ids:
+                shutil.rmtree(folder)
+
+
+def recovery_of(
+    model: nn.Module,
+    structure: Structure,
+    candidate: Candidate,
+    teacher: Teacher,
+    seeds: tuple[int, int],
+    techniques: Sequence[Technique] = TECHNIQUES,
+    known_objectives: Mapping[str, Callable[[Lesson], Objective]] | None = None,
+) -> Recovery:
+    """The training of one student by its candidate's settings.
+
+    Args:
+        model: the student, on the teacher's device; modifiers are installed in it.
+        seeds: of the search, and of the student.
+    """
+    lesson = _lesson(model, structure, candidate, teacher, seeds[1])
+    modifiers = [found for t in techniques if (found := t.modifier(lesson)) is not None]
+    chosen, known = candidate.get("recovery.objectives", ()), known_objectives or objectives()
+    assert isinstance(chosen, tuple)
+    pairs = [
+        (known[str(name)](lesson), candidate.number(weight_setting(str(name)), 1))
+        for name in chosen
+    ]
+    return Recovery(lesson, teacher, pairs, modifiers, seeds)
+
+
+def _lesson(
+    model: nn.Module, structure: Structure, candidate: Candidate, teacher: Teacher, seed: int
+) -> Lesson:
+    family, layers = teacher.family, structure.layers
+    layer_map = LAYER_MAPS[candidate.text("recovery.layer_map", "uniform")]
+    steps = int(candidate.number("recovery.steps"))
+    label_phase = round(candidate.number("recovery.label_phase", 0) * steps)
+    widths = family.hidden_size(model), family.hidden_size(teacher.model)
+    matching = Matching(
+        tuple(layer_map(len(layers), len(teacher.structure.layers))),
+        layers[-1].heads,
+        family.head_size(teacher.model),
+        family.causal,
+        widths if widths[0] != widths[1] else None,
+    )
+    random = torch.Generator().manual_seed(seed % 2**63)
+    taught = max(1, steps - label_phase)
+    return Lesson(candidate, matching, model, teacher.model, random, taught, teacher.compute)
+
+
+def teacher_of(
+    task: Task, model: nn.Module, family: Family, scratch: Path, compute: Compute = CPU
+) -> Teacher:
+    """The teacher of a task's own text."""
+
+    def learning(text: TrainingSplit, unlabelled: Sequence[Row] = ()) -> TransferSet:
+        return TransferSet(
+            [*text.rows, *unlabelled],
+            text.labels,
+            task.batch,
+            task.loss,
+            task.batch_size,
+            by_token=task.head.generates,
+        )
+
+    cleaned = None if task.cleaned is None else learning(task.cleaned)
+    transfer = learning(task.train, task.unlabeled)
+    return Teacher(model, family, transfer, scratch, cleaned, compute)

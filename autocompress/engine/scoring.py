@@ -1,0 +1,180 @@
+"""The third step of a trial: an artifact on every device, its timing and what it answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from autocompress.errors import CandidateFailed
+from autocompress.hardware.agent import kept
+from autocompress.interfaces import Device, Evidence, HeldOut, Question, Task
+from autocompress.limits import Facts, Limits
+from autocompress.pareto import LATENCY_AND_QUALITY
+from autocompress.scores import Quality, Score, Timing
+from autocompress.training.compute import Compute
+
+Timings = dict[str, Timing]
+"""By name of the device."""
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """Times and scores model folders.
+
+    Args:
+        devices: by name of their profiles, the first one first.
+        budgets: likewise;
+            the device's limit of memory is among them.
+        baseline: folder of the uncut model in fp32.
+        objectives: see ``pareto.OBJECTIVES``.
+    """
+
+    task: Task
+    devices: Mapping[str, Device]
+    budgets: Mapping[str, Limits]
+    baseline: Path
+    objectives: tuple[str, ...] = LATENCY_AND_QUALITY
+
+    @property
+    def baseline_bytes(self) -> int:
+        """Of the uncut model's file."""
+        return (self.baseline / "model.onnx").stat().st_size
+
+    @property
+    def models(self) -> Path:
+        """Where all model folders are."""
+        return self.baseline.parent
+
+    def time_baseline(self) -> Timings:
+        """Of the uncut model; raises as ``Device.time``."""
+        return {
+            name: device.time(self.baseline, [], final=False)[0]
+            for name, device in self.devices.items()
+        }
+
+    def time(self, models: Sequence[Path]) -> list[Timings | CandidateFailed]:
+        """Of each model on all devices, in turn with the baseline; why, where one cannot run."""
+        try:
+            by_device = {
+                name: device.time(self.baseline, models, final=False)[1]
+                for name, device in self.devices.items()
+            }
+        except CandidateFailed as error:
+            if len(models) == 1:
+                return [error]
+            return [found for model in models for found in self.time([model])]
+        return [
+            {name: timings[i] for name, timings in by_device.items()} for i in range(len(models))
+        ]
+
+    def evidence(self, model: Path, part: HeldOut) -> dict[str, Evidence]:
+        """Of an artifact on each device, run at its profile's batch size."""
+        known: dict[object, Evidence] = {}
+        for device in self.devices.values():
+            kind = device.answers_like, device.profile.batch_size
+            if kind not in known:
+                answers = device.predict(
+                    model, self.task.questions(part, device.profile.batch_size)
+                )
+                known[kind] = self.task.evidence(answers, part)
+        return {
+            name: known[device.answers_like, device.profile.batch_size]
+            for name, device in self.devices.items()
+        }
+
+    def scores(
+        self, model: Path, timings: Timings, baseline: Mapping[str, Score] | None
+    ) -> dict[str, Score]:
+        """Of an artifact on the validation split.
+
+        Args:
+            baseline: scores of the uncut model; None for that one itself.
+
+        Raises:
+            CandidateFailed: its answers cannot be scored.
+        """
+        evidence = self.evidence(model, self.task.validation)
+        return {
+            name: self._scored(
+                timing,
+                evidence[name],
+                self.recorded(baseline[name]) if baseline else evidence[name],
+            )
+            for name, timing in timings.items()
+        }
+
+    def _scored(self, timing: Timing, evidence: Evidence, baseline: Evidence) -> Score:
+        task, part = self.task, self.task.validation
+        quality = Quality(task.score(evidence, part)[0], *task.drop(baseline, evidence, part))
+        return Score(timing, quality, task.pack(evidence))
+
+    def recorded(self, score: Score) -> Evidence:
+        """The evidence of a model that was scored on the validation split."""
+        return self.task.unpack(score.evidence or "", len(self.task.validation.rows))
+
+    def drop_in_training(
+        self, student: nn.Module, baseline: Score, compute: Compute
+    ) -> tuple[float, float]:
+        """On the task's rung examples, with its standard error."""
+        examples = self.task.rung_examples
+        part = self.task.validation.take(examples)
+        questions = self.task.questions(part, self.task.batch_size)
+        answers = [torch_answer(student, question, compute) for question in questions]
+        evidence = self.task.evidence(np.concatenate(answers), part)
+        return self.task.drop(self.recorded(baseline)[list(examples)], evidence, part)
+
+    def too_much(self, name: str, timing: Timing, weight_bytes: int | None) -> str | None:
+        """What a model needs beyond a device's limits of latency, size and memory; None when it
+        needs no more."""
+        facts = Facts(
+            timing.latency_ms.value,
+            timing.speedup,
+            weight_bytes,
+            self.baseline_bytes,
+            timing.memory_bytes,
+        )
+        missed, limits = self.budgets[name].missed(facts), self.budgets[name].as_dict()
+        if not missed:
+            return None
+        text = str(timing)
+        if missed[0] == "size":
+            size = (weight_bytes or 0) / 1e6
+            text = f"a file of {size:.3g} MB, the limit is {limits['max_bytes'] / 1e6:g}"
+        if missed[0] == "compression":
+            text = f"{facts.compression:.2f}x smaller, the limit is {limits['min_compression']:g}x"
+        if missed[0] == "memory":
+            what = "memory at the peak" if timing.latency_ms.basis == "measured" else "weights"
+            eaten = (timing.memory_bytes or 0) / 1e6
+            text = f"{eaten:.0f} MB of {what}, the limit is {limits['max_memory_mb']:g}"
+        return text + (f" on {name}" if len(self.devices) > 1 else "")
+
+    def refused(self, timings: Timings, weight_bytes: int) -> str | None:
+        """Why a model fits no device; None where it fits one."""
+        misses = [
+            miss
+            for name, timing in timings.items()
+            if (miss := self.too_much(name, timing, weight_bytes))
+        ]
+        return "; ".join(misses) if len(misses) == len(timings) else None
+
+
+def torch_answer(
+    model: nn.Module, question: Question, compute: Compute
+) -> NDArray[np.floating[Any]]:
+    """What the model answers, in fast arithmetic: for comparisons among models in training."""
+    inputs = {
+        name: compute.moved(torch.from_numpy(array))
+        for name, array in question.items()
+        if name != "scored"
+    }
+    with torch.inference_mode(), compute.math():
+        logits = model.eval()(**inputs).logits.float().cpu()
+    answer: NDArray[np.floating[Any]] = kept(logits.numpy(), question)
+    return answer

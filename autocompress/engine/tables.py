@@ -1,0 +1,319 @@
+"""Latency tables: measured once per device and model shape, and kept on disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from autocompress import environment
+from autocompress.candidate import Candidate
+from autocompress.engine.converting import Converter
+from autocompress.engine.making import Maker, Measured
+from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.scoring import Scorer
+from autocompress.errors import CandidateFailed
+from autocompress.files import write_json
+from autocompress.formats import FORMATS, choices
+from autocompress.interfaces import Device, Knowledge
+from autocompress.latency.predictor import LatencyTable, Shape, probes, shape_of
+from autocompress.plan import Plan
+from autocompress.search_space import SearchSpace
+from autocompress.shipping import Graph
+from autocompress.structure import Layer, Structure
+from autocompress.student import first
+from autocompress.techniques import SETTINGS, resolve
+from autocompress.training.teacher import cache_folder
+
+_TOGETHER = 8
+"""Models that are timed in one process, beside the baseline."""
+_DEVICE_KEYS = (
+    "system",
+    "cpu",
+    "cores",
+    "features",
+    "gpu",
+    "driver",
+    "onnxruntime",
+    "torch",
+    "source",
+    "date",
+)
+_SCHEMA = 3
+"""Of a table's file and the graphs that it was measured with."""
+_DRAWS, _PLANS_PER_PART, _MOST_OF_PARTS = 60, 5, 24
+"""Points of the space drawn to find plans with each kind of part, plans that are measured of each,
+and measurements of them at most."""
+_NOT_OF_THE_GRAPH = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "transformers_version",
+)
+Rows = list[tuple[Shape, float]]
+Probe = tuple[Plan, Candidate]
+"""A plan and a number format."""
+
+
+def planned(
+    maker: Maker,
+    measured: Measured,
+    candidate: Candidate,
+    latency: Callable[[Structure], float] | None = None,
+) -> Plan:
+    """The candidate's plan; raises as ``techniques.resolve``."""
+    knowledge = Knowledge(measured, latency, measured.once)
+    return resolve(maker.full, candidate, knowledge, maker.techniques)
+
+
+def read_table(run: Path, name: str) -> LatencyTable:
+    """The table that a run used for a device."""
+    file = run / "latency" / f"{name}.json"
+    heads, ffn = json.loads(file.read_text(encoding="utf-8"))["key"]["weights"]
+    return LatencyTable(_read(file), (heads, ffn))
+
+
+@dataclass(frozen=True)
+class Tables:
+    """What latency tables are measured with.
+
+    Args:
+        folder: of the run.
+    """
+
+    folder: Path
+    maker: Maker
+    measured: Measured
+    converter: Converter
+    scorer: Scorer
+
+    def of(
+        self,
+        space: SearchSpace,
+        progress: Callable[[int, int], None],
+        out_of_time: Callable[[], bool],
+    ) -> dict[str, LatencyTable]:
+        """A table for each device, from the run folder, from the cache of earlier searches, or
+        measured now.
+
+        Args:
+            progress: hears how many measurements are done, of how many.
+            out_of_time: whether to leave the rest unmeasured; asked when some are.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        devices = self.scorer.devices
+        files = {name: self.folder / "latency" / f"{name}.json" for name in devices}
+        if not all(file.is_file() for file in files.values()):
+            keys = {name: self._key(device) for name, device in devices.items()}
+            known = self._known(self._probes(space), keys, progress, out_of_time)
+            for name, rows in known.items():
+                _write(files[name], keys[name], rows)
+        return {name: read_table(self.folder, name) for name in files}
+
+    def _known(
+        self,
+        wanted: Mapping[Shape, Probe],
+        keys: Mapping[str, Mapping[str, Any]],
+        progress: Callable[[int, int], None],
+        out_of_time: Callable[[], bool],
+    ) -> dict[str, Rows]:
+        """Rows of the wanted shapes by device; what is measured joins the cache."""
+        cached = {
+            name: cache_folder() / "latency" / f"{_digest(key)}.json" for name, key in keys.items()
+        }
+        known = {name: _read(file) for name, file in cached.items()}
+        missing = [s for s in wanted if any(s not in dict(rows) for rows in known.values())]
+        done, of = 0, len(missing)
+        while done < of and not (done and out_of_time()):
+            progress(done, of)
+            room = self.converter.room(self.scorer.baseline)
+            some = missing[done : done + min(_TOGETHER, room)]
+            done += len(some)
+            for name, rows in self._timed({shape: wanted[shape] for shape in some}).items():
+                known[name] += [row for row in rows if row[0] not in dict(known[name])]
+                with contextlib.suppress(OSError):  # the cache is a convenience
+                    _write(cached[name], keys[name], known[name])
+        return {name: [row for row in rows if row[0] in wanted] for name, rows in known.items()}
+
+    def _probes(self, space: SearchSpace) -> dict[Shape, Probe]:
+        """What to measure: shapes of every number format of the space, then plans with parts."""
+        full = self.maker.full.structure
+        heads, ffn = max(full.head_counts), max(full.ffn_widths)
+        formats = table_formats(space)
+        shapes = probes(len(full.layers), heads, ffn, formats)
+        found = {shape: self._example(shape) for shape in shapes}
+        drawn = list(self._drawn(space))
+        with_parts = [(plan, _in_format(name)) for name in formats for plan in drawn]
+        for plan, wanted in with_parts[:_MOST_OF_PARTS]:
+            found.setdefault(shape_of(plan, wanted), (plan, wanted))
+        return found
+
+    def _drawn(self, space: SearchSpace) -> Iterator[Plan]:
+        """A few plans of the space with each kind of part that the table must have terms for."""
+        if not any(technique.part for technique in self.maker.techniques):
+            return
+        counts: dict[str, int] = {}
+        sampler = OptunaSampler(space, "random", 0)
+        for _ in range(_DRAWS):
+            try:
+                plan = planned(self.maker, self.measured, space.candidate(sampler.ask()[1]))
+            except CandidateFailed:
+                continue
+            shape = shape_of(plan, SETTINGS.candidate({}))
+            kinds = [part.technique for part in plan.parts if shape.extra]
+            if any(counts.get(kind, 0) < _PLANS_PER_PART for kind in kinds):
+                counts |= {kind: counts.get(kind, 0) + 1 for kind in kinds}
+                yield plan
+
+    def _example(self, shape: Shape) -> Probe:
+        """A plan and a number format of this shape."""
+        layers = tuple(
+            Layer(i, tuple(range(heads)), tuple(range(ffn)))
+            for i, (heads, ffn, _) in enumerate(shape.layers)
+        )
+        plan = replace(self.maker.full, structure=Structure(layers))
+        return plan, _in_format(shape.rest)
+
+    def _timed(self, wanted: Mapping[Shape, Probe]) -> dict[str, Rows]:
+        scratch = self.folder / "scratch" / "latency"
+        scratch.mkdir(parents=True, exist_ok=True)
+        folders = {shape: scratch / str(i) for i, shape in enumerate(wanted)}
+        teacher, converter = self.maker.teacher, self.converter
+        try:
+            for shape, (plan, candidate) in wanted.items():
+                model = first(
+                    teacher.model, teacher.family, plan, "copied", self.maker.techniques
+                ).cpu()
+                graph = Graph(model, plan, scratch / "fp32.onnx", converter.calibration)
+                told = {"candidate": candidate.as_dict()}
+                graph.ship(candidate, folders[shape], converter.tokenizer_files, None, told)
+            return {
+                name: _rows(device, self.scorer.baseline, list(folders.items()))
+                for name, device in self.scorer.devices.items()
+            }
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def _key(self, device: Device) -> dict[str, Any]:
+        """Everything that a table's figures depend on."""
+        config: Any = self.maker.teacher.model.config
+        full, profile = self.maker.full.structure, device.profile
+        return {
+            "device": {
+                key: device.fingerprint[key] for key in _DEVICE_KEYS if key in device.fingerprint
+            },
+            "runtime": profile.runtime,
+            "threads": profile.intra_op_threads,
+            "cuda_graphs": profile.cuda_graphs,
+            "precisions": list(profile.precisions) if profile.runtime == "torch-cuda" else [],
+            "peaks": profile.as_dict()["peaks"],
+            "batch_size": profile.batch_size,
+            "lengths": list(device.lengths),
+            "generation": [
+                profile.phase,
+                profile.prompt_length,
+                profile.context_length,
+                profile.generated_tokens,
+            ],
+            "statistic": profile.statistic,
+            "model": {
+                name: value
+                for name, value in config.to_dict().items()
+                if name not in _NOT_OF_THE_GRAPH
+            },
+            "layers": [list(full.head_counts), list(full.ffn_widths)],
+            "weights": [
+                self._weights("heads", full.head_counts[0]),
+                self._weights("ffn", full.ffn_widths[0]),
+            ],
+            "versions": environment.versions(),
+            "schema": _SCHEMA,
+        }
+
+    def _weights(self, kind: str, units: int) -> float:
+        """Of one of so many units of a layer."""
+        teacher = self.maker.teacher
+        matrices = teacher.family.weights(teacher.model, 0, kind)
+        return sum(matrix.numel() for matrix in matrices) / units
+
+
+def _rows(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) -> Rows:
+    """Of the shapes that the device can run."""
+    try:
+        timings = device.time(baseline, [folder for _, folder in pairs], final=False)[1]
+        return [
+            (shape, 1 / timing.speedup) for (shape, _), timing in zip(pairs, timings, strict=True)
+        ]
+    except CandidateFailed as error:
+        if len(pairs) > 1:
+            return [row for pair in pairs for row in _rows(device, baseline, [pair])]
+        if pairs[0][0].rest == "fp32" and not pairs[0][0].extra:  # what every device can run
+            raise CandidateFailed(
+                f"{device.profile.name}, measuring the latency table: {error}"
+            ) from error
+        return []
+
+
+def table_formats(space: SearchSpace) -> list[str]:
+    """Every number format that a layer may have in a space, named as ``shape_of`` names them; fp32
+    first."""
+    found = ["fp32"]
+    for candidate in choices(space.parameters):
+        scheme, block = (
+            candidate.text("quantization.scheme"),
+            candidate.get("quantization.block_size", 32),
+        )
+        spares = candidate.get("quantization.spared", "none") != "none"
+        for name in (scheme, FORMATS[scheme].more_bits or scheme) if spares else (scheme,):
+            found.append(f"{name}/{block}" if FORMATS[name].in_blocks else name)
+    return list(dict.fromkeys(found))
+
+
+def _in_format(name: str) -> Candidate:
+    """A candidate of nothing but a number format, named as ``shape_of`` names it."""
+    scheme, _, block = name.partition("/")
+    chosen: dict[str, Any] = {"quantization.scheme": scheme}
+    if block:
+        chosen["quantization.block_size"] = int(block)
+    return SETTINGS.candidate(chosen)
+
+
+def _digest(key: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:24]
+
+
+def _write(path: Path, key: Mapping[str, Any], rows: Rows) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    listed = [
+        {
+            "layers": shape.layers,
+            "rest": shape.rest,
+            "extra": shape.extra,
+            "relative_latency": relative,
+        }
+        for shape, relative in rows
+    ]
+    write_json(path, {"key": key, "rows": listed})
+
+
+def _read(path: Path) -> Rows:
+    if not path.is_file():
+        return []
+    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
+    return [(_shape(row), row["relative_latency"]) for row in rows]
+
+
+def _shape(row: Mapping[str, Any]) -> Shape:
+    layers = tuple((heads, ffn, name) for heads, ffn, name in row["layers"])
+    extra = tuple((name, amount) for name, amount in row.get("extra", ()))
+    return Shape(layers, row["rest"], extra)

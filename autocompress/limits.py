@@ -1,0 +1,161 @@
+"""What a model must meet, and by how much it misses it. The only page that knows when a limit
+holds."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+
+from autocompress.errors import UserError
+from autocompress.scores import Metric
+
+_MORE_THAN_ZERO = ("max_latency_ms", "min_speedup", "max_bytes", "min_compression", "max_memory_mb")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of one model; None is unknown, and no limit is checked by it.
+
+    Args:
+        latency_ms: milliseconds.
+        speedup: against the baseline.
+        weight_bytes: of the file.
+        baseline_bytes: of the baseline's file.
+        memory_bytes: peak that the model adds to its process.
+        quality: by the metric of the task.
+        drop: of the quality against the baseline, in the unit of the metric.
+    """
+
+    latency_ms: float | None = None
+    speedup: float | None = None
+    weight_bytes: int | None = None
+    baseline_bytes: int | None = None
+    memory_bytes: int | None = None
+    quality: float | None = None
+    drop: float | None = None
+
+    @property
+    def compression(self) -> float | None:
+        """Bytes of the baseline over those of the model."""
+        if self.weight_bytes is None or self.baseline_bytes is None:
+            return None
+        return self.baseline_bytes / self.weight_bytes
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What a model must meet; None is no limit.
+
+    Args:
+        max_latency_ms: latency at most, milliseconds.
+        min_speedup: against the unquantized fp32 model in the same runtime.
+        max_drop: lost against the baseline at most: points of accuracy, or percent that the
+            perplexity increases by.
+        min_quality: accuracy at least, as a share.
+        max_perplexity: at most.
+        max_bytes: size of the file at most.
+        min_compression: bytes of the unquantized fp32 model's file over those of the model's.
+        max_memory_mb: peak that the model adds to its process at most, megabytes; a search holds
+            to the one of the hardware profile, too.
+
+    Raises:
+        UserError: a limit that no model or every model meets.
+    """
+
+    max_latency_ms: float | None = None
+    min_speedup: float | None = None
+    max_drop: float | None = None
+    min_quality: float | None = None
+    max_perplexity: float | None = None
+    max_bytes: float | None = None
+    min_compression: float | None = None
+    max_memory_mb: float | None = None
+
+    def __post_init__(self) -> None:
+        for name in _MORE_THAN_ZERO:
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise UserError(f"{name} is {value:g}: it must be more than zero")
+        if self.min_quality is not None and not 0 < self.min_quality <= 1:
+            raise UserError(
+                f"min_quality is {self.min_quality:g}: it is a share such as 0.86, more than 0 "
+                f"and at most 1"
+            )
+        if self.max_perplexity is not None and not 1 < self.max_perplexity < float("inf"):
+            raise UserError(f"max_perplexity is {self.max_perplexity:g}: it must be more than 1")
+
+    def check(self, metric: Metric) -> None:
+        """Raises:
+        UserError: a drop that cannot be, or a limit of another metric.
+        """
+        if self.max_drop is not None and not 0 <= self.max_drop <= metric.largest_drop:
+            raise UserError(
+                f"max_drop is {self.max_drop:g}: it is in {metric.unit}, from 0 to "
+                f"{metric.largest_drop:g}"
+            )
+        name, other, value = (
+            ("max_perplexity", "min_quality", self.max_perplexity)
+            if metric.higher_is_better
+            else ("min_quality", "max_perplexity", self.min_quality)
+        )
+        if value is not None:
+            raise UserError(
+                f"{name} is set, but the models are scored by their {metric.name}; give {other} "
+                f"or max_drop"
+            )
+
+    def as_dict(self) -> dict[str, float]:
+        """The limits that are set."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def on(self, memory_limit_mb: float | None) -> Limits:
+        """With the limit of a device's memory, megabytes; of two the tighter one."""
+        both = (self.max_memory_mb, memory_limit_mb)
+        limit = min((mb for mb in both if mb is not None), default=None)
+        return replace(self, max_memory_mb=limit)
+
+    @property
+    def of_speed(self) -> bool:
+        """Whether latency is limited."""
+        return self.max_latency_ms is not None or self.min_speedup is not None
+
+    @property
+    def of_size(self) -> bool:
+        """Whether bytes are limited."""
+        return self.max_bytes is not None or self.min_compression is not None
+
+    def misses(self, facts: Facts) -> dict[str, float]:
+        """By how much each limit that is set is missed, as a share of the limit (of a hundred for
+        drops and accuracies); zero or less when it holds. What is unknown is not among them."""
+        lost, bytes_at_most = None, self.max_memory_mb and 1e6 * self.max_memory_mb
+        if self.max_drop is not None and facts.drop is not None:
+            lost = round(facts.drop - self.max_drop, 9) / 100
+        short = None
+        if self.min_quality is not None and facts.quality is not None:
+            short = self.min_quality - facts.quality
+        found = {
+            "latency": _beyond(facts.latency_ms, self.max_latency_ms),
+            "speedup": _beyond(self.min_speedup, facts.speedup),
+            "drop": lost,
+            "quality": short,
+            "perplexity": _beyond(facts.quality, self.max_perplexity),
+            "size": _beyond(facts.weight_bytes, self.max_bytes),
+            "compression": _beyond(self.min_compression, facts.compression),
+            "memory": _beyond(facts.memory_bytes, bytes_at_most),
+        }
+        return {name: miss for name, miss in found.items() if miss is not None}
+
+    def violation(self, facts: Facts) -> float:
+        """Sum of what is missed; zero when every limit holds."""
+        return sum(max(0.0, miss) for miss in self.misses(facts).values())
+
+    def missed(self, facts: Facts) -> list[str]:
+        """The limits that do not hold, such as ``["latency", "size"]``."""
+        return [name for name, miss in self.misses(facts).items() if not miss <= 0]
+
+    def admits(self, facts: Facts) -> bool:
+        """Whether every limit holds."""
+        return not self.missed(facts)
+
+
+def _beyond(value: float | None, limit: float | None) -> float | None:
+    return None if value is None or limit is None else value / limit - 1

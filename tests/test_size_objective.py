@@ -1,0 +1,192 @@
+"""Bytes as an objective and as a limit of a whole search."""
+
+from __future__ import annotations
+
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import pytest
+from rich.console import Console
+
+from autocompress import Limits, RequestUnmet, SearchResult, console, load_front, search
+from autocompress.artifact import onnx_file
+from autocompress.engine.loop import outclassed
+from autocompress.engine.verification import losses
+from autocompress.journal import Run, Trial
+from autocompress.pareto import METRICS, OBJECTIVES, Front, hypervolume
+from tests.conftest import SizeDevice
+from tests.searching import space, timed
+
+SCHEMES = {"quantization": {"scheme": ["fp32", "fp16", "int8-dynamic", "int4-weights"]}}
+"""fp16 gains nothing on a CPU by its profile."""
+
+
+class Unpacking(SizeDevice):
+    """The smaller the file the longer it takes, as where weights are stored in fewer bits than they
+    are computed in."""
+
+    def milliseconds(self, model: Path) -> float:
+        return 1e7 / onnx_file(model).stat().st_size
+
+
+@pytest.fixture(scope="module")
+def sized(
+    tiny_model: Path, data_file: Path, tmp_path_factory: pytest.TempPathFactory
+) -> SearchResult:
+    """By all three objectives."""
+    return search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(SCHEMES),
+        tmp_path_factory.mktemp("runs") / "sized",
+        connect=Unpacking,
+        objectives=OBJECTIVES,
+    )
+
+
+def shown(front: Front) -> str:
+    printed = StringIO()
+    Console(width=200, file=printed).print(console.front_table(front))
+    return printed.getvalue()
+
+
+def test_what_is_smaller_is_on_the_front_though_it_is_slower(sized: SearchResult) -> None:
+    front = sized.front
+    schemes = {member.candidate["quantization.scheme"]: member for member in front.members}
+    smallest = min(sized.trials, key=lambda trial: trial.weight_bytes or 0)
+    assert front.objectives == ("latency", "quality", "size")
+    assert "fp32" in schemes and smallest.id in {member.id for member in front.members}
+    assert schemes[smallest.candidate["quantization.scheme"]].speedup < 1
+
+
+def test_formats_that_only_save_bytes_are_searched(sized: SearchResult) -> None:
+    tried = {trial.candidate["quantization.scheme"] for trial in sized.trials}
+    assert tried == set(SCHEMES["quantization"]["scheme"])
+
+
+def test_the_front_has_the_hypervolume_of_both_pairs(sized: SearchResult) -> None:
+    front = sized.front
+    uncut, drops = front.baseline, [m.quality.drop_validation for m in front.members]
+    by_size = [m.weight_bytes / uncut.weight_bytes for m in front.members]
+    by_latency = [1 / m.speedup for m in front.members]
+    assert front.size_hypervolume == hypervolume(list(zip(by_size, drops, strict=True)), 5.0)
+    assert front.hypervolume == hypervolume(list(zip(by_latency, drops, strict=True)), 5.0)
+    assert front.size_hypervolume > 0.5 and front.hypervolume == 0.0
+    assert load_front(sized.run) == front
+
+
+def test_the_table_shows_compression_where_size_is_an_objective(
+    sized: SearchResult, whole: SearchResult
+) -> None:
+    smallest = min(sized.front.members, key=lambda member: member.weight_bytes)
+    ratio = sized.front.baseline.weight_bytes / smallest.weight_bytes
+    text = shown(sized.front)
+    assert "compression" in text and f"{ratio:.2f}x" in text
+    assert "compression" not in shown(whole.front)
+
+
+def test_by_size_and_quality_alone(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    """The space says so. fp32 is by far the fastest, and as good in fp16."""
+    front = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space({"objectives": ["size", "quality"], "quantization": {"scheme": ["fp16"]}}),
+        tmp_path / "run",
+        connect=Unpacking,
+    ).front
+    assert front.objectives == ("quality", "size")
+    assert [m.candidate["quantization.scheme"] for m in front.members] == ["fp16"]
+
+
+@pytest.mark.parametrize("limit", [{"max_bytes": 2_000_000}, {"min_compression": 3.0}], ids=str)
+def test_a_model_that_is_too_large_is_over_budget(
+    limit: dict[str, Any], tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """It is not trained; the embedding alone has 3.9 MB in fp32."""
+    values = {
+        "layers": {"keep": [0.5]},
+        "recovery": {"steps": 40},
+        "quantization": {"scheme": ["fp32", "int8-dynamic"]},
+    }
+    found = search(
+        tiny_model,
+        data_file,
+        "cpu-1-thread",
+        space(values),
+        tmp_path / "run",
+        trials=2,
+        budget=Limits(**limit),
+        connect=SizeDevice,
+    )
+    states = {trial.candidate["quantization.scheme"]: trial for trial in found.trials[1:]}
+    refused, made = states["fp32"], states["int8-dynamic"]
+    size, uncut = refused.weight_bytes or 0, found.trials[0].weight_bytes or 0
+    reasons = {
+        "max_bytes": f"a file of {size / 1e6:.3g} MB, the limit is 2",
+        "min_compression": f"{uncut / size:.2f}x smaller, the limit is 3x",
+    }
+    assert refused.reason == reasons[next(iter(limit))]
+    assert (refused.state, refused.rungs, refused.path) == ("over-budget", (), None)
+    assert made.state == "complete"
+    assert [member.id for member in found.front.members] == [made.id]
+    assert found.front.budget == limit
+
+
+def test_a_size_that_no_candidate_has(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
+    with pytest.raises(RequestUnmet, match=r"limited by its size: .*x\), \S+ MB, not trained$"):
+        search(
+            tiny_model,
+            data_file,
+            "cpu-1-thread",
+            space({"quantization": {"scheme": ["int8-dynamic"]}}),
+            tmp_path / "run",
+            budget=Limits(max_bytes=1000),
+            connect=SizeDevice,
+        )
+    assert [t.state for t in Run(tmp_path / "run").trials()] == ["complete", "over-budget"]
+
+
+def test_losses_by_objective() -> None:
+    """As many as the sampler has objectives, quality last."""
+    accuracy = METRICS["accuracy"]
+    trial = Trial(
+        1, {}, "complete", rungs=((0, 1.5),), scores=timed(a=2.0, b=4.0), weight_bytes=1000
+    )
+    assert losses(trial, accuracy, OBJECTIVES, 4000) == (0.5, 0.25, 0.25, 1.5)
+    assert losses(trial, accuracy, ("quality", "size"), 4000) == (0.25, 1.5)
+    assert losses(trial, accuracy, ("latency", "quality"), 4000) == (0.5, 0.25, 1.5)
+    unseen = Trial(2, {}, "over-budget", predicted={"a": 0.7})
+    assert losses(unseen, accuracy, OBJECTIVES, 4000) == (0.7, 1.0, 100.0)
+
+
+@pytest.mark.parametrize(
+    ("objectives", "weight_bytes", "words"),
+    [
+        (("latency", "quality"), 500, "is no slower"),
+        (OBJECTIVES, 500, None),
+        (OBJECTIVES, 1000, "is no slower or larger"),
+        (OBJECTIVES, 995, "is no slower or larger"),
+        (("quality", "size"), 500, None),
+        (("quality", "size"), 2000, "is no larger"),
+    ],
+)
+def test_a_smaller_candidate_is_not_outclassed_where_size_counts(
+    objectives: tuple[str, ...], weight_bytes: int, words: str | None
+) -> None:
+    other = Trial(
+        1,
+        {"recovery.steps": 253},
+        "complete",
+        rungs=((32, 1.0),),
+        scores=timed(a=4.0),
+        weight_bytes=1000,
+    )
+    mine = {"a": timed(a=2.0)["a"].timing}
+    reason = outclassed(
+        [other], 32, 253, (9.0, 1.0), mine, METRICS["accuracy"], objectives, weight_bytes
+    )
+    assert (reason is None) == (words is None)
+    assert words is None or (reason or "").endswith(words)
