@@ -17,6 +17,7 @@ from autocompress.plan import Plan
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
+from autocompress.techniques.low_rank import LowRankOutputs
 from autocompress.techniques.unit_pruning import UnitPruning
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -24,6 +25,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     LatencyPruning(),
     UnitPruning("head-pruning", "heads", "attention heads"),
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
+    LowRankOutputs(),
 )
 
 FORMAT_NAMES = tuple(setting.name for setting in FORMAT_SETTINGS)
