@@ -15,6 +15,7 @@ from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
+from autocompress.techniques.int8_training import Int8Training
 from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.low_rank import LowRankOutputs
@@ -26,6 +27,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("head-pruning", "heads", "attention heads"),
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
     LowRankOutputs(),
+    Int8Training(),
 )
 
 FORMAT_NAMES = tuple(setting.name for setting in FORMAT_SETTINGS)
