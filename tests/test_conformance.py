@@ -37,6 +37,7 @@ class TestTechniques(TechniqueSuite):
         "head-pruning": [{"heads.keep": 0.5}, {"heads.keep": 0, "heads.importance": "magnitude"}],
         "ffn-pruning": [{"ffn.keep": 0.3}, {"ffn.keep": 0.5, "ffn.allocation": "uniform"}],
         "low-rank": [{"rank.keep": 0.2}, {"rank.keep": 0.5, "rank.allocation": "energy"}],
+        "sharing": [{"sharing.groups": 2}, {"sharing.groups": 1, "sharing.start": "mean"}],
         "int8-training": [{"quantization.trained": True}],
     }
 

@@ -19,6 +19,7 @@ from autocompress.techniques.int8_training import Int8Training
 from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.low_rank import LowRankOutputs
+from autocompress.techniques.sharing import Sharing
 from autocompress.techniques.unit_pruning import UnitPruning
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -27,6 +28,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("head-pruning", "heads", "attention heads"),
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
     LowRankOutputs(),
+    Sharing(),
     Int8Training(),
 )
 
