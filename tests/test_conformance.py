@@ -36,6 +36,7 @@ class TestTechniques(TechniqueSuite):
         "latency-pruning": [{"width.latency": 0.9}, {"width.latency": 0.5}],
         "head-pruning": [{"heads.keep": 0.5}, {"heads.keep": 0, "heads.importance": "magnitude"}],
         "ffn-pruning": [{"ffn.keep": 0.3}, {"ffn.keep": 0.5, "ffn.allocation": "uniform"}],
+        "hidden-size": [{"hidden.keep": 0.6}, {"hidden.keep": 0.05}],
         "low-rank": [{"rank.keep": 0.2}, {"rank.keep": 0.5, "rank.allocation": "energy"}],
         "sharing": [{"sharing.groups": 2}, {"sharing.groups": 1, "sharing.start": "mean"}],
         "int8-training": [{"quantization.trained": True}],

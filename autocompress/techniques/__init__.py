@@ -14,6 +14,7 @@ from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
+from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.int8_training import Int8Training
 from autocompress.techniques.latency_pruning import LatencyPruning
@@ -27,6 +28,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     LatencyPruning(),
     UnitPruning("head-pruning", "heads", "attention heads"),
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
+    HiddenSize(),
     LowRankOutputs(),
     Sharing(),
     Int8Training(),
