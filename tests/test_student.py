@@ -1,0 +1,438 @@
+"""Students: a folder is what its name says, and stopping anywhere changes no bit of it."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from autocompress import student
+from autocompress.artifact import REFUSED, load_model
+from autocompress.candidate import Candidate
+from autocompress.distillation.settings import OBJECTIVES
+from autocompress.engine.making import Maker, Making
+from autocompress.errors import UserError
+from autocompress.interfaces import Batch, Knowledge
+from autocompress.knowledge import magnitude
+from autocompress.plan import Plan
+from autocompress.structure import Layer, Structure
+from autocompress.student import WEIGHTS, Student, config_of, first
+from autocompress.tasks.language_modeling import LanguageModeling
+from autocompress.techniques import SETTINGS, resolve
+from autocompress.training.outputs import Teacher, TransferSet
+from tests.exporting import export_model
+from tests.test_recovery import padded
+from tests.tiny_models import FFN, HEADS, LAYERS, MODELS, VOCABULARY, build, inputs
+
+TIED, UNTIED = "gpt2 with its head tied", "llama with a language head"
+CUT = {"layers.keep": 0.67, "heads.keep": 0.5, "ffn.keep": 0.5}
+STEPS = 12
+"""The generator of texts learns in the first and in the eleventh."""
+DROP = (0.25, 0.01)
+DISTURBED = {"recovery.unlabeled_share": 0.25, "recovery.redraw_steps": 5}
+
+
+def transfer(name: str) -> TransferSet:
+    """Texts of 2 to 8 tokens, the last third unlabelled; of a language model all of 8, and the
+    labels are tokens."""
+    rng = np.random.default_rng(0)
+    generates = name in (TIED, UNTIED)
+    lengths = [8] * 48 if generates else rng.integers(2, 9, 48)
+    rows = [rng.integers(5, VOCABULARY, (1, int(length))) for length in lengths]
+    labels = np.concatenate(rows) if generates else rng.integers(0, 2, 32)
+    return TransferSet(rows, labels, padded, LanguageModeling.loss, 8, generates)
+
+
+@pytest.fixture(scope="module")
+def teachers(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Teacher]:
+    """Each made once."""
+    known: dict[str, Teacher] = {}
+
+    def teacher(name: str) -> Teacher:
+        if name not in known:
+            scratch = tmp_path_factory.mktemp("teacher") / "scratch"
+            known[name] = Teacher(build(name), MODELS[name].family, transfer(name), scratch)
+        return known[name]
+
+    return teacher
+
+
+def planned(teacher: Teacher, candidate: Candidate) -> Plan:
+    model, family = teacher.model, teacher.family
+    scores = magnitude.measure(model, family)
+    knowledge = Knowledge({"magnitude": scores}, measured=lambda f: f(model, family))
+    return resolve(Plan(family.name, teacher.structure), candidate, knowledge)
+
+
+def chosen(**settings: Any) -> dict[str, Any]:
+    """A cut, and training of so many steps."""
+    found: dict[str, Any] = {"recovery.steps": STEPS, "recovery.learning_rate": 1e-2, **CUT}
+    found |= {f"{kind}.importance": "magnitude" for kind in ("heads", "ffn")}
+    return found | {name.replace("__", "."): value for name, value in settings.items()}
+
+
+class Bench:
+    """Makes students of one candidate in a folder of its own."""
+
+    def __init__(
+        self,
+        teacher: Teacher,
+        folder: Path,
+        settings: dict[str, Any],
+        lineage: str = "teacher",
+        seed: int = 3,
+    ) -> None:
+        self.candidate = SETTINGS.candidate(settings)
+        self.plan = planned(teacher, self.candidate)
+        self.maker = Maker(teacher, folder, lineage, seed)
+        self.folder = folder / self.maker.id_of(self.plan, self.candidate)
+        folder.mkdir(exist_ok=True)
+
+    def begin(self) -> Making:
+        torch.manual_seed(len(list(self.folder.parent.iterdir())))
+        return self.maker.begin(self.plan, self.candidate)
+
+    def train(self, *rungs: int) -> tuple[Student, dict[str, Tensor]]:
+        """To the end; to each rung and from there in a session of its own, that knows of those
+        before what the folder says.
+
+        Returns:
+            The student, and what training had come to.
+        """
+        for rung in rungs:
+            making = self.begin()
+            self.maker.advance(making, rung)
+            self.maker.pause(making, DROP)
+        making = self.begin()
+        self.maker.advance(making, STEPS)
+        assert making.recovery is not None
+        state = making.recovery.state()
+        self.maker.seal(making)
+        return Student.load(self.folder), state
+
+    def files(self) -> dict[str, bytes]:
+        return {path.name: path.read_bytes() for path in sorted(self.folder.iterdir())}
+
+
+def same(a: nn.Module, b: nn.Module) -> bool:
+    mine, theirs = a.state_dict(), b.state_dict()
+    return mine.keys() == theirs.keys() and all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_a_student_is_begun_paused_and_sealed(
+    teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen())
+    untrained = first(bench.maker.teacher.model, MODELS["bert"].family, bench.plan, "copied")
+
+    making = bench.begin()
+    begun = Student.load(bench.folder)
+    assert (begun.steps, begun.rungs, begun.sealed, making.done) == (0, (), False, 0)
+    assert begun.state() == {} and same(begun.model(), untrained) and not begun.model().training
+
+    bench.maker.advance(making, 5)
+    bench.maker.pause(making, DROP)
+    paused = Student.load(bench.folder)
+    assert (paused.steps, paused.rungs, paused.sealed) == (5, ((5, *DROP),), False)
+    assert paused.state() and same(paused.model(), untrained)
+
+    bench.maker.advance(making, 100)
+    bench.maker.seal(making)
+    sealed = Student.load(bench.folder)
+    assert (sealed.steps, sealed.rungs, sealed.sealed) == (STEPS, ((5, *DROP),), True)
+    assert sealed.state() == {} and making.done == STEPS
+    assert same(sealed.model(), making.model) and not same(sealed.model(), untrained)
+
+    again, before = bench.begin(), bench.files()
+    bench.maker.advance(again, 100)
+    bench.maker.pause(again, DROP)
+    assert again.recovery is None and again.done == STEPS
+    assert bench.maker.seal(again) == sealed and bench.files() == before
+    assert sorted(before) == [WEIGHTS, "student.json"]
+    assert [path.name for path in tmp_path.iterdir()] == [sealed.id] == [bench.folder.name]
+
+
+def test_without_training_it_is_sealed_as_it_began(
+    teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen(recovery__steps=0))
+    making = bench.begin()
+    begun = bench.files()
+    bench.maker.advance(making, 32)
+    sealed = bench.maker.seal(making)
+    assert (sealed.steps, sealed.sealed, sealed.plan) == (0, True, bench.plan)
+    assert bench.files()[WEIGHTS] == begun[WEIGHTS]
+
+
+PARTS: dict[str, dict[str, Any]] = {
+    "uncut": {},
+    "cut": CUT,
+    "hidden size": {"hidden.keep": 0.5, "hidden.importance": "magnitude"},
+    "low rank": {"rank.keep": 0.25},
+    "shared": {"sharing.groups": 2, "sharing.start": "mean"},
+}
+PARTS["all"] = {k: v for own in PARTS.values() for k, v in own.items()} | {"layers.keep": 1.0}
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", TIED, UNTIED])
+@pytest.mark.parametrize("parts", PARTS)
+def test_what_is_read_back_is_what_was_written(
+    teachers: Callable[[str], Teacher], name: str, parts: str, tmp_path: Path
+) -> None:
+    teacher = teachers(name)
+    cut = {f"{kind}.importance": "magnitude" for kind in ("heads", "ffn")}
+    plan = planned(teacher, SETTINGS.candidate(cut | PARTS[parts]))
+    model = first(teacher.model, teacher.family, plan, "copied")
+    Student(tmp_path / "s", plan, config_of(teacher.model)).begun(model)
+    torch.manual_seed(1)
+    found = Student.load(tmp_path / "s")
+    loaded = found.model()
+    assert found.plan == plan and type(loaded) is type(teacher.model)
+    assert same(loaded, model.eval())
+    assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters())
+    with torch.inference_mode():
+        assert torch.equal(loaded(**inputs()).logits, model(**inputs()).logits)
+    stored = sum(tensor.numel() for tensor in load_file(tmp_path / "s" / WEIGHTS).values())
+    assert stored == sum(p.numel() for p in model.parameters())
+
+
+def name_of(teacher: Teacher, plan: Plan, candidate: Candidate, lineage: str, seed: int) -> str:
+    return Maker(teacher, Path("nowhere"), lineage, seed).id_of(plan, candidate)
+
+
+@pytest.fixture(scope="module")
+def named(teachers: Callable[[str], Teacher]) -> Callable[..., str]:
+    """The name of a student that differs from the usual one in what is given."""
+    teacher = teachers("bert")
+
+    def name(
+        lineage: str = "teacher",
+        seed: int = 0,
+        text: TransferSet | None = None,
+        cleaned: TransferSet | None = None,
+        plan: Plan | None = None,
+        **settings: Any,
+    ) -> str:
+        candidate = SETTINGS.candidate(chosen(**settings))
+        own = teacher
+        if text is not None or cleaned is not None:
+            texts = text or teacher.transfer, teacher.scratch.with_name("other"), cleaned
+            own = Teacher(teacher.model, teacher.family, *texts)
+        return name_of(own, plan or planned(teacher, candidate), candidate, lineage, seed)
+
+    return name
+
+
+TEXT = transfer("bert")
+OTHERS: dict[str, dict[str, Any]] = {
+    "teacher": {"lineage": "another"},
+    "seed": {"seed": 1},
+    "a token": {"text": replace(TEXT, rows=[TEXT.rows[0] + 1, *TEXT.rows[1:]])},
+    "one row as two": {
+        "text": replace(TEXT, rows=[TEXT.rows[0][:, :1], TEXT.rows[0][:, 1:], *TEXT.rows[1:]])
+    },
+    "a label": {"text": replace(TEXT, labels=np.array([1 - TEXT.labels[0], *TEXT.labels[1:]]))},
+    "cleaned text": {"cleaned": TEXT},
+    "layers": {"layers__keep": 0.34},
+    "as many heads, but others": {
+        "plan": Plan("bert", Structure((Layer(0, (0, 1), (1, 2)), Layer(2, (0, 3), (1, 2)))))
+    },
+    "as many heads": {
+        "plan": Plan("bert", Structure((Layer(0, (0, 1), (1, 2)), Layer(2, (0, 2), (1, 2)))))
+    },
+    "a part": {"rank__keep": 0.25},
+    "steps": {"recovery__steps": 13},
+    "learning rate": {"recovery__learning_rate": 2e-2},
+    "objectives": {"recovery__objectives": ["logits", "cosine"]},
+    "start": {"weights__start": "pooled"},
+    "training under int8": {"quantization__trained": True},
+    "the usual": {},
+}
+ALIKE: dict[str, dict[str, Any]] = {
+    "number format": {"quantization__scheme": "int8-dynamic"},
+    "its block": {"quantization__scheme": "int4-weights", "quantization__block_size": 128},
+    "what it spares": {"quantization__scheme": "int8-static", "quantization__spared": "ends"},
+    "defaults": {"recovery__temperature": 2.0, "recovery__data_share": 1},
+    "the usual start": {"weights__start": "copied"},
+    "what means nothing": {"recovery__redraw_steps": 7, "recovery__logits_weight": 5.0},
+}
+
+
+def test_a_name_follows_from_teacher_text_plan_training_and_seed(
+    named: Callable[..., str],
+) -> None:
+    names = {what: named(**how) for what, how in OTHERS.items()}
+    assert len(set(names.values())) == len(OTHERS), names
+
+
+@pytest.mark.parametrize("what", ALIKE)
+def test_a_name_follows_from_nothing_else(named: Callable[..., str], what: str) -> None:
+    assert named(**ALIKE[what]) == named()
+
+
+def test_candidates_that_come_to_the_same_are_one_student(
+    teachers: Callable[[str], Teacher],
+) -> None:
+    """Another criterion that keeps the same heads, another start where nothing is cut, other
+    training where there is none."""
+    teacher = teachers("bert")
+    full = Plan("bert", Structure.full([HEADS] * LAYERS, [FFN] * LAYERS))
+    cut = Plan("bert", Structure(full.structure.layers[:2]))
+
+    def name(plan: Plan, **settings: Any) -> str:
+        found = {key.replace("__", "."): value for key, value in settings.items()}
+        return name_of(teacher, plan, SETTINGS.candidate(found), "teacher", 0)
+
+    half = {"layers__keep": 0.5, "recovery__steps": 9}
+    assert name(cut, **half) == name(cut, **half, ffn__keep=0.9, ffn__importance="magnitude")
+    pooled = {"ffn__keep": 0.99, "weights__start": "pooled"}
+    assert name(full, **pooled) == name(full) != name(cut, **pooled) != name(cut)
+    assert name(cut) == name(cut, recovery__steps=0, recovery__learning_rate=0.1)
+
+
+def test_draws_follow_from_the_name(teachers: Callable[[str], Teacher], tmp_path: Path) -> None:
+    """Students of different names are trained on different batches, were they else alike."""
+    benches = [
+        Bench(teachers("bert"), tmp_path / folder, chosen(), lineage, seed)
+        for folder, lineage, seed in (("a", "x", 3), ("b", "x", 3), ("c", "y", 3), ("d", "x", 4))
+    ]
+    one, alike, *others = (bench.train()[0].model() for bench in benches)
+    assert same(one, alike) and not any(same(one, other) for other in others)
+
+
+EVERY = {"recovery.objectives": list(OBJECTIVES), "recovery.label_phase": 0.2}
+STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
+    **{objective: ("bert", {"recovery.objectives": [objective]}) for objective in OBJECTIVES},
+    "all, under int8": ("bert", EVERY | {"quantization.trained": True}),
+    "a tied head": (TIED, EVERY | {"quantization.trained": True}),
+    "sparse embeddings beside a head": (UNTIED, EVERY | {"quantization.trained": True}),
+    "parts": ("bert", EVERY | PARTS["all"]),
+    "labels alone": ("bert", {"recovery.hard_label_weight": 1.0}),
+    "layers as one vector": (
+        "bert",
+        {"recovery.objectives": ["random-layers"], "recovery.random_layers": "concatenated"},
+    ),
+}
+
+
+@pytest.mark.parametrize("case", STOPPED)
+def test_stopping_after_every_step_changes_no_bit(
+    teachers: Callable[[str], Teacher], case: str, tmp_path: Path
+) -> None:
+    name, settings = STOPPED[case]
+    more = settings if name in (TIED, UNTIED) else DISTURBED | settings
+    made = [Bench(teachers(name), tmp_path / folder, chosen() | more) for folder in ("a", "b")]
+    at_once, state = made[0].train()
+    in_parts, state_in_parts = made[1].train(*range(1, STEPS + 1))
+    assert state.keys() == state_in_parts.keys()
+    assert [key for key in state if not torch.equal(state[key], state_in_parts[key])] == []
+    assert at_once.id == in_parts.id and same(at_once.model(), in_parts.model())
+    assert in_parts.rungs == tuple((step, *DROP) for step in range(1, STEPS + 1))
+    assert replace(in_parts, rungs=(), folder=at_once.folder) == at_once
+    assert (at_once.steps, at_once.sealed) == (STEPS, True)
+    by_int8 = at_once.plan.part("int8-training") is not None
+    assert by_int8 == more.get("quantization.trained", False)
+
+
+def test_a_pause_that_cannot_be_written_leaves_the_one_before(
+    teachers: Callable[[str], Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen())
+    making = bench.begin()
+    bench.maker.advance(making, 4)
+    bench.maker.pause(making, DROP)
+    before = bench.files()
+
+    def full(*_: Any) -> None:
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(student, "save_file", full)
+    bench.maker.advance(making, 8)
+    with pytest.raises(OSError, match="no space"):
+        bench.maker.pause(making, DROP)
+    assert bench.files() == before
+    assert [path.name for path in tmp_path.iterdir()] == [bench.folder.name]
+
+
+def test_killed_while_the_pause_before_is_deleted_it_is_whole(
+    teachers: Callable[[str], Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen())
+    making = bench.begin()
+    bench.maker.advance(making, 4)
+    bench.maker.pause(making, DROP)
+
+    def killed(folder: Path, **_: Any) -> None:
+        if (folder / WEIGHTS).is_file():
+            (folder / WEIGHTS).unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    bench.maker.advance(making, 8)
+    with pytest.raises(KeyboardInterrupt):
+        bench.maker.pause(making, DROP)
+    monkeypatch.undo()
+    assert bench.begin().done == 8
+
+
+@pytest.mark.parametrize("damage", ["cut off", "by another technique"])
+def test_a_folder_that_is_no_whole_student_is_begun_anew(
+    teachers: Callable[[str], Teacher], damage: str, tmp_path: Path
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen())
+    bench.begin()
+    before, record = bench.files(), bench.folder / "student.json"
+    if damage == "cut off":
+        record.write_bytes(record.read_bytes()[:-20])
+    else:
+        told = json.loads(record.read_text())
+        told["plan"]["parts"] = [{"technique": "of tomorrow"}]
+        record.write_text(json.dumps(told))
+    assert bench.begin().done == 0 and bench.files() == before
+
+
+def test_only_students_that_are_kept_stay(
+    teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
+    benches = [
+        Bench(teachers("bert"), tmp_path, chosen(recovery__steps=steps)) for steps in (0, 1, 2)
+    ]
+    for bench in benches:
+        bench.begin()
+    kept = benches[1].folder.name
+    benches[0].maker.keep([None, kept])
+    assert [path.name for path in tmp_path.iterdir()] == [kept]
+
+
+@pytest.mark.parametrize("name", ["bert", TIED, "llama"])
+def test_artifacts_of_earlier_versions_load(name: str, tmp_path: Path) -> None:
+    """Their config says family and sizes where it says a plan today."""
+    structure = Structure((Layer(0, (), (1, 2)), Layer(2, (1, 3), ())))
+    smaller = MODELS[name].family.cut(build(name), structure)
+    batch = Batch({key: value.numpy() for key, value in inputs().items()})
+    (tmp_path / "tokenizer").mkdir()
+    folder = tmp_path / "t001"
+    candidate = SETTINGS.candidate({})
+    export_model(smaller, structure, candidate, folder, [batch], tmp_path / "tokenizer")
+    config: Any = smaller.config
+    original = config.to_dict() | {"architectures": [type(smaller).__name__]}
+    family = original.pop("model_type")
+    older = {"family": family, "original": original, "sizes": structure.sizes()}
+    (folder / "config.json").write_text(json.dumps(REFUSED | older))
+    loaded = load_model(folder)
+    assert type(loaded) is type(smaller) and same(loaded, smaller)
+    with torch.inference_mode():
+        assert torch.equal(loaded(**inputs()).logits, smaller(**inputs()).logits)
+    older["sizes"] = structure.sizes() | {"heads": [1, 2]}
+    (folder / "config.json").write_text(json.dumps(REFUSED | older))
+    with pytest.raises(UserError, match=rf"^{folder} cannot be loaded: "):
+        load_model(folder)
