@@ -3,7 +3,10 @@
 python examples/generate.py FOLDER "some text" TOKENS
 """
 
+import os
 import sys
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to Microsoft
 
 import numpy as np
 import onnxruntime

@@ -5,8 +5,11 @@ python examples/quickstart.py MODEL DATA RUN
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to Microsoft
 
 import onnxruntime
 from tokenizers import Tokenizer

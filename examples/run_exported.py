@@ -4,7 +4,10 @@ enough.
 python examples/run_exported.py FOLDER "some text"
 """
 
+import os
 import sys
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # else onnxruntime reports its use to Microsoft
 
 import onnxruntime
 from tokenizers import Tokenizer

@@ -1,4 +1,8 @@
-"""The one door to onnxruntime: sessions, scoring, quantizers."""
+"""The one door to onnxruntime: sessions, scoring, quantizers.
+
+onnxruntime reports its use to Microsoft unless ``ORT_DISABLE_TELEMETRY`` is in the environment when
+it is imported; importing this module puts 1 there where there is no value yet.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnx

@@ -14,6 +14,9 @@ all models run round-robin, so that a slow spell of the machine hits all of them
 round a model first runs untimed for 5 ms, so that caches are as in service and not as the model
 before left them, then timed for 5 ms, at least once. A round's time is the median of its runs; no
 round is ever dropped.
+
+The runtime reports its use to Microsoft unless ``ORT_DISABLE_TELEMETRY`` is in the environment when
+it is imported; importing this file puts 1 there where there is no value yet.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ import traceback
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
+
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 import numpy as np
 import onnxruntime
