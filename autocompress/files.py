@@ -5,11 +5,14 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from autocompress.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
@@ -48,6 +51,26 @@ def folder_aside(path: Path) -> Iterator[Path]:
     finally:
         for left in (aside, before):
             shutil.rmtree(left, ignore_errors=True)
+
+
+def keep_only(folder: Path, names: Collection[str | None], ours: str) -> None:
+    """Delete the folders in a folder that are called as ours are, but these, and what a kill left
+    of writing one; whatever else lies there stays. Links are neither followed nor deleted.
+
+    Args:
+        ours: pattern of the names of our folders.
+
+    Raises:
+        UserError: the folder is a link.
+    """
+    if folder.is_symlink():
+        raise UserError(f"{folder} is a link: nothing is deleted behind it, put a folder there")
+    called = re.compile(rf"(?:{ours})|\.(?:{ours})\.\d+(?:\.old)?\.part")
+    for path in list(folder.iterdir()) if folder.is_dir() else ():
+        if path.name in names or path.is_symlink() or not path.is_dir():
+            continue
+        if called.fullmatch(path.name):
+            shutil.rmtree(path)
 
 
 def link(source: Path, target: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from autocompress.cores import reserved
 from autocompress.distillation import objectives
 from autocompress.distillation.layer_maps import LAYER_MAPS
 from autocompress.distillation.settings import weight_setting
+from autocompress.files import keep_only
 from autocompress.interfaces import (
     Batch,
     Family,
@@ -217,10 +217,8 @@ class Maker:
         return making.student
 
     def keep(self, ids: Collection[str | None]) -> None:
-        """Delete all students but these."""
-        for folder in self.folder.iterdir() if self.folder.is_dir() else ():
-            if folder.name not in ids:
-                shutil.rmtree(folder)
+        """Delete all students but these; raises as ``keep_only``."""
+        keep_only(self.folder, ids, "[0-9a-f]{16}")
 
 
 def recovery_of(

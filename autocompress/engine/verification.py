@@ -3,7 +3,6 @@ end."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import ParamSpec, TypeVar
 from autocompress.artifact import annotate
 from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed
-from autocompress.files import write_json
+from autocompress.files import keep_only, write_json
 from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
 from autocompress.limits import Facts
@@ -309,10 +308,8 @@ def _annotate(fronts: Sequence[Front], scorer: Scorer) -> None:
 
 
 def keep_models(models: Path, names: Collection[str]) -> None:
-    """Delete all model folders but these."""
-    for folder in models.iterdir():
-        if folder.name not in names:
-            shutil.rmtree(folder)
+    """Delete all model folders but these; raises as ``keep_only``."""
+    keep_only(models, names, r"t\d{3,}")
 
 
 def _tested(scorer: Scorer, quality: Quality, baseline: Evidence, evidence: Evidence) -> Quality:
