@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -214,6 +215,93 @@ def test_export_takes_the_options_of_pick_and_never_overwrites(
     assert "exists already" in capsys.readouterr().err
     assert main(["export", str(run), "--trial", "t999", "--out", str(tmp_path / "other")]) == 2
     assert "'t999' is not in the front" in capsys.readouterr().err
+
+
+@pytest.fixture
+def copied(run: Path, tmp_path: Path) -> tuple[Path, Path]:
+    """A run that may be damaged, and the folder of one of its models."""
+    copy = tmp_path / "copy"
+    shutil.copytree(run, copy)
+    return copy, copy / load_front(copy).members[0].path
+
+
+def _link_out(file: Path) -> None:
+    """The same bytes, outside of the run."""
+    file.rename(file.parents[3] / "outside")
+    file.symlink_to(file.parents[3] / "outside")
+
+
+def _record(name: str, digest: object) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / "autocompress.json"
+        told = json.loads(path.read_text())
+        path.write_text(json.dumps(told | {"sha256": {name: digest}}))
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model.onnx").unlink(), "no longer holds the files of"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json is no file that autocompress"),
+        (
+            lambda f: (f / "tokenizer.json").write_text("{}"),
+            "tokenizer.json is damaged: its sha",
+        ),
+        (lambda f: (f / "autocompress.json").unlink(), "autocompress.json is missing or damaged: "),
+        (lambda f: (f / "autocompress.json").write_text("[]"), "json is missing or damaged: "),
+        (lambda f: _link_out(f / "config.json"), "config.json is no file that autocompress wrote"),
+        (lambda f: _link_out(f / "autocompress.json"), "autocompress.json is no file that auto"),
+        (_link_out, "lies outside of the run"),
+        (_record("../t000/model.onnx", "0"), "../t000/model.onnx is no file that autocompress"),
+        (_record("/etc/hostname", "0"), "/etc/hostname is no file that autocompress wrote there"),
+        (_record("..", "0"), "is no file that autocompress wrote there"),
+        (_record("model.onnx", 0), "model.onnx is damaged: its sha256"),
+    ],
+)
+def test_a_damaged_model_is_not_exported(
+    damage: Callable[[Path], None],
+    message: str,
+    copied: tuple[Path, Path],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    run, folder = copied
+    damage(folder)
+    mine = run.parent / "new" / "mine"
+    assert main(["export", str(run), "--trial", folder.name, "--out", str(mine)]) == 2
+    printed = capsys.readouterr().err
+    assert message in printed and printed.count("\n") == 1
+    assert not mine.parent.exists()
+
+
+@pytest.mark.parametrize("path", ["../outside", "/absolute", "models/../../outside"])
+def test_only_what_is_in_the_run_is_exported(
+    path: str, copied: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A whole model, but elsewhere."""
+    run, folder = copied
+    elsewhere = run.parent / "outside"
+    folder.rename(elsewhere)
+    told = json.loads((run / "front.json").read_text())
+    told["fronts"][0]["members"][0]["path"] = path.replace("/absolute", str(elsewhere))
+    (run / "front.json").write_text(json.dumps(told))
+    mine = run.parent / "mine"
+    assert main(["export", str(run), "--trial", folder.name, "--out", str(mine)]) == 2
+    printed = capsys.readouterr().err
+    assert f"{folder.name} lies outside of the run" in printed and printed.count("\n") == 1
+    assert not mine.exists()
+
+
+def test_what_others_put_into_a_model_folder_is_not_exported(
+    copied: tuple[Path, Path], tmp_path: Path
+) -> None:
+    run, folder = copied
+    before = {file.name: file.read_bytes() for file in folder.iterdir()}
+    (folder / "notes.txt").write_text("mine")
+    mine = tmp_path / "mine"
+    assert main(["export", str(run), "--trial", folder.name, "--out", str(mine)]) == 0
+    assert {file.name: file.read_bytes() for file in mine.iterdir()} == before
 
 
 def test_the_front_of_one_device_or_of_all(pair: Path, capsys: pytest.CaptureFixture[str]) -> None:
