@@ -5,23 +5,77 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import os
+import platform
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autocompress.errors import UserError
+from autocompress.files import cache_folder
+
+PATIENCE_S = 1.0
+"""Of waiting in silence."""
+
 
 @contextmanager
 def reserved(location: str = "local") -> Iterator[None]:
-    """Waits until no other autocompress process of this user holds the device, and keeps the others
-    waiting.
+    """Waits until no other autocompress process of this user on this machine holds the device, and
+    keeps the others waiting; a wait of more than a second is logged once, as a warning.
 
     Args:
         location: as in a hardware profile.
+
+    Raises:
+        UserError: there is no folder of the user's own for the lock.
     """
-    digest = hashlib.sha256(location.encode()).hexdigest()[:16]
-    path = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}-{digest}.lock"
-    with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    what = "this machine" if location == "local" else location
+    # homes are shared among machines
+    digest = hashlib.sha256(f"{platform.node()} {location}".encode()).hexdigest()[:16]
+    with open(_opened(f"{digest}.lock"), "rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            told = threading.Timer(PATIENCE_S, _say, [what])
+            told.daemon = True
+            told.start()
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+            finally:
+                told.cancel()
         yield
+
+
+def _say(what: str) -> None:
+    logging.getLogger(__name__).warning(
+        "waiting until another autocompress process is done with %s", what
+    )
+
+
+def _opened(name: str) -> int:
+    """Descriptor of a file that is left as it is, and made where there is none; no link."""
+    for place in (cache_folder, _own_temporary_folder):
+        try:
+            folder = place()
+            folder.mkdir(parents=True, exist_ok=True)
+            return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        except (OSError, RuntimeError):  # RuntimeError: a user without a home
+            continue
+    raise UserError(
+        "no lock can be written: set AUTOCOMPRESS_CACHE to a folder of your own that can be written"
+    )
+
+
+def _own_temporary_folder() -> Path:
+    """Raises:
+    PermissionError: others can write there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    found = folder.lstat()
+    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise PermissionError(f"{folder} is not the user's own")
+    return folder

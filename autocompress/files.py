@@ -90,3 +90,10 @@ def sha256(path: Path) -> str:
 def fingerprint(source: str) -> str:
     """Digest of a file, or the text itself when it names no file (a hub id, a split)."""
     return sha256(Path(source)) if Path(source).is_file() else source
+
+
+def cache_folder() -> Path:
+    """Where what outlives a run is kept: fine-tuned teachers, latency tables, locks of devices."""
+    if os.environ.get("AUTOCOMPRESS_CACHE"):
+        return Path(os.environ["AUTOCOMPRESS_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"

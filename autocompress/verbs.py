@@ -174,7 +174,7 @@ def demo(options: argparse.Namespace) -> None:
     out = options.out or runs[max(0, free - 1) if options.resume else free]
     from autocompress import demo
     from autocompress.engine.request import Request
-    from autocompress.training.teacher import cache_folder
+    from autocompress.files import cache_folder
 
     data, unlabeled = demo.data_files(cache_folder() / "demo")
     front = _run(

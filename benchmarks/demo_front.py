@@ -29,9 +29,9 @@ from typing import Any
 from autocompress import demo
 from autocompress.console import Progressing, front_table, out
 from autocompress.engine.session import search
+from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, Front, hypervolume
-from autocompress.training.teacher import cache_folder
 
 DROPS = (0.5, 1.0, 1.5, 2.0, 3.0)
 

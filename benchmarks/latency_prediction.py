@@ -30,6 +30,7 @@ from autocompress import demo
 from autocompress.console import Progressing
 from autocompress.engine.session import search
 from autocompress.engine.tables import read_table
+from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
 from autocompress.journal import Trial
 from autocompress.latency.predictor import Shape, shape_of
@@ -39,7 +40,6 @@ from autocompress.plan import Plan
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS
-from autocompress.training.teacher import cache_folder
 
 SPACE = {
     "layers": {"keep": [1.0, 0.84, 0.67, 0.5, 0.34], "rule": ["uniform", "bottom"]},

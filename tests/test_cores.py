@@ -8,11 +8,13 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from threading import Timer
 
 import pytest
 
 from autocompress import HardwareProfile, SearchResult
 from autocompress.cores import reserved
+from autocompress.errors import UserError
 from autocompress.hardware.host import LocalHost
 from autocompress.hardware.onnx_device import OnnxDevice
 
@@ -37,7 +39,7 @@ class Holder:
 
     def __init__(self, name: str, log: Path, temporary: Path) -> None:
         command = [sys.executable, "-c", HOLDER, name, str(log)]
-        environment = {**os.environ, "TMPDIR": str(temporary)}
+        environment = {**os.environ, "AUTOCOMPRESS_CACHE": str(temporary)}
         self.process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
         )
@@ -58,7 +60,7 @@ class Holder:
 @pytest.fixture
 def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder for the lock that no other test and no search on this machine uses."""
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path))
     return tmp_path
 
 
@@ -66,7 +68,7 @@ def test_a_second_process_waits_until_the_first_lets_go(temporary: Path) -> None
     log = temporary / "log"
     first = Holder("first", log, temporary)
     assert [first.says(), first.says()] == ["asking", "in"]
-    [lock] = temporary.glob("autocompress-*.lock")
+    [lock] = temporary.glob("*.lock")
     with lock.open("w") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     second = Holder("second", log, temporary)
@@ -81,7 +83,7 @@ def test_another_device_waits_for_none_of_this_machine(temporary: Path) -> None:
     first = Holder("first", temporary / "log", temporary)
     assert [first.says(), first.says()] == ["asking", "in"]
     with reserved("ssh://board"):
-        assert len(list(temporary.glob("autocompress-*.lock"))) == 2
+        assert len(list(temporary.glob("*.lock"))) == 2
     first.let_go()
     assert first.ended() == 0
 
@@ -93,6 +95,58 @@ def test_a_process_that_is_killed_lets_go(temporary: Path) -> None:
     first.ended()
     with reserved():
         pass
+
+
+def test_whoever_waits_long_says_for_what_once(
+    temporary: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = Holder("first", temporary / "log", temporary)
+    assert [first.says(), first.says()] == ["asking", "in"]
+    monkeypatch.setattr("autocompress.cores.PATIENCE_S", 0.01)
+    Timer(0.3, first.let_go).start()
+    with reserved():
+        pass
+    assert first.ended() == 0
+    with reserved("ssh://board"):
+        pass
+    waiting = "waiting until another autocompress process is done with this machine"
+    assert [record.getMessage() for record in caplog.records] == [waiting]
+
+
+def test_the_lock_is_the_users_own_and_left_as_it_is(temporary: Path) -> None:
+    with reserved():
+        pass
+    [lock] = temporary.glob("*.lock")
+    assert lock.stat().st_mode & 0o777 == 0o600
+    lock.write_text("kept")
+    with reserved():
+        pass
+    assert lock.read_text() == "kept"
+
+
+@pytest.mark.parametrize("unfit", ["a link", "no folder"])
+def test_where_the_cache_cannot_hold_the_lock(
+    unfit: str, temporary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lies in a folder of the user's own for temporary files, or nowhere."""
+    with reserved():
+        pass
+    [lock] = temporary.glob("*.lock")
+    own = temporary / f"autocompress-{os.getuid()}"
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    if unfit == "a link":
+        lock.unlink()
+        lock.symlink_to(temporary / "target")
+    else:
+        (temporary / "file").write_text("")
+        monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(temporary / "file"))
+    with reserved():
+        assert [path.name for path in own.iterdir()] == [lock.name]
+    assert own.stat().st_mode & 0o777 == 0o700
+    assert not (temporary / "target").exists()
+    own.chmod(0o770)
+    with pytest.raises(UserError, match=r"^no lock can be written: set AUTOCOMPRESS_CACHE"):
+        reserved().__enter__()
 
 
 def test_the_cores_are_free_again_after_an_error(temporary: Path) -> None:
@@ -108,7 +162,7 @@ def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResul
 
     class Host(LocalHost):
         def run_agent(self, request: str) -> str:
-            locks = list(temporary.glob("autocompress-*.lock"))
+            locks = list(temporary.glob("*.lock"))
             with (locks[0] if locks else temporary / "none").open("w") as file:
                 try:
                     fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

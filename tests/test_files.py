@@ -12,6 +12,7 @@ import pytest
 from autocompress.engine.making import Maker
 from autocompress.engine.verification import keep_models
 from autocompress.errors import UserError
+from autocompress.files import cache_folder
 
 Keep = Callable[[Path, Collection[str]], None]
 
@@ -53,3 +54,14 @@ def test_nothing_is_deleted_behind_a_link(keeping: tuple[Keep, list[str]], tmp_p
     with pytest.raises(UserError, match=f"^{tmp_path}/link is a link: "):
         keep(tmp_path / "link", {kept})
     assert (tmp_path / "outside" / other).is_dir()
+
+
+def test_where_the_cache_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "own"))
+    assert cache_folder() == tmp_path / "own"
+    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
+    assert cache_folder() == tmp_path / "xdg" / "autocompress"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert cache_folder() == tmp_path / "home" / ".cache" / "autocompress"

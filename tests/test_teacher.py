@@ -47,7 +47,6 @@ from autocompress.tasks.text_classification import load as load_task
 from autocompress.training import teacher
 from autocompress.training.compute import CPU
 from autocompress.training.teacher import (
-    cache_folder,
     finetune,
     finetuned,
     load_classifier,
@@ -399,17 +398,6 @@ def test_fewer_examples_than_a_batch_can_be_learned(
     few = Split(task.train.rows[:20], np.arange(20) % 2)
     found = finetuned(load_classifier(str(tiny_model), task.labels), replace(task, train=few), 0)
     assert not same_weights(found, load_classifier(str(tiny_model), task.labels))
-
-
-def test_where_teachers_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
-    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "own"))
-    assert cache_folder() == tmp_path / "own"
-    monkeypatch.delenv("AUTOCOMPRESS_CACHE")
-    assert cache_folder() == tmp_path / "xdg" / "autocompress"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    assert cache_folder() == tmp_path / "home" / ".cache" / "autocompress"
 
 
 @pytest.mark.parametrize(

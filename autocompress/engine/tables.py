@@ -18,7 +18,7 @@ from autocompress.engine.making import Maker, Measured
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed
-from autocompress.files import write_json
+from autocompress.files import cache_folder, write_json
 from autocompress.formats import FORMATS, choices
 from autocompress.interfaces import Device, Knowledge
 from autocompress.latency.predictor import LatencyTable, Shape, probes, shape_of
@@ -28,7 +28,6 @@ from autocompress.shipping import Graph
 from autocompress.structure import Layer, Structure
 from autocompress.student import first
 from autocompress.techniques import SETTINGS, resolve
-from autocompress.training.teacher import cache_folder
 
 _TOGETHER = 8
 """Models that are timed in one process, beside the baseline."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -32,7 +31,7 @@ from autocompress.cores import reserved
 from autocompress.environment import silenced, versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
-from autocompress.files import folder_aside
+from autocompress.files import cache_folder, folder_aside
 from autocompress.interfaces import Task
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.steps import Optimizer, schedule, seeded
@@ -300,10 +299,3 @@ def finetuned(
     with contextlib.suppress(OSError), folder_aside(folder) as aside:
         model.save_pretrained(aside)  # type: ignore[operator]
     return model
-
-
-def cache_folder() -> Path:
-    """Where fine-tuned teachers are kept."""
-    if os.environ.get("AUTOCOMPRESS_CACHE"):
-        return Path(os.environ["AUTOCOMPRESS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
