@@ -1,4 +1,7 @@
-"""What the commands print: tables, lines, progress with the time to go."""
+"""What the commands print: tables, lines, progress with the time to go.
+
+Paths and names are the user's: no text is read as markup, styles are given apart from it.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -25,8 +27,8 @@ from autocompress.units import clock
 if TYPE_CHECKING:
     from autocompress.hardware.doctor import Diagnosis
 
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
+out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def fail(message: str) -> None:
@@ -192,7 +194,7 @@ def prediction_lines(run: Path) -> list[str]:
     ]
 
 
-def diagnosis(found: Diagnosis) -> str:
+def diagnosis(found: Diagnosis) -> Text:
     """What the doctor says, a line each."""
     device = found.device
     title = (
@@ -200,10 +202,10 @@ def diagnosis(found: Diagnosis) -> str:
         f"onnxruntime {device['onnxruntime']}"
     )
     lines = [
-        f"{'[green]ok[/green]  ' if fine else '[red]look[/red]'}  {escape(text)}"
+        Text.assemble(("ok  ", "green") if fine else ("look", "red"), "  ", text)
         for fine, text in found.remarks
     ]
-    return "\n".join([escape(title), *lines])
+    return Text("\n").join([Text(title), *lines])
 
 
 class _ToGo(ProgressColumn):
@@ -218,7 +220,7 @@ class Progressing:
     def __init__(self, time_limit_s: float | None, metric: Metric) -> None:
         self.metric = metric
         self.progress = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
             _ToGo(),
             console=err,
@@ -240,7 +242,7 @@ class Progressing:
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
         self.progress.update(self.task, description=name, completed=done, total=of or None)
         if name != self.last_stage:
-            err.print(f"[dim]{name} ...[/dim]")
+            err.print(f"{name} ...", style="dim")
             self.last_stage = name
 
     def trial(self, trial: Trial, remaining_s: float | None) -> None:
@@ -250,27 +252,26 @@ class Progressing:
             total=None,
             end=None if remaining_s is None else time.monotonic() + remaining_s,
         )
-        to_go = "" if remaining_s is None else f"  [cyan]{clock(remaining_s)} to go[/cyan]"
-        err.print(
-            f"{trial.id}  {_outcome(trial, self.metric)}  "
-            f"[dim]{describe(trial.candidate, trial.sizes)}[/dim]{to_go}"
-        )
+        to_go = "" if remaining_s is None else f"  {clock(remaining_s)} to go"
+        line = Text.assemble(f"{trial.id}  ", *_outcome(trial, self.metric), "  ")
+        what = (describe(trial.candidate, trial.sizes), "dim")
+        err.print(Text.assemble(line, what, (to_go, "cyan")))
 
 
-def _outcome(trial: Trial, metric: Metric) -> str:
+def _outcome(trial: Trial, metric: Metric) -> list[str | tuple[str, str]]:
+    """Pieces, with their styles."""
     scored = [
         (score.quality, score.timing)
         for score in trial.scores.values()
         if score.quality is not None
     ]
     if not scored:
-        return f"[yellow]{trial.state}[/yellow]: {escape(trial.reason or '')}"
+        return [(trial.state, "yellow"), f": {trial.reason or ''}"]
     name = "baseline: " if trial.number == 0 else ""
     quality = max((quality for quality, _ in scored), key=lambda q: q.drop_validation)
-    times = "  ".join(
-        f"{t.latency_ms.about}{t.latency_ms.value:.2f} ms  "
-        f"[bold]{t.latency_ms.about}{t.speedup:.2f}x[/bold]"
-        for _, t in scored
-    )
-    change = f"{metric.change(quality.drop_validation):+.1f} {metric.unit}"
-    return f"{name}[bold]{metric.text(quality.validation)}[/bold] ({change})  {times}"
+    change = f" ({metric.change(quality.drop_validation):+.1f} {metric.unit})"
+    pieces: list[str | tuple[str, str]] = [name, (metric.text(quality.validation), "bold"), change]
+    for _, timing in scored:
+        about, ms = timing.latency_ms.about, timing.latency_ms.value
+        pieces += [f"  {about}{ms:.2f} ms  ", (f"{about}{timing.speedup:.2f}x", "bold")]
+    return pieces

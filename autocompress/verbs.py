@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -200,18 +201,18 @@ def _choose_and_copy(front: Front, run: Path) -> None:
     it."""
     from autocompress import console
 
+    console.out.print(f"\nautocompress pick {_quoted(run)} --min-speedup 4x")
     try:
         member = front.pick(min_speedup=4)
     except AutocompressError as error:
-        console.out.print(f"\nautocompress pick {run} --min-speedup 4x\n  {error}")
+        console.out.print(f"  {error}")
         return
-    console.out.print(
-        f"\nautocompress pick {run} --min-speedup 4x\n  {console.member_line(member, front.scale)}"
-    )
+    console.out.print(f"  {console.member_line(member, front.scale)}")
     target = run / "exported"
     _copy(front, run, member, target)
     console.out.print(
-        f"autocompress export {run} --trial {member.id} --out {target}\n  wrote {target}"
+        f"autocompress export {_quoted(run)} --trial {member.id} --out {_quoted(target)}\n"
+        f"  wrote {target}"
     )
 
 
@@ -246,7 +247,7 @@ def _run(request: Request) -> Front:
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
     by = "speedup" if "latency" in result.front.objectives else "compression"
-    console.out.print(f"choose: autocompress pick {result.run} --min-{by} 4x")
+    console.out.print(f"choose: autocompress pick {_quoted(result.run)} --min-{by} 4x")
     return result.front
 
 
@@ -333,9 +334,10 @@ def pick(options: argparse.Namespace) -> None:
         console.out.print(
             console.member_line(member, found.scale, _limits(options, found)["max_latency_ms"])
         )
-        there = f" --hardware {found.hardware['name']}" if options.hardware else ""
+        there = f" --hardware {_quoted(found.hardware['name'])}" if options.hardware else ""
         console.out.print(
-            f"export: autocompress export {options.run}{there} --trial {member.id} --out my-model"
+            f"export: autocompress export {_quoted(options.run)}{there} --trial {member.id} "
+            f"--out my-model"
         )
 
 
@@ -438,7 +440,7 @@ def new_profile(options: argparse.Namespace) -> None:
     }
     profile = new_profile(target, values)
     console.out.print(f"wrote {target}: {profile.description}")
-    console.out.print(f"use it: autocompress search ... --hardware {target}")
+    console.out.print(f"use it: autocompress search ... --hardware {_quoted(target)}")
 
 
 def doctor(options: argparse.Namespace) -> None:
@@ -495,6 +497,11 @@ def list_profile_keys(options: argparse.Namespace) -> None:
 
 def _say_setting(setting: Setting, default: str) -> None:
     say(f"{setting.name}{default}\n    {setting.summary}\n    {setting.domain}")
+
+
+def _quoted(value: object) -> str:
+    """For a shell."""
+    return shlex.quote(str(value))
 
 
 def say(text: str) -> None:

@@ -363,6 +363,52 @@ def test_the_export_that_pick_proposes_is_of_the_model_it_names(
     assert facts(tmp_path / "my-model")["candidate"] == best.candidate
 
 
+ODD = "x [/b] [red] it's :smile: & $HOME"
+"""As a path it means something to rich, and to a shell."""
+
+
+def test_what_the_user_names_is_printed_as_it_is(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And as one word of the commands that are proposed."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(run, ODD)
+    told = json.loads(Path(ODD, "front.json").read_text())
+    told["fronts"][0]["hardware"]["name"] = ODD
+    Path(ODD, "front.json").write_text(json.dumps(told))
+    assert main(["front", ODD]) == 0
+    assert f"models on {ODD} (accuracy" in capsys.readouterr().out
+    assert main(["pick", ODD, "--max-drop", "100", "--hardware", ODD]) == 0
+    [command] = re.findall(r"export: autocompress (export .*)", capsys.readouterr().out)
+    words = shlex.split(command)
+    assert words[1:4] == [ODD, "--hardware", ODD]
+    assert main([*words[:-1], f"{ODD} too"]) == 0
+    assert capsys.readouterr().out.endswith(f"\nwrote {ODD} too\n")
+    assert main(["export", ODD, "--trial", ODD, "--out", "mine"]) == 2
+    assert f"trial {ODD!r} is not in the front" in capsys.readouterr().err
+
+
+def test_a_search_into_an_odd_folder_ends_well(
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    original = session.search_for
+    monkeypatch.setattr(
+        session, "search_for", lambda request, listener: original(request, listener, SizeDevice)
+    )
+    words = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file)]
+    words += ["--hardware", "cpu-1-thread", "--space", "quantization-only", "--trials", "1"]
+    assert main(["search", *words, "--out", ODD]) == 0
+    report, choose = capsys.readouterr().out.splitlines()[-2:]
+    assert report == f"report: {ODD}/report.html"
+    command = shlex.split(choose.removeprefix("choose: autocompress "))
+    assert command == ["pick", ODD, "--min-speedup", "4x"]
+
+
 def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(
     run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -243,10 +243,14 @@ def test_any_other_refusal_is_an_error() -> None:
 def test_a_diagnosis_is_printed_a_line_each() -> None:
     remarks = ((True, "all is [well]"), (False, "this is not"))
     text = console.diagnosis(Diagnosis(QUIET, {"fp32": 1.0}, 0.0, remarks))
-    assert text.splitlines() == [
+    assert text.plain.splitlines() == [
         "A CPU, 4 cores, 8 GiB, onnxruntime 1.22.0",
-        r"[green]ok[/green]    all is \[well]",
-        "[red]look[/red]  this is not",
+        "ok    all is [well]",
+        "look  this is not",
+    ]
+    assert [(text.plain[s.start : s.end], s.style) for s in text.spans] == [
+        ("ok  ", "green"),
+        ("look", "red"),
     ]
 
 
