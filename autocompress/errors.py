@@ -32,3 +32,7 @@ class SearchFailed(AutocompressError):
 
 class CandidateFailed(AutocompressError):
     """A candidate that cannot be built, trained, exported or scored."""
+
+
+NOT_FINITE = "its answers are not finite"
+"""Why a candidate fails whose arithmetic overflows, as that of fp16 may."""

@@ -18,7 +18,7 @@ from torch import nn
 from autocompress.artifact import REFUSED
 from autocompress.candidate import Candidate
 from autocompress.environment import versions
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import NOT_FINITE, CandidateFailed, UserError
 from autocompress.families import family_of
 from autocompress.files import folder_aside, link, sha256, write_json
 from autocompress.formats import convert
@@ -86,7 +86,7 @@ class Graph:
             the others in the cache.
 
         Raises:
-            CandidateFailed: the graph cannot be converted.
+            CandidateFailed: the graph cannot be converted, or what it becomes overflows.
         """
         config: Any = self.model.config
         with folder_aside(target) as folder:
@@ -149,6 +149,8 @@ class Graph:
 
     def _parity(self, shipped: Path) -> dict[str, float]:
         reference, before, after = self._reference, self._before, self._answers(shipped)
+        if not np.isfinite(after).all():
+            raise CandidateFailed(NOT_FINITE)
         return {
             "largest_logit": float(np.abs(reference).max()),
             "fp32_max_abs_difference": float(np.abs(reference - before).max()),

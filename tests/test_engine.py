@@ -6,7 +6,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoConfig, AutoModelForSequenceClassification
 
 from autocompress.artifact import load_model, scheme_of
-from autocompress.candidate import Value
+from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
 from autocompress.engine.loop import SearchResult, Silent, outclassed
 from autocompress.engine.session import search
@@ -28,6 +29,7 @@ from autocompress.journal import Trial
 from autocompress.limits import Limits
 from autocompress.pareto import METRICS, load_front, load_fronts, non_dominated
 from autocompress.scores import Timing
+from autocompress.shipping import Graph
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
 from tests.searching import CPU, SPACE, Scripted, scheme, space, timed
@@ -240,6 +242,75 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
         "failed": "layers.keep names layer 9, the model has 4 (0 to 3)",
     }
     assert len(found.trials) == 3
+
+
+class Overflows(SizeDevice):
+    """One answer of int8-dynamic files to the validation split is no number."""
+
+    def predict(
+        self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
+        found = super().predict(model, batches)
+        if scheme_of(model) == "int8-dynamic":
+            found[3, 1] = np.nan
+        return found
+
+
+def test_what_answers_with_no_numbers_fails_and_the_search_goes_on(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """Also when it is resumed."""
+    values = {
+        "layers": {"keep": [0.5]},
+        "quantization": {"scheme": ["int8-dynamic", "fp32", "int8-weights"]},
+        "recovery": {"steps": [2]},
+    }
+
+    def searched(**more: Any) -> dict[str, str | None]:
+        found = search(
+            tiny_model,
+            data_file,
+            "cpu-1-thread",
+            space(values),
+            tmp_path / "run",
+            connect=Overflows,
+            **more,
+        )
+        return {f"{trial.id} {scheme(trial)}": trial.reason for trial in found.trials}
+
+    first = searched(trials=2)
+    again = searched(trials=6, resume=True)
+    assert {key: again[key] for key in first} == first
+    assert {key.split()[1] for key, why in again.items() if why} == {"int8-dynamic"}
+    assert {why for why in again.values() if why} == {"its answers are not finite"}
+    assert {key.split()[1] for key, why in again.items() if not why} >= {"fp32", "int8-weights"}
+
+
+def test_a_format_that_fails_before_training_leaves_the_others(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = Graph.ship
+
+    def ship(self: Graph, candidate: Candidate, *more: Any) -> dict[str, float]:
+        if candidate.text("quantization.scheme", "fp32") == "int8-dynamic":
+            raise CandidateFailed("its answers are not finite")
+        return original(self, candidate, *more)
+
+    monkeypatch.setattr(Graph, "ship", ship)
+    values = {
+        "layers": {"keep": [0.5]},
+        "quantization": {"scheme": ["int8-dynamic", "int8-weights"]},
+        "recovery": {"steps": [2]},
+    }
+    out = tmp_path / "run"
+    found = search(
+        tiny_model, data_file, "cpu-1-thread", space(values), out, trials=4, connect=SizeDevice
+    )
+    cut = {scheme(trial): trial for trial in found.trials if "layers.keep" in trial.candidate}
+    assert {name: trial.state for name, trial in cut.items()} == {
+        "int8-dynamic": "failed",
+        "int8-weights": "complete",
+    }
 
 
 def test_if_all_trials_fail_the_search_says_why(

@@ -17,6 +17,7 @@ import onnx
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassError
+from onnx import numpy_helper
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import (
@@ -33,7 +34,7 @@ from autocompress import shipping
 from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import FAMILIES
-from autocompress.formats import FORMATS
+from autocompress.formats import FORMATS, convert
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
 from autocompress.plan import Plan
@@ -380,6 +381,24 @@ def test_a_model_that_gives_no_numbers_fails_the_candidate(sample: Sample, tmp_p
             sample.calibration,
             sample.tokenizer_files,
         )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_what_overflows_once_converted_fails_the_candidate_and_leaves_nothing(
+    sample: Sample, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def overflowing(source: Path, target: Path, *more: Any, **options: Any) -> Any:
+        found = convert(source, target, *more, **options)
+        model = onnx.load(target)
+        [bias] = [one for one in model.graph.initializer if one.name.endswith("classifier.bias")]
+        bias.CopyFrom(numpy_helper.from_array(np.array([0, value], np.float32), bias.name))
+        onnx.save(model, target)
+        return found
+
+    monkeypatch.setattr(shipping, "convert", overflowing)
+    with pytest.raises(CandidateFailed, match=r"^its answers are not finite$"):
+        sample.export(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
 
 

@@ -95,8 +95,13 @@ class Attempt:
             self._reached = tuple((steps, drop) for steps, drop, _ in self.making.student.rungs)
             return
         with self.converter.graph_of(self.making.student) as graph:
+            failed: CandidateFailed | None = None
             for trial in self.open:
-                folder = self._ship(graph, self.making.student, trial)
+                try:
+                    folder = self._ship(graph, self.making.student, trial)
+                except CandidateFailed as error:
+                    failed = error  # once trained, it may do
+                    continue
                 [timings] = self.scorer.time([folder])
                 if isinstance(timings, CandidateFailed):
                     self._refuse(trial, "failed", str(timings))
@@ -104,6 +109,8 @@ class Attempt:
                 self._note(trial, folder, timings)
                 if self.timings:
                     break
+            if failed and not self.timings:
+                raise failed
         self._counted = min((trial.number for trial in self.open), default=self._counted)
 
     def advance(self, rung: int) -> tuple[float, float]:

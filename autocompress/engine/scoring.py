@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autocompress.errors import CandidateFailed
+from autocompress.errors import NOT_FINITE, CandidateFailed
 from autocompress.hardware.agent import kept
 from autocompress.interfaces import Device, Evidence, HeldOut, Question, Task
 from autocompress.limits import Facts, Limits
@@ -75,7 +75,11 @@ class Scorer:
         ]
 
     def evidence(self, model: Path, part: HeldOut) -> dict[str, Evidence]:
-        """Of an artifact on each device, run at its profile's batch size."""
+        """Of an artifact on each device, run at its profile's batch size.
+
+        Raises:
+            CandidateFailed: it cannot answer, or not with finite numbers.
+        """
         known: dict[object, Evidence] = {}
         for device in self.devices.values():
             kind = device.answers_like, device.profile.batch_size
@@ -83,11 +87,16 @@ class Scorer:
                 answers = device.predict(
                     model, self.task.questions(part, device.profile.batch_size)
                 )
-                known[kind] = self.task.evidence(answers, part)
+                known[kind] = self._evidence(answers, part)
         return {
             name: known[device.answers_like, device.profile.batch_size]
             for name, device in self.devices.items()
         }
+
+    def _evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
+        if not np.isfinite(answers).all():
+            raise CandidateFailed(NOT_FINITE)
+        return self.task.evidence(answers, part)
 
     def scores(
         self, model: Path, timings: Timings, baseline: Mapping[str, Score] | None
@@ -122,12 +131,12 @@ class Scorer:
     def drop_in_training(
         self, student: nn.Module, baseline: Score, compute: Compute
     ) -> tuple[float, float]:
-        """On the task's rung examples, with its standard error."""
+        """On the task's rung examples, with its standard error; raises as ``evidence``."""
         examples = self.task.rung_examples
         part = self.task.validation.take(examples)
         questions = self.task.questions(part, self.task.batch_size)
         answers = [torch_answer(student, question, compute) for question in questions]
-        evidence = self.task.evidence(np.concatenate(answers), part)
+        evidence = self._evidence(np.concatenate(answers), part)
         return self.task.drop(self.recorded(baseline)[list(examples)], evidence, part)
 
     def too_much(self, name: str, timing: Timing, weight_bytes: int | None) -> str | None:
