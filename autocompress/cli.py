@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
+from autocompress.limits import CONFIDENCE
 from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
@@ -87,6 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
     search.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
     search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
+    _add_confidence(search)
     search.add_argument(
         "--objectives",
         metavar="A,B",
@@ -322,6 +324,20 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")
     group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)
+    _add_confidence(group)
+
+
+def _add_confidence(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--confidence",
+        type=float,
+        default=CONFIDENCE,
+        metavar=f"{CONFIDENCE}",
+        help=(
+            "that the chosen model truly meets its limits of quality, which are checked on the "
+            "validation split with a margin for chance; 0.5 is without"
+        ),
+    )
 
 
 def _add_device(parser: argparse.ArgumentParser) -> None:

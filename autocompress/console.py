@@ -48,6 +48,8 @@ def front_table(front: Front) -> Table:
             f"{split}{timed}{estimated})"
         ),
         title_justify="left",
+        caption=f"chosen on validation; hypervolume {front.areas}",
+        caption_justify="left",
     )
     compressed = "size" in front.objectives
     names = ["model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"]
@@ -116,13 +118,19 @@ def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
     )
 
 
-def member_line(member: Member, metric: Metric, max_latency_ms: float | None = None) -> str:
-    """A picked model in one line.
+def member_line(
+    front: Front,
+    member: Member,
+    confidence: float | None = None,
+    max_latency_ms: float | None = None,
+) -> str:
+    """A model of the front in one line.
 
     Args:
+        confidence: that it was picked with; None where it was asked for by its name.
         max_latency_ms: the limit that it was picked by; its slack is shown.
     """
-    q, l = member.quality, member.latency_ms
+    q, l, metric = member.quality, member.latency_ms, front.scale
     slack = (
         ""
         if max_latency_ms is None
@@ -130,10 +138,18 @@ def member_line(member: Member, metric: Metric, max_latency_ms: float | None = N
     )
     phase = f"{member.timing.phase} " if member.timing.phase else ""
     bits = "" if q.bits_per_byte is None else f", {q.bits_per_byte:.2f} bits per byte"
+    split = "unbiased on test" if front.verified else "on validation, not verified"
+    chosen = (
+        ""
+        if confidence is None
+        else f", chosen on validation by {metric.drop_text(q.drop_validation)}, margin "
+        f"{front.margin(member, confidence):.2f}"
+    )
     return (
         f"{member.id}: {phase}{latency_text(l)}{slack}, "
         f"{member.latency_ms.about}{member.speedup:.2f}x, "
-        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits}, "
+        f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits} "
+        f"{split}{chosen}, "
         f"{member.weight_bytes / 1e6:.1f} MB; "
         f"{describe(member.candidate, member.sizes)}"
     )

@@ -4,10 +4,13 @@ holds."""
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from statistics import NormalDist
 
 from autocompress.errors import UserError
 from autocompress.scores import Metric
 
+CONFIDENCE = 0.9
+"""That the model chosen by a limit of quality truly meets it, when nothing is said."""
 _MORE_THAN_ZERO = ("max_latency_ms", "min_speedup", "max_bytes", "min_compression", "max_memory_mb")
 
 
@@ -23,6 +26,8 @@ class Facts:
         memory_bytes: peak that the model adds to its process.
         quality: by the metric of the task.
         drop: of the quality against the baseline, in the unit of the metric.
+        quality_stderr, drop_stderr: of the two.
+        rivals: models that one is chosen among, this one included.
     """
 
     latency_ms: float | None = None
@@ -32,6 +37,9 @@ class Facts:
     memory_bytes: int | None = None
     quality: float | None = None
     drop: float | None = None
+    quality_stderr: float = 0.0
+    drop_stderr: float = 0.0
+    rivals: int = 1
 
     @property
     def compression(self) -> float | None:
@@ -56,6 +64,8 @@ class Limits:
         min_compression: bytes of the unquantized fp32 model's file over those of the model's.
         max_memory_mb: peak that the model adds to its process at most, megabytes; a search holds
             to the one of the hardware profile, too.
+        confidence: that a model chosen by a limit of quality truly meets it; the limit is checked
+            on its figure and a margin, see ``stderrs``.
 
     Raises:
         UserError: a limit that no model or every model meets.
@@ -69,6 +79,7 @@ class Limits:
     max_bytes: float | None = None
     min_compression: float | None = None
     max_memory_mb: float | None = None
+    confidence: float = CONFIDENCE
 
     def __post_init__(self) -> None:
         for name in _MORE_THAN_ZERO:
@@ -82,6 +93,11 @@ class Limits:
             )
         if self.max_perplexity is not None and not 1 < self.max_perplexity < float("inf"):
             raise UserError(f"max_perplexity is {self.max_perplexity:g}: it must be more than 1")
+        if not 0.5 <= self.confidence < 1:
+            raise UserError(
+                f"confidence is {self.confidence:g}: it must be from 0.5, which asks for no "
+                f"margin, to less than 1"
+            )
 
     def check(self, metric: Metric) -> None:
         """Raises:
@@ -104,8 +120,10 @@ class Limits:
             )
 
     def as_dict(self) -> dict[str, float]:
-        """The limits that are set."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The limits that are set, and with those of quality their confidence."""
+        unused = () if self.of_quality else ("confidence",)
+        found = {name: value for name, value in asdict(self).items() if name not in unused}
+        return {name: value for name, value in found.items() if value is not None}
 
     def on(self, memory_limit_mb: float | None) -> Limits:
         """With the limit of a device's memory, megabytes; of two the tighter one."""
@@ -123,21 +141,42 @@ class Limits:
         """Whether bytes are limited."""
         return self.max_bytes is not None or self.min_compression is not None
 
+    @property
+    def of_quality(self) -> bool:
+        """Whether the quality is limited, or its drop."""
+        return any(
+            limit is not None for limit in (self.max_drop, self.min_quality, self.max_perplexity)
+        )
+
+    def stderrs(self, rivals: int) -> float:
+        """How many standard errors a figure of quality must lie within its limit.
+
+        The best-looking of several models owes some of its looks to luck: the interval of each is
+        so wide that those of all rivals hold together (Sidak 1967, "Rectangular confidence regions
+        for the means of multivariate normal distributions"). None at a confidence of 0.5.
+        """
+        together = 2 * self.confidence - 1
+        return NormalDist().inv_cdf((1 + together ** (1 / rivals)) / 2)
+
     def misses(self, facts: Facts) -> dict[str, float]:
         """By how much each limit that is set is missed, as a share of the limit (of a hundred for
         drops and accuracies); zero or less when it holds. What is unknown is not among them."""
-        lost, bytes_at_most = None, self.max_memory_mb and 1e6 * self.max_memory_mb
+        bytes_at_most = self.max_memory_mb and 1e6 * self.max_memory_mb
+        stderrs = self.stderrs(facts.rivals)
+        lost = short = perplexity = None
         if self.max_drop is not None and facts.drop is not None:
-            lost = round(facts.drop - self.max_drop, 9) / 100
-        short = None
-        if self.min_quality is not None and facts.quality is not None:
-            short = self.min_quality - facts.quality
+            lost = round(facts.drop + stderrs * facts.drop_stderr - self.max_drop, 9) / 100
+        if facts.quality is not None:
+            margin = stderrs * facts.quality_stderr
+            perplexity = facts.quality + margin
+            if self.min_quality is not None:
+                short = self.min_quality - (facts.quality - margin)
         found = {
             "latency": _beyond(facts.latency_ms, self.max_latency_ms),
             "speedup": _beyond(self.min_speedup, facts.speedup),
             "drop": lost,
             "quality": short,
-            "perplexity": _beyond(facts.quality, self.max_perplexity),
+            "perplexity": _beyond(perplexity, self.max_perplexity),
             "size": _beyond(facts.weight_bytes, self.max_bytes),
             "compression": _beyond(self.min_compression, facts.compression),
             "memory": _beyond(facts.memory_bytes, bytes_at_most),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.errors import RequestUnmet, UserError
-from autocompress.limits import Facts, Limits
+from autocompress.limits import CONFIDENCE, Facts, Limits
 from autocompress.scores import METRICS as METRICS
 from autocompress.scores import Latency, Quality, Timing
 from autocompress.scores import Metric as Metric
@@ -123,11 +123,13 @@ class Member:
     def speedup(self) -> float:
         return self.timing.speedup
 
-    def facts(self, baseline_bytes: int, *, certain: bool = False) -> Facts:
-        """What limits are checked on: the numbers that are reported.
+    def facts(self, baseline_bytes: int, rivals: int, *, certain: bool = False) -> Facts:
+        """What limits are checked on: latencies as reported, quality on the validation split; test
+        figures choose nothing, else they would flatter what is chosen.
 
         Args:
             baseline_bytes: of the baseline's file.
+            rivals: models that one is chosen among, this one included.
             certain: the slow ends of the intervals of latency and speedup.
         """
         return Facts(
@@ -136,8 +138,11 @@ class Member:
             self.weight_bytes,
             baseline_bytes,
             self.timing.memory_bytes,
-            self.quality.reported,
-            self.quality.drop_reported,
+            self.quality.validation,
+            self.quality.drop_validation,
+            self.quality.validation_stderr or 0.0,
+            self.quality.drop_validation_stderr,
+            rivals,
         )
 
     @classmethod
@@ -153,9 +158,10 @@ class Front:
     """The Pareto-optimal models of one search, sorted by latency; ``front.json`` as an object.
 
     Args:
-        hypervolume: of latency and quality.
+        hypervolume: of latency and validation quality.
         objectives: that no other model of the search is better in; of ``OBJECTIVES``.
-        size_hypervolume: of size and quality; None where size is no objective.
+        size_hypervolume: of size and validation quality; None where size is no objective.
+        hypervolume_test: of latency and test quality; None until the front is verified.
     """
 
     metric: str
@@ -167,6 +173,7 @@ class Front:
     verified: bool
     objectives: tuple[str, ...] = LATENCY_AND_QUALITY
     size_hypervolume: float | None = None
+    hypervolume_test: float | None = None
 
     def pick(
         self,
@@ -179,15 +186,17 @@ class Front:
         max_bytes: float | None = None,
         min_compression: float | None = None,
         allow_tie: bool = False,
+        confidence: float = CONFIDENCE,
     ) -> Member:
         """The best member within limits of latency or size; with quality limits only, the fastest
         that meets them.
 
-        Quality limits are checked on the test score, the number that is reported. Limits as in
-        ``Limits``; of several all must hold.
+        The validation split chooses, quality limits are checked on it with a margin, and the test
+        score of what is chosen stays unbiased. Limits as in ``Limits``; of several all must hold.
 
         Args:
             allow_tie: also members whose interval of latency or speedup crosses the limit.
+            confidence: that the member's true quality is within its limits; 0.5 asks for no margin.
 
         Raises:
             UserError: no limit given, or one that makes no sense.
@@ -201,6 +210,7 @@ class Front:
             max_perplexity,
             max_bytes,
             min_compression,
+            confidence=confidence,
         )
         limits.check(self.scale)
         if not limits.as_dict():
@@ -208,16 +218,16 @@ class Front:
                 "give at least one limit: a latency, a speedup, a size, a quality or a drop"
             )
 
-        uncut = self.baseline.weight_bytes
+        uncut, rivals = self.baseline.weight_bytes, len(self.members)
 
         def rank(member: Member) -> tuple[float, float]:
-            ranks = member.latency_ms.value, member.quality.drop_reported
+            ranks = member.latency_ms.value, member.quality.drop_validation
             return ranks[::-1] if limits.of_speed or limits.of_size else ranks
 
         def unsure(member: Member) -> list[str]:
-            return limits.missed(member.facts(uncut, certain=True))
+            return limits.missed(member.facts(uncut, rivals, certain=True))
 
-        met = (m for m in self.members if limits.admits(m.facts(uncut)))
+        met = (m for m in self.members if limits.admits(m.facts(uncut, rivals)))
         crossing = sorted(met, key=rank)
         fitting = [m for m in crossing if allow_tie or not unsure(m)]
         if fitting:
@@ -251,6 +261,22 @@ class Front:
         """Whether latencies are estimates from a datasheet."""
         return self.baseline.latency_ms.basis != "measured"
 
+    @property
+    def areas(self) -> str:
+        """The hypervolumes in words, with the splits that they are of."""
+        latency, size = " by latency", f" and {self.size_hypervolume or 0:.3f} by size"
+        if self.size_hypervolume is None:
+            latency = size = ""
+        found = f"{self.hypervolume:.3f}{latency}{size} on validation"
+        if self.hypervolume_test is None:
+            return found
+        return f"{found}, {self.hypervolume_test:.3f}{latency} on test"
+
+    def margin(self, member: Member, confidence: float = CONFIDENCE) -> float:
+        """What a limit of the drop is held off by where ``member`` is picked, in its unit."""
+        stderrs = Limits(confidence=confidence).stderrs(len(self.members))
+        return stderrs * member.quality.drop_validation_stderr
+
     def compression(self, member: Member) -> float:
         """Bytes of the baseline over those of a member."""
         return self.baseline.weight_bytes / member.weight_bytes
@@ -262,12 +288,12 @@ class Front:
         return self.balanced_by("latency" if "latency" in self.objectives else "size")
 
     def balanced_by(self, objective: str) -> Member:
-        """The member that alone covers the most hypervolume of quality and ``latency`` or
-        ``size``."""
+        """The member that alone covers the most hypervolume of validation quality and ``latency``
+        or ``size``."""
 
         def alone(member: Member) -> float:
             gain = member.speedup if objective == "latency" else self.compression(member)
-            return hypervolume([(1 / gain, member.quality.drop_reported)], self.scale.worst_drop)
+            return hypervolume([(1 / gain, member.quality.drop_validation)], self.scale.worst_drop)
 
         return max(self.members or (self.baseline,), key=alone)
 
@@ -344,13 +370,16 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
 
 def nearest(members: Sequence[Member], baseline_bytes: int, limits: Limits, metric: Metric) -> str:
     """In words: which member misses the limits by least, and which of them it misses."""
-    found = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes)))
-    missed = " and ".join(limits.missed(found.facts(baseline_bytes)))
+    rivals = len(members)
+    found = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes, rivals)))
+    missed = " and ".join(limits.missed(found.facts(baseline_bytes, rivals)))
+    quality = found.quality
+    margin = limits.stderrs(rivals) * quality.drop_validation_stderr
     size = f", {found.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
     return (
         f"the nearest is {found.id}, limited by its {missed}: {found.timing}{size}, "
-        f"{metric.name} {metric.text(found.quality.reported)} "
-        f"({metric.drop_text(found.quality.drop_reported)})"
+        f"{metric.name} {metric.text(quality.validation)} on validation "
+        f"({metric.drop_text(quality.drop_validation)}, margin {margin:.2f})"
     )
 
 

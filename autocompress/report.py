@@ -189,7 +189,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     found = [
         f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
         *(
-            f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {_areas(front)}."
+            f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {front.areas}."
             for front in fronts
         ),
         f"Started {description['started']}.",
@@ -201,12 +201,6 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
         ),
     ]
     return " ".join(found)
-
-
-def _areas(front: Front) -> str:
-    if front.size_hypervolume is None:
-        return f"{front.hypervolume:.3f}"
-    return f"{front.hypervolume:.3f} by latency, {front.size_hypervolume:.3f} by size"
 
 
 def _limits(front: Front) -> str:
@@ -233,10 +227,10 @@ def _front_note(front: Front) -> str:
         )
     disturbed = [m.id for m in (front.baseline, *front.members) if m.timing.disturbed]
     return (
-        f"Blue: the front, scored on {front.baseline.quality.n_test} {front.scale.examples} and "
-        f"timed again in a fresh process "
-        "in turn with the baseline; bars are one standard error of the difference (paired with "
-        "the baseline) and the "
+        "Blue: the front, chosen on the validation split, scored on "
+        f"{front.baseline.quality.n_test} {front.scale.examples} and timed again in a fresh "
+        "process in turn with the baseline; bars are one standard error of the difference "
+        "(paired with the baseline) and the "
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
         f"validation split and timings during "
@@ -544,6 +538,7 @@ def _script(value: Any) -> str:
 
 def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
     members, metric = front.members or (front.baseline,), front.scale
+    split = "test, chosen on validation" if front.verified else "validation"
     axes = [
         {
             "name": axis.name,
@@ -565,9 +560,9 @@ def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
                 "slow": member.latency_ms.interval[1],
                 "speedup": member.speedup,
                 "size": member.weight_bytes / 1e6,
-                "drop": member.quality.drop_reported,
+                "drop": member.quality.drop_validation,
                 "qualityText": f"{metric.name} {metric.text(member.quality.reported)} "
-                f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit})",
+                f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit}) on {split}",
                 "candidate": member.candidate,
             }
             for member in members
@@ -576,8 +571,8 @@ def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
 
 
 def _first_budget(front: Front, axis: _Axis) -> float:
-    """The limit that the search had, else where the balanced model lies."""
+    """The limit that the search had, else what the balanced model needs for certain."""
     if axis == _LATENCY:
-        balanced = front.balanced_by("latency").latency_ms.value
+        balanced = front.balanced_by("latency").latency_ms.interval[1]
         return front.budget.get("max_latency_ms", balanced)
     return front.budget.get("max_bytes", front.balanced_by("size").weight_bytes) / 1e6

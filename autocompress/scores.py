@@ -167,9 +167,11 @@ class Quality:
     against the baseline: points of a hundred of an accuracy, percent that a perplexity increases
     by.
 
-    Standard errors of drops are paired: from the differences on the same examples. Test figures are
-    None until the front is verified; ``n_test`` counts examples, windows of text where those are
-    what is scored; ``bits_per_byte`` is a language model's, of the test split.
+    Standard errors of drops are paired: from the differences on the same examples; that of
+    ``validation`` is its own, None in older files. Models are chosen by validation figures, so that
+    the test figures of what is chosen are unbiased; these are None until the front is verified.
+    ``n_test`` counts examples, windows of text where those are what is scored; ``bits_per_byte`` is
+    a language model's, of the test split.
     """
 
     validation: float
@@ -181,6 +183,7 @@ class Quality:
     drop_test: float | None = None
     drop_test_stderr: float | None = None
     bits_per_byte: float | None = None
+    validation_stderr: float | None = None
 
     @property
     def reported(self) -> float:

@@ -15,7 +15,7 @@ from autocompress import resources, units
 from autocompress.candidate import Setting, thaw
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
 from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
-from autocompress.limits import Limits
+from autocompress.limits import CONFIDENCE, Limits
 from autocompress.pareto import (
     SCHEMA,
     Front,
@@ -129,7 +129,10 @@ def _in_phase(profile: HardwareProfile, limits: Sequence[str]) -> HardwareProfil
 
 def _budgets(options: argparse.Namespace) -> tuple[Limits, dict[str, Limits]]:
     """The limits on every device, and those of single devices in their place."""
-    everywhere = _limits_of_files(options) | {"max_drop": options.max_drop}
+    everywhere = _limits_of_files(options) | {
+        "max_drop": options.max_drop,
+        "confidence": options.confidence,
+    }
     limits = {"": {name: value for name, value in everywhere.items() if value is not None}}
     for option, key, read in (
         ("max_latency", "max_latency_ms", units.latency_ms),
@@ -207,7 +210,7 @@ def _choose_and_copy(front: Front, run: Path) -> None:
     except AutocompressError as error:
         console.out.print(f"  {error}")
         return
-    console.out.print(f"  {console.member_line(member, front.scale)}")
+    console.out.print(f"  {console.member_line(front, member, CONFIDENCE)}")
     target = run / "exported"
     _copy(front, run, member, target)
     console.out.print(
@@ -320,7 +323,8 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
     found = load_front(options.run, options.hardware)
     if trial is not None:
         return found, found.member(trial)
-    return found, found.pick(**_limits(options, found), allow_tie=options.allow_tie)
+    limits = _limits(options, found)
+    return found, found.pick(**limits, allow_tie=options.allow_tie, confidence=options.confidence)
 
 
 def pick(options: argparse.Namespace) -> None:
@@ -332,7 +336,9 @@ def pick(options: argparse.Namespace) -> None:
         say(json.dumps(asdict(member), indent=2))
     else:
         console.out.print(
-            console.member_line(member, found.scale, _limits(options, found)["max_latency_ms"])
+            console.member_line(
+                found, member, options.confidence, _limits(options, found)["max_latency_ms"]
+            )
         )
         there = f" --hardware {_quoted(found.hardware['name'])}" if options.hardware else ""
         console.out.print(
@@ -349,7 +355,9 @@ def export(options: argparse.Namespace) -> None:
     _copy(front, options.run, member, options.out)
     from autocompress import console
 
-    console.out.print(f"{console.member_line(member, front.scale)}\nwrote {options.out}")
+    confidence = None if options.trial else options.confidence
+    line = console.member_line(front, member, confidence)
+    console.out.print(f"{line}\nwrote {options.out}")
 
 
 def _copy(front: Front, run: Path, member: Member, target: Path) -> None:

@@ -219,16 +219,18 @@ def test_the_commands_of_a_run(whole: SearchResult, capsys: pytest.CaptureFixtur
     assert "(perplexity on test)" in printed and "increase, percent" in printed
     assert all(member.quality.bits_per_byte for member in whole.front.members)
     assert main(["pick", run, "--max-latency", "1s"]) == 0
-    best = min(whole.front.members, key=lambda m: m.quality.drop_reported)
+    best = min(whole.front.members, key=lambda m: m.quality.drop_validation)
     scores = (
         f"perplexity {best.quality.reported:.2f} (increase {best.quality.drop_reported:.2f} "
         f"percent)"
     )
-    assert f"{scores}, {best.quality.bits_per_byte:.2f} bits per byte" in capsys.readouterr().out
-    assert (
-        main(["pick", run, "--max-perplexity", f"{slowest.quality.reported + 1e-6}", "--json"]) == 0
-    )
-    assert json.loads(capsys.readouterr().out)["quality"]["test"] <= slowest.quality.reported + 1e-6
+    printed = capsys.readouterr().out
+    assert f"{scores}, {best.quality.bits_per_byte:.2f} bits per byte" in printed
+    assert "bits per byte unbiased on test, chosen on validation by increase " in printed
+    limit = slowest.quality.validation + 1e-6
+    asked = ["pick", run, "--max-perplexity", f"{limit}", "--confidence", "0.5", "--json"]
+    assert main(asked) == 0
+    assert json.loads(capsys.readouterr().out)["quality"]["validation"] <= limit
     assert main(["pick", run, "--min-quality", "0.5"]) == 2
     assert "give max_perplexity or max_drop" in capsys.readouterr().err
 
@@ -243,9 +245,9 @@ def test_limits_in_percent_and_a_latency_table(
         budget=Limits(max_drop=60.0, min_speedup=1.2),
         trials=8,
     )
-    assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0}
+    assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0, "confidence": 0.9}
     assert found.front.members and all(
-        m.quality.drop_test is not None and m.quality.drop_test <= 60 for m in found.front.members
+        m.quality.drop_validation + found.front.margin(m) <= 60 for m in found.front.members
     )
     assert all(member.speedup >= 1.2 for member in found.front.members)
     assert any(trial.predicted for trial in found.trials)

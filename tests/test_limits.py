@@ -55,13 +55,17 @@ def test_a_limit(limit: dict[str, Any], name: str, miss: float) -> None:
     assert limits.missed(FACTS) == ([name] if miss > 0 else [])
     assert limits.violation(FACTS) == pytest.approx(max(0.0, miss), abs=1e-9)
     assert limits.misses(Facts()) == {} and limits.admits(Facts())  # nothing is known
-    assert limits.as_dict() == limit
+    confidence = {"confidence": 0.9} if limits.of_quality else {}
+    assert limits.as_dict() == limit | confidence
 
 
 def test_a_perplexity() -> None:
     limits = Limits(max_perplexity=20.0)
     assert limits.misses(Facts(quality=25.0)) == {"perplexity": 0.25}
     assert limits.admits(Facts(quality=20.0)) and not limits.admits(Facts(quality=20.1))
+    margin = 0.1 * limits.stderrs(7)
+    for quality, admitted in ((19.999 - margin, True), (20.001 - margin, False)):
+        assert limits.admits(Facts(quality=quality, quality_stderr=0.1, rivals=7)) == admitted
 
 
 def test_several_limits_must_all_hold() -> None:

@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import pytest
@@ -45,13 +46,13 @@ def member(
     validation: float | None = None,
     spread: float = 0.0,
     size: int = 1000,
+    stderr: float = 0.0,
 ) -> Member:
     """A member of a front whose baseline takes 8 ms and has 0.875 on both splits; ``spread`` is of
-    its latency."""
+    its latency, ``stderr`` of its validation drop in points."""
     validation = test if validation is None else validation
-    quality = Quality(
-        validation, 100 * (0.875 - validation), 0.5, test, 0.01, 1000, 100 * (0.875 - test), 0.5
-    )
+    drops = 100 * (0.875 - validation), stderr, test, 0.01, 1000, 100 * (0.875 - test), 0.5
+    quality = Quality(validation, *drops, validation_stderr=stderr / 100)
     latency = Latency(ms, 1.25 * ms, 1.5 * ms, (ms - spread, ms + spread), 40)
     timing = Timing(
         latency,
@@ -182,20 +183,54 @@ def test_pick(limits: dict[str, Any], picked: Member) -> None:
     assert FRONT.pick(**limits) == picked
 
 
-def test_pick_goes_by_the_score_that_is_reported() -> None:
-    lucky, steady = (
-        member("t004", 1.0, 0.80, validation=0.90),
-        member("t005", 2.0, 0.85, validation=0.85),
+def test_the_test_score_chooses_nothing() -> None:
+    """What is chosen by its test score has been flattered by it."""
+    flattered, steady = (
+        member("t004", 1.0, 0.90, validation=0.80),
+        member("t005", 2.0, 0.80, validation=0.85),
     )
-    assert front(lucky, steady).pick(max_latency_ms=2) == steady
-    assert front(lucky, steady).pick(min_quality=0.85) == steady
-    untested = replace(lucky, quality=Quality(0.90, -2.5, 0.5))
-    assert front(untested, steady).pick(max_drop=0.0) == untested
+    found = front(flattered, steady)
+    assert found.pick(max_latency_ms=2) == found.pick(min_quality=0.85) == steady
+    assert found.pick(max_drop=2.5) == found.balanced == steady
+    message = "accuracy 0.8000 on validation (drop 7.50 points, margin 0.00)"
+    with pytest.raises(RequestUnmet, match=re.escape(message)):
+        found.pick(max_latency_ms=1, max_drop=2.5)
+
+
+def test_a_limit_of_quality_is_kept_with_a_margin() -> None:
+    """The more rivals, and the surer one wants to be, the more of it; tables of the normal
+    distribution say 1.2816 for nine of ten, and 1.645 for nineteen of twenty."""
+    lone = front(member("t001", 1.0, 0.9, validation=0.865, stderr=0.5))
+    for confidence, stderrs in ((0.5, 0.0), (0.9, 1.2816), (0.95, 1.6449)):
+        margin = 0.5 * stderrs
+        assert lone.margin(lone.members[0], confidence) == pytest.approx(margin, abs=1e-4)
+        cases: tuple[tuple[str, float, float], ...] = (
+            ("max_drop", 1 + margin, 1e-3),
+            ("min_quality", 0.865 - margin / 100, -1e-5),
+        )
+        for name, limit, more in cases:
+            how: dict[str, Any] = {"confidence": confidence}
+            assert lone.pick(**how | {name: limit + more}) == lone.members[0]
+            with pytest.raises(RequestUnmet, match=f"points, margin {margin:.2f}"):
+                lone.pick(**how | {name: limit - more})
+    among_seven = front(*lone.members, *[FAST] * 6)
+    stderrs = NormalDist().inv_cdf((1 + 0.8 ** (1 / 7)) / 2)
+    assert among_seven.margin(lone.members[0]) == pytest.approx(0.5 * stderrs)
+    assert among_seven.margin(lone.members[0], 0.5) == 0.0
+
+
+def test_a_front_that_knows_no_error_of_a_score_has_no_margin_for_it() -> None:
+    """As written before there was one; drops had theirs."""
+    sure = member("t001", 1.0, 0.865, stderr=0.5)
+    older = front(replace(sure, quality=replace(sure.quality, validation_stderr=None)))
+    assert older.pick(min_quality=0.865).id == "t001"
+    with pytest.raises(RequestUnmet, match="limited by its drop"):
+        older.pick(max_drop=1.0)
 
 
 def test_a_limit_admits_a_drop_that_equals_it_but_for_rounding() -> None:
     """7 of 1,000 sentences lost are 0.7000000000000001 points."""
-    exact = replace(MIDDLE, quality=replace(MIDDLE.quality, drop_test=100 * (7 / 1000)))
+    exact = replace(MIDDLE, quality=replace(MIDDLE.quality, drop_validation=100 * (7 / 1000)))
     assert front(exact).pick(max_drop=0.7) == exact
 
 
@@ -319,7 +354,10 @@ def test_a_request_that_no_model_meets(limits: dict[str, Any], nearest: str, lim
 
 def test_the_nearest_is_described() -> None:
     with pytest.raises(
-        RequestUnmet, match=re.escape("1 ms (8.00x), accuracy 0.8125 (drop 6.25 points)")
+        RequestUnmet,
+        match=re.escape(
+            "1 ms (8.00x), accuracy 0.8125 on validation (drop 6.25 points, margin 0.00)"
+        ),
     ):
         FRONT.pick(max_latency_ms=0.5)
 
@@ -349,6 +387,9 @@ def test_an_empty_front_meets_no_request() -> None:
             "max_perplexity is set, but the models are scored by their accuracy; give min_quality "
             "or max_drop",
         ),
+        ({"max_drop": 1.0, "confidence": 0.49}, "confidence is 0.49: it must be from 0.5, which"),
+        ({"max_drop": 1.0, "confidence": 1.0}, "confidence is 1: it must be from 0.5, which"),
+        ({"max_drop": 1.0, "confidence": float("nan")}, "confidence is nan: "),
     ],
 )
 def test_limits_that_make_no_sense(limits: dict[str, Any], message: str) -> None:
@@ -363,7 +404,7 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
     def scored(m: Member) -> Member:
         value = perplexities[m.id]
         return replace(
-            m, quality=Quality(value, 5 * value - 100, 1.0, value, 0.5, 100, 5 * value - 100, 1.0)
+            m, quality=Quality(value, 5 * value - 100, 0.0, value, 0.5, 100, 5 * value - 100, 1.0)
         )
 
     found = replace(
@@ -385,7 +426,8 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
     with pytest.raises(
         RequestUnmet,
         match=re.escape(
-            "limited by its perplexity: 4 ms (2.00x), perplexity 19.00 (increase -5.00 percent)"
+            "limited by its perplexity: 4 ms (2.00x), perplexity 19.00 on validation (increase "
+            "-5.00 percent, margin 0.00)"
         ),
     ):
         found.pick(max_perplexity=18.0)
@@ -401,15 +443,16 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
     assert found.balanced.id == "t002"  # 3/4 of 4/5, against 1/2 of all and 7/8 of nothing
 
 
-def test_facts_are_what_is_reported_and_for_certain_the_slow_ends() -> None:
+def test_facts_are_of_the_validation_split_and_for_certain_the_slow_ends() -> None:
     uncut = FRONT.baseline.weight_bytes
-    lucky = member("t004", 4.0, 0.80, validation=0.90, spread=1.0, size=250)
-    assert lucky.facts(uncut) == Facts(4.0, 2.0, 250, 1000, None, 0.80, 100 * (0.875 - 0.80))
-    certain = lucky.facts(uncut, certain=True)
+    lucky = member("t004", 4.0, 0.80, validation=0.90, spread=1.0, size=250, stderr=0.5)
+    quality = 0.90, 100 * (0.875 - 0.90), 0.005, 0.5
+    assert lucky.facts(uncut, 3) == Facts(4.0, 2.0, 250, 1000, None, *quality, rivals=3)
+    certain = lucky.facts(uncut, 3, certain=True)
     assert (certain.latency_ms, certain.speedup, certain.compression) == (5.0, 1.6, 4.0)
     for limit, met, for_certain in ((5.0, True, True), (4.5, True, False), (3.9, False, False)):
         limits = Limits(max_latency_ms=limit)
-        assert limits.admits(lucky.facts(uncut)) == met
+        assert limits.admits(lucky.facts(uncut, 3)) == met
         assert limits.admits(certain) == for_certain
 
 

@@ -374,6 +374,7 @@ def options(*limits: str) -> argparse.Namespace:
         "max_drop": None,
         "max_size": None,
         "min_compression": None,
+        "confidence": 0.9,
     }
     return argparse.Namespace(max_latency=list(limits), **others)
 

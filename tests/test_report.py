@@ -94,7 +94,7 @@ def estimated(found: Member, factor: float) -> Member:
 BASELINE = member(0, 6.0, 0.0)
 # rectangles, (1 - ms / 6) * (5 - drop) / 5: 0.33, 0.60, 0.45
 MEMBERS = (member(1, 1.0, 3.0), member(2, 2.0, 0.5), member(3, 3.0, 0.5 - 0.05))
-FRONT = Front("accuracy", BASELINE, CPU, {}, 0.7, MEMBERS, verified=True)
+FRONT = Front("accuracy", BASELINE, CPU, {}, 0.7, MEMBERS, verified=True, hypervolume_test=0.65)
 ESTIMATED = Front(
     "accuracy",
     estimated(BASELINE, 10),
@@ -229,9 +229,11 @@ def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> No
     ]
     assert [m["drop"] for m in models] == pytest.approx([3.0, 0.5, 0.45])
     assert [m["slow"] for m in models] == pytest.approx([1.01, 2.02, 3.03])
-    assert models[1]["qualityText"] == "accuracy 0.8750 (-0.50 points)"
+    assert models[1]["qualityText"] == (
+        "accuracy 0.8750 (-0.50 points) on test, chosen on validation"
+    )
     assert script_value(page, "run") == str(run.folder)
-    assert (device["budget"], device["estimated"]) == (2.0, False)
+    assert (device["budget"], device["estimated"]) == (2.02, False)  # what it needs for certain
     assert "show(device.budget, true);" in page
 
 
@@ -241,7 +243,7 @@ def test_the_page_counts_what_happened(run: Run) -> None:
         "3 models on the front of cpu, from 4 candidates (3 complete, 1 failed) in 1.0 minutes."
         in page
     )
-    assert "cpu: budget without limit, hypervolume 0.700." in page
+    assert "cpu: budget without limit, hypervolume 0.700 on validation, 0.650 on test." in page
     assert "<dt>examples dropped</dt><dd>4 train repeated</dd>" in page
     assert page.count('<tr class="baseline">') == 1
     assert re.findall(r'<tr id="([^"]+)"', page) == ["row-0-t001", "row-0-t002", "row-0-t003"]
@@ -313,8 +315,8 @@ def test_the_summary_of_two_devices(pair: Run) -> None:
     )
     assert f"{counted} in 1.0 minutes." in page
     assert (
-        "cpu: budget without limit, hypervolume 0.700. &lt;phone&gt;: budget max latency ms 25, "
-        "hypervolume 0.250." in page
+        "cpu: budget without limit, hypervolume 0.700 on validation, 0.650 on test. "
+        "&lt;phone&gt;: budget max latency ms 25, hypervolume 0.250 on validation." in page
     )
     assert (
         "Latency was predicted before each trial on cpu with a mean error of 3.1 % over 17 trials."
@@ -384,8 +386,9 @@ def test_with_size_the_front_is_drawn_against_either(run: Run) -> None:
     assert fronts[1]["marker"]["color"] == fronts[0]["x"]
     assert [front["error_x"]["visible"] for front in fronts] == [True, False]
     assert [axis["unit"] for axis in device["axes"]] == ["ms", "MB"]
-    assert (device["budget"], latency["budget"], size["budget"]) == (2.0, 2.0, 1.5)
-    assert "budget max size 1.5 MB, hypervolume 0.700 by latency, 0.625 by size." in page
+    assert (device["budget"], latency["budget"], size["budget"]) == (2.02, 2.02, 1.5)
+    areas = "0.700 by latency and 0.625 by size on validation, 0.650 by latency on test"
+    assert f"budget max size 1.5 MB, hypervolume {areas}." in page
     assert row(page, "row-0-t003")["compression"] == "8.00x"
 
 

@@ -321,8 +321,8 @@ def test_a_common_budget_holds_on_devices_without_one_of_their_own(
         budgets={"old": Limits(max_drop=99, max_latency_ms=99.0)},
     )
     assert [front.budget for front in found.fronts.values()] == [
-        {"max_drop": 100},
-        {"max_latency_ms": 99.0, "max_drop": 99},
+        {"max_drop": 100, "confidence": 0.9},
+        {"max_latency_ms": 99.0, "max_drop": 99, "confidence": 0.9},
     ]
 
 

@@ -121,7 +121,9 @@ class Scorer:
 
     def _scored(self, timing: Timing, evidence: Evidence, baseline: Evidence) -> Score:
         task, part = self.task, self.task.validation
-        quality = Quality(task.score(evidence, part)[0], *task.drop(baseline, evidence, part))
+        score, stderr = task.score(evidence, part)
+        lost = task.drop(baseline, evidence, part)
+        quality = Quality(score, *lost, validation_stderr=stderr)
         return Score(timing, quality, task.pack(evidence))
 
     def recorded(self, score: Score) -> Evidence:

@@ -78,8 +78,8 @@ def _difference(trials: Sequence[Trial], name: str, scorer: Scorer) -> Differenc
 
 
 def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:
-    """What a device's limits are checked on during the search: the validation split, and no quality
-    of a trial that was not scored."""
+    """What a device's limits are checked on during the search: the validation split, with the
+    margin of a model that has no rivals, and no quality of a trial that was not scored."""
     timing, quality = trial.scores[name].timing, trial.scores[name].quality
     return Facts(
         timing.latency_ms.value,
@@ -89,6 +89,8 @@ def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:
         timing.memory_bytes,
         quality.validation if quality else None,
         quality.drop_validation if quality else None,
+        (quality and quality.validation_stderr) or 0.0,
+        quality.drop_validation_stderr if quality else 0.0,
     )
 
 
@@ -201,8 +203,8 @@ class Verified:
 
 def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
     """Standing trials timed once more in a fresh process in turn with the baseline, and scored on
-    the test split from their files; what fails, is over budget, tied or dominated by those numbers
-    goes.
+    the test split from their files; what fails, is over budget, tied or dominated goes, by those
+    timings and by validation figures: the test score is for the report alone.
 
     Raises:
         CandidateFailed: the baseline cannot be timed or scored.
@@ -237,7 +239,8 @@ def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
                     if trial.number == 0
                     else replace(member, timing=timings[trial.id], quality=quality)
                 )
-        fit = [m for m in members if scorer.budgets[name].admits(m.facts(scorer.baseline_bytes))]
+        limits, uncut_bytes, rivals = scorer.budgets[name], scorer.baseline_bytes, len(members)
+        fit = [m for m in members if limits.admits(m.facts(uncut_bytes, rivals))]
         found.rejected[name] = [member for member in members if member not in fit]
         untied = without_ties(fit, _difference(trials, name, scorer), scorer.objectives)
         points = [point(member, scorer.objectives, together=True) for member in untied]
@@ -278,6 +281,7 @@ def _front(
     verified: bool,
 ) -> Front:
     device = scorer.devices[name]
+    on_test = [(1 / member.speedup, member.quality.drop_reported) for member in members]
     generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
     hardware = device.profile.as_dict() | {"lengths": list(device.lengths)} | generation
     return Front(
@@ -290,6 +294,7 @@ def _front(
         verified,
         scorer.objectives,
         areas[1],
+        hypervolume(on_test, scorer.task.metric.worst_drop) if verified else None,
     )
 
 

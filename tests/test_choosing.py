@@ -1,0 +1,202 @@
+"""The validation split chooses, with a margin for chance, and the test split only reports."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autocompress import Limits, search
+from autocompress.engine import verification
+from autocompress.engine.loop import SearchResult
+from autocompress.errors import RequestUnmet
+from autocompress.interfaces import TaskInputs
+from autocompress.limits import CONFIDENCE
+from autocompress.pareto import Front, Member, non_dominated, point
+from autocompress.scores import Quality
+from autocompress.tasks import TASKS
+from autocompress.tasks.text_classification import Split
+from tests.conftest import SizeDevice
+from tests.searching import CPU, space
+from tests.test_pareto import front, member
+
+DRAWS = 400
+CHANCE = 2 * (0.1 * 0.9 / DRAWS) ** 0.5
+"""Two standard errors of a share of one in ten."""
+CHANGED = 0.08
+"""Share of the sentences that a model answers otherwise than the baseline."""
+Draw = NDArray[np.float64]
+"""A validation drop, its standard error and a test drop of each model, (models, 3)."""
+
+
+def drawn(true: Draw, sentences: int, seed: int) -> list[Draw]:
+    """As measured on random sentences, of models whose drops in truth are known, in points."""
+    rng = np.random.default_rng(seed)
+    lost, either = (CHANGED + true / 100) / 2, np.full_like(true, CHANGED)
+
+    def split() -> tuple[Draw, Draw]:
+        chance = rng.random((sentences, len(true)), dtype=np.float32)
+        differences = (chance < lost).astype(float) - ((chance >= lost) & (chance < either))
+        stderr = differences.std(axis=0, ddof=1) / sentences**0.5
+        return 100 * differences.mean(axis=0), 100 * stderr
+
+    draws = []
+    for _ in range(DRAWS):
+        (validation, stderr), (test, _) = split(), split()
+        draws.append(np.stack([validation, stderr, test], axis=1))
+    return draws
+
+
+def front_of(draw: Draw, speeds: Draw) -> Front:
+    members = []
+    for i, (validation, stderr, test) in enumerate(draw):
+        quality = Quality(0.8, validation, stderr, 0.8, 0.01, 1000, test, stderr)
+        members.append(replace(member(f"t{i:03}", 8 / speeds[i], 0.8), quality=quality))
+    return front(*sorted(members, key=lambda m: m.latency_ms.value))
+
+
+def by_test(found: Front) -> Front:
+    """With the test figures in the place of the others, as if they chose."""
+
+    def turned(one: Member) -> Member:
+        lost = one.quality.drop_test or 0.0
+        return replace(one, quality=replace(one.quality, drop_validation=lost))
+
+    return replace(found, members=tuple(map(turned, found.members)))
+
+
+def outcome(fronts: list[Front], true: Draw, confidence: float = CONFIDENCE) -> tuple[float, float]:
+    """Shares of the draws in which the picked model loses more than one point in truth, and in
+    which one is picked."""
+    picked = []
+    for found in fronts:
+        try:
+            picked.append(true[int(found.pick(max_drop=1.0, confidence=confidence).id[1:])])
+        except RequestUnmet:
+            continue
+    return sum(lost > 1 for lost in picked) / DRAWS, len(picked) / DRAWS
+
+
+@pytest.mark.parametrize(("models", "sentences"), [(7, 1500), (15, 300)])
+def test_a_limit_of_quality_holds_in_nine_of_ten_draws(models: int, sentences: int) -> None:
+    """The faster a model the more it loses, from a point gained to half a point too much."""
+    true, speeds = np.linspace(-1.0, 1.5, models), np.linspace(2.0, 16.0, models)
+    fronts = [front_of(draw, speeds) for draw in drawn(true, sentences, models)]
+    broken, answered = outcome(fronts, true)
+    assert broken <= 0.1 + CHANCE
+    assert answered > 0.3
+    assert outcome([by_test(found) for found in fronts], true, confidence=0.5)[0] > 0.3
+    assert outcome(fronts, true, confidence=0.5)[0] > 0.3
+
+
+def test_a_limit_holds_though_the_front_is_what_looked_best_of_thirty() -> None:
+    """A margin for a lone model would not do."""
+    rng = np.random.default_rng(3)
+    limits, speeds = Limits(max_drop=1.0), rng.uniform(2.0, 16.0, 30)
+    true = np.minimum(4 * (speeds / 16) ** 2 - 0.5 + rng.exponential(0.5, 30), 7.0)
+    fronts = []
+    for draw in drawn(true, 300, 3):
+        found = front_of(draw, speeds)
+        stay = non_dominated([point(m, ("latency", "quality")) for m in found.members])
+        fronts.append(replace(found, members=tuple(found.members[i] for i in stay)))
+    assert outcome(fronts, true)[0] <= 0.1 + CHANCE
+    alone = [
+        next((int(m.id[1:]) for m in found.members if limits.admits(m.facts(1000, 1))), None)
+        for found in fronts
+    ]
+    assert sum(i is not None and true[i] > 1 for i in alone) / DRAWS > 0.1 + CHANCE
+
+
+VALUES: dict[str, Any] = {
+    "layers": {"keep": [1.0, 0.5]},
+    "quantization": {"scheme": ["fp32", "int8-dynamic"]},
+}
+
+
+@dataclass
+class Sealed:
+    """A split that nobody may look into before the search has ended; how many examples it has is
+    no secret."""
+
+    split: Split
+    opened: bool = False
+
+    @property
+    def rows(self) -> Any:
+        return self.split.rows if self.opened else range(len(self.split.rows))
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        if not self.opened:
+            raise AssertionError("the test split is read before the search has ended")
+        return self.split.labels
+
+
+class Opening:
+    """A listener that opens the split when the search has ended."""
+
+    part: Sealed
+    trials = 0
+
+    def load(self, given: TaskInputs) -> Any:
+        task: Any = TASKS["text-classification"].load(given)
+        self.part = Sealed(task.test)
+        return replace(task, test=self.part)
+
+    def stage(self, name: str, done: int = 0, of: int = 0) -> None:
+        if name == "verifying the front":
+            self.part.opened = True
+
+    def trial(self, trial: Any, remaining_s: float | None) -> None:
+        self.trials += 1
+        assert not self.part.opened
+
+
+Begin = Callable[..., SearchResult]
+
+
+@pytest.fixture
+def begin(tiny_model: Path, data_file: Path, tmp_path: Path) -> Begin:
+    def begin(name: str, **more: Any) -> SearchResult:
+        out = tmp_path / name
+        return search(
+            tiny_model, data_file, CPU, space(VALUES), out, trials=1, connect=SizeDevice, **more
+        )
+
+    return begin
+
+
+def test_nothing_reads_the_test_split_before_the_end(begin: Begin) -> None:
+    opening = Opening()
+    task = replace(TASKS["text-classification"], load=opening.load)
+    found = begin("sealed", task=task, listener=opening)
+    assert opening.trials > 2 and opening.part.opened
+    assert all(member.quality.test is not None for member in found.front.members)
+
+
+def test_verification_rejects_and_keeps_nothing_by_its_test_score(
+    begin: Begin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    limits, fronts = Limits(max_drop=20.0), []
+    for name, lost in (("awful", 90.0), ("splendid", -90.0)):
+
+        def tested(scorer: Any, quality: Quality, *_: Any, lost: float = lost) -> Quality:
+            return replace(quality, test=0.5, test_stderr=0.0, n_test=40, drop_test=lost)
+
+        monkeypatch.setattr(verification, "_tested", tested)
+        fronts.append(begin(name, budget=limits).front)
+    awful, splendid = fronts
+    assert [m.id for m in awful.members] == [m.id for m in splendid.members] != []
+    assert {m.quality.drop_test for m in awful.members} == {90.0}
+    assert (awful.hypervolume_test, splendid.hypervolume_test) == (0.0, 1 - 1 / _fastest(splendid))
+    assert awful.hypervolume == splendid.hypervolume
+    assert awful.pick(max_drop=20.0).id == splendid.pick(max_drop=20.0).id
+
+
+def _fastest(found: Front) -> float:
+    return max(one.speedup for one in found.members)
