@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -66,6 +67,15 @@ class TechniqueSuite(Suite):
             {setting.name: value} for setting in technique.settings for value in _values(setting)
         ]
 
+    def fitting(
+        self, technique: Technique, workshop: Workshop, before: Plan
+    ) -> Iterator[tuple[Bench, Plan]]:
+        """At each strength that fits the model."""
+        for strength in self.tried(technique):
+            bench = Bench(workshop, technique, {**self.recovery, **strength})
+            with contextlib.suppress(CandidateFailed):
+                yield bench, technique.plan(before, bench.candidate, workshop.knowledge)
+
     @classmethod
     def cases(cls) -> dict[str, Sequence[tuple[str, Any]]]:
         tried = [
@@ -95,9 +105,7 @@ class TechniqueSuite(Suite):
     ) -> None:
         """It plans, or trains along."""
         before, found = workshop.plans[given], []
-        for strength in self.tried(member):
-            bench = Bench(workshop, member, {**self.recovery, **strength})
-            plan = bench.plan(before)
+        for bench, plan in self.fitting(member, workshop, before):
             recovery = bench.begun(plan)
             found.append(plan != before or bool(recovery.modifiers))
             recovery.finish()
@@ -181,9 +189,7 @@ class TechniqueSuite(Suite):
         before = workshop.plans[given]
         whole = real_bytes(Bench(workshop, member, {}).student(before))
         sizes = []
-        for strength in self.tried(member):
-            bench = Bench(workshop, member, strength)
-            plan = bench.plan(before)
+        for bench, plan in self.fitting(member, workshop, before):
             found = real_bytes(bench.student(plan))
             assert found <= whole
             sizes += [found] if plan != before else []
