@@ -11,11 +11,11 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from autocompress.errors import UserError
 from autocompress.files import write_json
@@ -31,6 +31,7 @@ _EVENTS: dict[State, str] = {
     "failed": "failed",
 }
 """How a trial ends -> the event."""
+_Found = TypeVar("_Found")
 
 
 @dataclass(frozen=True)
@@ -138,11 +139,12 @@ class Run:
         """The run in ``folder``, whose recorded inputs must equal ``inputs``.
 
         Raises:
-            UserError: no run there, or inputs that differ; the message names the first difference.
+            UserError: no run there, a damaged one, or inputs that differ; the message names the
+                first difference.
         """
         if not (folder / "run.json").is_file():
             raise UserError(f"--resume: {folder} holds no run")
-        description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        description = cls(folder).description()
         if description.get("schema") != SCHEMA:
             raise UserError(
                 f"--resume: the run in {folder} is of an earlier version (schema "
@@ -158,6 +160,21 @@ class Run:
                     f"--resume: {key} differs: the run in {folder} has {then}, asked is {now}"
                 )
         return cls(folder)
+
+    def description(self) -> dict[str, Any]:
+        """``run.json``.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        path = self.folder / "run.json"
+        try:
+            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found["inputs"], dict):
+                raise TypeError("inputs is no object")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{path} is missing or damaged: {error!r}") from error
+        return found
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -178,8 +195,7 @@ class Run:
 
     def note(self, **facts: Any) -> None:
         """Replace facts in ``run.json``."""
-        path = self.folder / "run.json"
-        write_json(path, json.loads(path.read_text(encoding="utf-8")) | facts)
+        write_json(self.folder / "run.json", self.description() | facts)
 
     def asked(self, trials: Sequence[Trial]) -> None:
         """Record what was asked for, one trial for each number format of a student."""
@@ -198,24 +214,24 @@ class Run:
         self._append({"event": _EVENTS[trial.state], "trial": asdict(trial)})
 
     def trials(self) -> list[Trial]:
-        """All that came to an end, by number; a line cut short by a kill does not count."""
+        """All that came to an end, by number; a line cut short by a kill does not count.
+
+        Raises:
+            UserError: a line is damaged.
+        """
         old = self.folder / "trials.jsonl"
         if old.is_file():
-            return [Trial.from_json(value) for value in _lines(old)]
-        ended = (event["trial"] for event in self._events() if "trial" in event)
-        found = {trial.number: trial for trial in map(Trial.from_json, ended)}
+            return list(_read(old, Trial.from_json))
+        found = {trial.number: trial for trial in _read(self.events_file, _ended) if trial}
         return [found[number] for number in sorted(found)]
 
     def proposals(self) -> list[list[Trial]]:
-        """What was asked for, in that order: the trials of each student, as they were asked."""
-        events = (event for event in self._events() if event["event"] == "asked")
-        return [[Trial.from_json(trial) for trial in event["trials"]] for event in events]
-
-    def _events(self) -> list[dict[str, Any]]:
-        return _lines(self.events_file)
+        """What was asked for, in that order: the trials of each student, as they were asked; raises
+        as ``trials``."""
+        return [trials for trials in _read(self.events_file, _asked) if trials]
 
     def _append_once(self, event: Mapping[str, Any]) -> None:
-        if event not in self._events():
+        if event not in list(_read(self.events_file, dict)):
             self._append(event)
 
     def _append(self, event: Mapping[str, Any]) -> None:
@@ -233,9 +249,27 @@ class Run:
                 file.truncate(len(whole))
 
 
-def _lines(file: Path) -> list[dict[str, Any]]:
-    text = file.read_text(encoding="utf-8") if file.is_file() else ""
-    return [json.loads(line) for line in text[: text.rfind("\n") + 1].splitlines()]
+def _ended(event: Mapping[str, Any]) -> Trial | None:
+    return Trial.from_json(event["trial"]) if event["event"] in _EVENTS.values() else None
+
+
+def _asked(event: Mapping[str, Any]) -> list[Trial]:
+    trials = event["trials"] if event["event"] == "asked" else []
+    return [Trial.from_json(trial) for trial in trials]
+
+
+def _read(file: Path, what: Callable[[Any], _Found]) -> Iterator[_Found]:
+    """What is made of each line; one cut short at the end does not count.
+
+    Raises:
+        UserError: a line is damaged.
+    """
+    lines = file.read_bytes().split(b"\n")[:-1] if file.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            yield what(json.loads(line.decode()))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise UserError(f"{file}, line {number} is damaged: {error!r}") from error
 
 
 def _short(value: Any) -> str:

@@ -35,27 +35,25 @@ def write_report(folder: str | Path) -> Path:
         Its path.
 
     Raises:
-        UserError: the folder holds no front.
+        UserError: the folder holds no front, or what it holds is damaged.
     """
-    folder = Path(folder)
+    folder, run = Path(folder), Run(Path(folder))
     fronts = list(load_fronts(folder).values())
-    try:
-        description = json.loads((folder / "run.json").read_text(encoding="utf-8"))
-        trials = Run(folder).trials()
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"{folder}: run.json or events.jsonl is missing or damaged: {error}"
-        ) from error
-    inputs = description["inputs"]
+    description, trials = run.description(), run.trials()
     names = [front.hardware["name"] for front in fronts]
+    try:
+        model = Path(description["inputs"]["model"])
+        summary, facts = _summary(fronts, trials, description), _facts(description)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / 'run.json'} is damaged: {error!r}") from error
     parts = {
-        "title": escape(f"{'/'.join(Path(inputs['model']).parts[-2:])} on {' and '.join(names)}"),
-        "subtitle": escape(_summary(fronts, trials, description)),
+        "title": escape(f"{'/'.join(model.parts[-2:])} on {' and '.join(names)}"),
+        "subtitle": escape(summary),
         "switch": _switch(names),
         "sections": "".join(
             _section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)
         ),
-        "facts": _facts(description),
+        "facts": facts,
         "devices": _script([_for_script(front, _seen(front, trials)) for front in fronts]),
         "run": _script(str(folder)),
     }

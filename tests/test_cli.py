@@ -363,6 +363,48 @@ def test_the_export_that_pick_proposes_is_of_the_model_it_names(
     assert facts(tmp_path / "my-model")["candidate"] == best.candidate
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        (
+            "run.json",
+            "",
+            "run.json is missing or damaged: JSONDecodeError('Expecting value: line 1",
+        ),
+        ("run.json", "[]", "run.json is missing or damaged: "),
+        ("run.json", '{"schema": 2}', "run.json is missing or damaged: KeyError('inputs')"),
+        ("events.jsonl", "\n\n", "events.jsonl, line 1 is damaged: "),
+    ],
+)
+def test_a_damaged_run_is_no_surprise(
+    name: str,
+    content: str,
+    message: str,
+    copied: tuple[Path, Path],
+    tiny_model: Path,
+    data_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """To read its front takes neither file; to report or to go on takes both."""
+    run, _ = copied
+    original = session.search_for
+    monkeypatch.setattr(
+        session, "search_for", lambda request, listener: original(request, listener, SizeDevice)
+    )
+    (run / name).write_text(content)
+    words = ["--model", str(tiny_model), "--task", "text-classification", "--data", str(data_file)]
+    words += ["--hardware", "cpu-1-thread", "--space", "quantization-only", "--out", str(run)]
+    assert main(["front", str(run)]) == 0
+    assert main(["pick", str(run), "--max-drop", "100"]) == 0
+    capsys.readouterr()
+    for command in (["report", str(run)], ["search", *words, "--resume"]):
+        assert main(command) == 2
+        found = capsys.readouterr().err.splitlines()[-1]
+        assert found.startswith("autocompress: ") and message in found
+    assert (run / name).read_text() == content
+
+
 ODD = "x [/b] [red] it's :smile: & $HOME"
 """As a path it means something to rich, and to a shell."""
 

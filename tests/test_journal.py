@@ -158,6 +158,28 @@ def test_a_first_line_cut_short_leaves_none(run: Run) -> None:
     assert (resumed.trials(), resumed.proposals()) == ([], [])
 
 
+@pytest.mark.parametrize("line", [b"", b"{", b"[]", b"5", b"{}", b"\xff", b'"scored"'])
+def test_a_line_damaged_in_the_middle_is_named(run: Run, line: bytes) -> None:
+    run.ended(FAILED)
+    run.ended(COMPLETE)
+    whole = run.events_file.read_bytes().splitlines(keepends=True)
+    run.events_file.write_bytes(whole[0] + line + b"\n" + whole[1])
+    with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: .+$"):
+        run.trials()
+    with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: .+$"):
+        run.proposals()
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"schema": 2', '{"schema": 2}', "5", '"inputs"'])
+def test_a_damaged_description_is_named(run: Run, content: str) -> None:
+    path = run.folder / "run.json"
+    path.write_text(content)
+    for act in (lambda: Run.resume(run.folder, INPUTS), run.description, lambda: run.note(n=1)):
+        with pytest.raises(UserError, match=rf"^{path} is missing or damaged: .+$"):
+            act()
+    assert path.read_text() == content
+
+
 def test_a_number_that_json_does_not_have_is_refused_and_leaves_no_trace(run: Run) -> None:
     with pytest.raises(ValueError, match="JSON"):
         run.ended(replace(COMPLETE, scores={"board": Score(replace(TIMING, speedup=float("nan")))}))

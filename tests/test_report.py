@@ -421,7 +421,28 @@ def test_an_empty_front_shows_the_baseline(run: Run) -> None:
     assert "0 models on the front of cpu" in page
 
 
-def test_a_damaged_run_is_one_clear_line(run: Run) -> None:
-    (run.folder / "run.json").write_text("{")
-    with pytest.raises(UserError, match=r"run.json or events.jsonl is missing or damaged"):
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", r"missing or damaged: JSONDecodeError\('Expecting value: line 1 column 1 .+"),
+        ('{\n"inputs": ', r"missing or damaged: JSONDecodeError\('Expecting value: line 2 .+"),
+        ("[]", "missing or damaged: TypeError.+"),
+        ("{}", r"missing or damaged: KeyError\('inputs'\)"),
+        ('{"inputs": []}', "missing or damaged: TypeError.+"),
+        ('{"inputs": {}}', r"damaged: KeyError\('model'\)"),
+        ('{"inputs": {"model": 5}}', "damaged: TypeError.+"),
+        (None, "missing or damaged: FileNotFoundError.+"),
+    ],
+)
+def test_a_damaged_run_is_one_clear_line(run: Run, content: str | None, found: str) -> None:
+    path = run.folder / "run.json"
+    path.unlink() if content is None else path.write_text(content)
+    with pytest.raises(UserError, match=rf"^{path} is {found}$"):
+        write_report(run.folder)
+
+
+def test_a_damaged_event_is_one_clear_line(run: Run) -> None:
+    lines = run.events_file.read_text().splitlines(keepends=True)
+    run.events_file.write_text("".join([lines[0], lines[1][:30] + "\n", *lines[2:]]))
+    with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: JSONDecodeError"):
         write_report(run.folder)
