@@ -27,7 +27,7 @@ from autocompress.cli import main
 from autocompress.engine import session
 from autocompress.engine.request import Request
 from autocompress.engine.session import search
-from autocompress.errors import UserError
+from autocompress.errors import RequestUnmet, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Run
 from autocompress.limits import Limits
@@ -156,6 +156,38 @@ def test_pick_by_each_limit_agrees_with_python(
     for option, value, limit in limits:
         assert main(["pick", str(run), option, value, "--json"]) == 0
         assert json.loads(capsys.readouterr().out)["id"] == front.pick(**limit).id
+
+
+def test_pick_export_and_python_choose_alike_at_a_confidence(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The limit lies where the fastest model holds it without a margin, and not with one."""
+    run = shutil.copytree(run, tmp_path / "run")
+    value = json.loads((run / "front.json").read_text(encoding="utf-8"))
+    value["fronts"][0]["members"][0]["quality"]["drop_validation_stderr"] = 1.0
+    (run / "front.json").write_text(json.dumps(value), encoding="utf-8")
+    found = load_front(run)
+    fastest = found.members[0]
+    limit = fastest.quality.drop_validation + 0.5 * found.margin(fastest)
+    picked = []
+    for confidence in (0.5, 0.9):
+        out = tmp_path / f"at-{confidence}"
+        words = [str(run), f"--max-drop={limit}", "--confidence", f"{confidence}"]
+        try:
+            best = found.pick(max_drop=limit, confidence=confidence)
+        except RequestUnmet:
+            assert main(["pick", *words]) == main(["export", *words, "--out", str(out)]) == 1
+            assert "limited by its drop" in capsys.readouterr().err
+            continue
+        picked.append(best.id)
+        assert main(["pick", *words]) == main(["export", *words, "--out", str(out)]) == 0
+        q, margin = best.quality, found.margin(best, confidence)
+        line = (
+            f"accuracy {q.test:.4f} (drop {q.drop_test:.2f} points) unbiased on test, chosen on "
+            f"validation by drop {q.drop_validation:.2f} points, margin {margin:.2f}, "
+        )
+        assert capsys.readouterr().out.count(line) == 2
+    assert picked[0] == fastest.id and picked[1:] != [fastest.id]
 
 
 def test_several_limits_together(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -518,6 +550,11 @@ def words(limits: str, hardware: tuple[str, ...] = ("cpu-1-thread", "cpu-all-cor
             "--max-drop 1.5 --max-latency cpu-all-cores=20ms",
             Limits(max_drop=1.5),
             Limits(max_drop=1.5, max_latency_ms=20.0),
+        ),
+        (
+            "--max-drop 1.5 --confidence 0.8 --min-speedup cpu-1-thread=2x",
+            Limits(max_drop=1.5, confidence=0.8, min_speedup=2.0),
+            Limits(max_drop=1.5, confidence=0.8),
         ),
         (
             "--max-size 10MB --min-compression 8x --min-speedup cpu-1-thread=2x",
