@@ -21,13 +21,14 @@ import pytest
 import torch
 
 from autocompress import resources
-from autocompress.artifact import facts, load_model
+from autocompress.artifact import annotate, facts, load_model
 from autocompress.candidate import thaw
 from autocompress.cli import main
 from autocompress.engine import session
 from autocompress.engine.request import Request
 from autocompress.engine.session import search
 from autocompress.errors import RequestUnmet, UserError
+from autocompress.files import sha256
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Run
 from autocompress.limits import Limits
@@ -84,6 +85,8 @@ def old(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         (model / "config.json").write_text(
             json.dumps({key: value for key, value in config.items() if key != "plan"} | sizes)
         )
+        hashes = facts(model)["sha256"] | {"config.json": sha256(model / "config.json")}
+        annotate(model, {"sha256": hashes})
     return folder
 
 

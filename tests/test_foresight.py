@@ -167,7 +167,7 @@ def test_nothing_is_measured_where_nothing_asks_for_it(started: Any, cache: Path
         connected = Connected()
         result = started(values, f"run-{number}", connected, budget=Limits(max_drop=50.0), trials=1)
         assert connected.device.table == []
-        assert not cache.exists()
+        assert not (cache / "latency").exists()
         assert not (result.run / "latency").exists()
         assert all(trial.predicted == {} for trial in result.trials)
         assert json.loads((result.run / "run.json").read_text())["prediction"] == {}
@@ -199,7 +199,7 @@ def test_a_resumed_search_uses_its_own_table(started: Any, own_cache: Path) -> N
     connected = Connected()
     resumed = started(BY_LATENCY, "run", connected, resume=True, **options)
     assert connected.device.table == []
-    assert not own_cache.exists()
+    assert not (own_cache / "latency").exists()
     assert [replace(trial, seconds=0.0) for trial in resumed.trials] == [
         replace(trial, seconds=0.0) for trial in whole.trials
     ]

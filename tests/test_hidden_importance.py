@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import numpy as np
 import pytest
 import torch
@@ -51,10 +49,7 @@ def losses(name: str, model: nn.Module, gate: Tensor) -> Tensor:
 
 
 @each_model
-def test_fisher_is_the_mean_squared_difference_that_a_gate_makes(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fisher, "fast_math", nullcontext)
+def test_fisher_is_the_mean_squared_difference_that_a_gate_makes(name: str) -> None:
     found = by_fisher(name, build(name), [slice(0, 4), slice(4, 7)]).hidden
     model, ones = build(name).double(), torch.ones(HIDDEN).double()
     dimensions = (0, 7, 18, 31)
@@ -88,10 +83,7 @@ def test_one_finite_score_per_dimension_and_no_trace_in_the_model(
 
 
 @each_model
-def test_fisher_does_not_depend_on_how_examples_are_batched(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(fisher, "fast_math", nullcontext)
+def test_fisher_does_not_depend_on_how_examples_are_batched(name: str) -> None:
     together = by_fisher(name, build(name), [slice(0, 7)]).hidden
     alone = by_fisher(name, build(name), [slice(i, i + 1) for i in range(7)]).hidden
     np.testing.assert_allclose(together, alone, rtol=1e-3)

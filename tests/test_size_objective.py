@@ -16,7 +16,7 @@ from autocompress.engine.verification import losses
 from autocompress.journal import Run, Trial
 from autocompress.pareto import METRICS, OBJECTIVES, Front, hypervolume
 from tests.conftest import SizeDevice
-from tests.searching import space, timed
+from tests.searching import scheme, space, timed
 
 SCHEMES = {"quantization": {"scheme": ["fp32", "fp16", "int8-dynamic", "int4-weights"]}}
 """fp16 gains nothing on a CPU by its profile."""
@@ -54,15 +54,15 @@ def shown(front: Front) -> str:
 
 def test_what_is_smaller_is_on_the_front_though_it_is_slower(sized: SearchResult) -> None:
     front = sized.front
-    schemes = {member.candidate["quantization.scheme"]: member for member in front.members}
+    schemes = {scheme(member): member for member in front.members}
     smallest = min(sized.trials, key=lambda trial: trial.weight_bytes or 0)
     assert front.objectives == ("latency", "quality", "size")
     assert "fp32" in schemes and smallest.id in {member.id for member in front.members}
-    assert schemes[smallest.candidate["quantization.scheme"]].speedup < 1
+    assert schemes[scheme(smallest)].speedup < 1
 
 
 def test_formats_that_only_save_bytes_are_searched(sized: SearchResult) -> None:
-    tried = {trial.candidate["quantization.scheme"] for trial in sized.trials}
+    tried = {scheme(trial) for trial in sized.trials}
     assert tried == set(SCHEMES["quantization"]["scheme"])
 
 
@@ -98,7 +98,7 @@ def test_by_size_and_quality_alone(tiny_model: Path, data_file: Path, tmp_path: 
         connect=Unpacking,
     ).front
     assert front.objectives == ("quality", "size")
-    assert [m.candidate["quantization.scheme"] for m in front.members] == ["fp16"]
+    assert [scheme(m) for m in front.members] == ["fp16"]
 
 
 @pytest.mark.parametrize("limit", [{"max_bytes": 2_000_000}, {"min_compression": 3.0}], ids=str)
@@ -121,7 +121,7 @@ def test_a_model_that_is_too_large_is_over_budget(
         budget=Limits(**limit),
         connect=SizeDevice,
     )
-    states = {trial.candidate["quantization.scheme"]: trial for trial in found.trials[1:]}
+    states = {scheme(trial): trial for trial in found.trials[1:]}
     refused, made = states["fp32"], states["int8-dynamic"]
     size, uncut = refused.weight_bytes or 0, found.trials[0].weight_bytes or 0
     reasons = {
