@@ -49,7 +49,7 @@ def student_id(lineage: str, plan: Plan, training: Candidate, seed: int) -> str:
 
 
 def plan_from(value: Mapping[str, Any], techniques: Sequence[Technique] = TECHNIQUES) -> Plan:
-    """A plan from ``Plan.as_dict``, or from the sizes alone that older folders hold.
+    """A plan from ``Plan.as_dict``.
 
     Raises:
         ValueError: made by a technique that is not among these.

@@ -54,7 +54,9 @@ class Recovery:
         self.optimizer = Optimizer(
             self.student, candidate.number("recovery.learning_rate"), self.steps, beside=beside
         )
-        self.transfer = _transfer_set(teacher, cleaned=bool(candidate.get(CLEANED, False)))
+        self.transfer = _transfer_set(
+            teacher, cleaned=bool(candidate.get("recovery.cleaned", False))
+        )
         unlabelled_share = candidate.number("recovery.unlabeled_share", 0)
         pairs = [pair for objective, _ in self.objectives for pair in objective.features()]
         self.watched = sorted({mine for mine, _ in pairs})
@@ -145,14 +147,11 @@ class Recovery:
         return loss
 
 
-CLEANED = "recovery.cleaned"
-
-
 def _transfer_set(teacher: Teacher, *, cleaned: bool) -> TransferSet:
     found = teacher.cleaned if cleaned else teacher.transfer
     if found is None:
         raise CandidateFailed(
-            f"{CLEANED} is true, but there is no cleaned text: it is for language modeling"
+            "recovery.cleaned is true, but there is no cleaned text: it is for language modeling"
         )
     return found
 
