@@ -40,14 +40,14 @@ def facts(folder: Path) -> dict[str, Any]:
     """
     path = folder / "autocompress.json"
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        document = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}") from error
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(key, {}), dict) for key in ("quantization", "scores")
+    if not isinstance(document, dict) or not all(
+        isinstance(document.get(key, {}), dict) for key in ("quantization", "scores")
     ):
         raise UserError(f"{path} is damaged: it is not as autocompress writes it")
-    return found
+    return document
 
 
 def scheme_of(model: Path) -> str:

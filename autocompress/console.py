@@ -82,7 +82,7 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
     for trial in trials:
         for name, score in trial.scores.items():
             front, metric = fronts[name], fronts[name].scale
-            found, quality = (
+            facts, quality = (
                 [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"],
                 score.quality,
             )
@@ -91,16 +91,16 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
                     f"{metric.drop_text(quality.drop_validation)} ± "
                     f"{quality.drop_validation_stderr:.2f}"
                 )
-                found.append(
+                facts.append(
                     f"{metric.name} {metric.text(quality.validation)} on validation ({lost})"
                 )
             for member in {
                 member.id: member for member in (front.baseline, *front.members)
             }.values():
                 if member.id == trial.id and member.quality.test is not None:
-                    found.append(f"{metric.text(member.quality.test)} on test")
+                    facts.append(f"{metric.text(member.quality.test)} on test")
             how = describe(trial.candidate, trial.sizes)
-            lines.append(f"{trial.id} on {name}: {', '.join(found)}; {trial.seconds:.0f} s; {how}")
+            lines.append(f"{trial.id} on {name}: {', '.join(facts)}; {trial.seconds:.0f} s; {how}")
     return lines
 
 
@@ -176,28 +176,28 @@ def latency_text(latency: Latency) -> str:
 def timing_text(timing: Timing) -> str:
     """All that was measured of one model; of a language model a line for each phase."""
     latency = timing.latency_ms
-    found = [f"{timing.phase} {latency_text(latency)}" if timing.phase else latency_text(latency)]
+    figures = [f"{timing.phase} {latency_text(latency)}" if timing.phase else latency_text(latency)]
     if latency.basis == "measured":
-        found.append(
+        figures.append(
             f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall "
             f"{timing.wall_ms:.3g} ms"
         )
     if timing.memory_bytes is not None:
-        found.append(
+        figures.append(
             f"{timing.memory_bytes / 1e6:.0f} MB "
             f"{'at the peak' if latency.basis == 'measured' else 'in its file'}"
         )
     if timing.energy_mj is not None:
-        found.append(f"{timing.energy_mj:.3g} mJ")
+        figures.append(f"{timing.energy_mj:.3g} mJ")
     if timing.disturbed:
-        found.append("disturbed: other work took the cores")
-    return "\n".join([", ".join(found), *map(timing_text, timing.others)])
+        figures.append("disturbed: other work took the cores")
+    return "\n".join([", ".join(figures), *map(timing_text, timing.others)])
 
 
 def prediction_lines(run: Path) -> list[str]:
     """How well latencies were predicted, for each device that has a table."""
     description = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    found = description.get("prediction", {})
+    accuracy = description.get("prediction", {})
     estimated = {
         hardware["name"]
         for hardware in description["inputs"]["hardware"]
@@ -206,20 +206,20 @@ def prediction_lines(run: Path) -> list[str]:
     return [
         f"latency foretold on {name}: {100 * told['mean_abs_error']:.1f} % off"
         f"{' the estimates' if name in estimated else ''} on average over {told['n']} trials"
-        for name, told in found.items()
+        for name, told in accuracy.items()
     ]
 
 
-def diagnosis(found: Diagnosis) -> Text:
+def diagnosis(device_diagnosis: Diagnosis) -> Text:
     """What the doctor says, a line each."""
-    device = found.device
+    device = device_diagnosis.device
     title = (
         f"{device['cpu']}, {device['cores']} cores, {device['memory_bytes'] / 2**30:.0f} GiB, "
         f"onnxruntime {device['onnxruntime']}"
     )
     lines = [
         Text.assemble(("ok  ", "green") if fine else ("look", "red"), "  ", text)
-        for fine, text in found.remarks
+        for fine, text in device_diagnosis.remarks
     ]
     return Text("\n").join([Text(title), *lines])
 

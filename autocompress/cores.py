@@ -75,7 +75,7 @@ def _own_temporary_folder() -> Path:
     """
     folder = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}"
     folder.mkdir(mode=0o700, exist_ok=True)
-    found = folder.lstat()
-    if folder.is_symlink() or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
         raise PermissionError(f"{folder} is not the user's own")
     return folder

@@ -13,13 +13,13 @@ PACKAGES = ("autocompress", "torch", "transformers", "onnx", "onnxruntime", "opt
 
 def versions() -> dict[str, str]:
     """Version by package; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 @contextmanager

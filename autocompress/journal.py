@@ -31,7 +31,7 @@ _EVENTS: dict[State, str] = {
     "failed": "failed",
 }
 """How a trial ends -> the event."""
-_Found = TypeVar("_Found")
+_Parsed = TypeVar("_Parsed")
 
 
 @dataclass(frozen=True)
@@ -169,12 +169,12 @@ class Run:
         """
         path = self.folder / "run.json"
         try:
-            found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(found["inputs"], dict):
+            description: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(description["inputs"], dict):
                 raise TypeError("inputs is no object")
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{path} is missing or damaged: {error!r}") from error
-        return found
+        return description
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -222,8 +222,8 @@ class Run:
         old = self.folder / "trials.jsonl"
         if old.is_file():
             return list(_read(old, Trial.from_json))
-        found = {trial.number: trial for trial in _read(self.events_file, _ended) if trial}
-        return [found[number] for number in sorted(found)]
+        by_number = {trial.number: trial for trial in _read(self.events_file, _ended) if trial}
+        return [by_number[number] for number in sorted(by_number)]
 
     def proposals(self) -> list[list[Trial]]:
         """What was asked for, in that order: the trials of each student, as they were asked; raises
@@ -258,7 +258,7 @@ def _asked(event: Mapping[str, Any]) -> list[Trial]:
     return [Trial.from_json(trial) for trial in trials]
 
 
-def _read(file: Path, what: Callable[[Any], _Found]) -> Iterator[_Found]:
+def _read(file: Path, what: Callable[[Any], _Parsed]) -> Iterator[_Parsed]:
     """What is made of each line; one cut short at the end does not count.
 
     Raises:

@@ -122,8 +122,11 @@ class Limits:
     def as_dict(self) -> dict[str, float]:
         """The limits that are set, and with those of quality their confidence."""
         unused = () if self.of_quality else ("confidence",)
-        found = {name: value for name, value in asdict(self).items() if name not in unused}
-        return {name: value for name, value in found.items() if value is not None}
+        return {
+            name: value
+            for name, value in asdict(self).items()
+            if name not in unused and value is not None
+        }
 
     def on(self, memory_limit_mb: float | None) -> Limits:
         """With the limit of a device's memory, megabytes; of two the tighter one."""
@@ -171,7 +174,7 @@ class Limits:
             perplexity = facts.quality + margin
             if self.min_quality is not None:
                 short = self.min_quality - (facts.quality - margin)
-        found = {
+        misses = {
             "latency": _beyond(facts.latency_ms, self.max_latency_ms),
             "speedup": _beyond(self.min_speedup, facts.speedup),
             "drop": lost,
@@ -181,7 +184,7 @@ class Limits:
             "compression": _beyond(self.min_compression, facts.compression),
             "memory": _beyond(facts.memory_bytes, bytes_at_most),
         }
-        return {name: miss for name, miss in found.items() if miss is not None}
+        return {name: miss for name, miss in misses.items() if miss is not None}
 
     def violation(self, facts: Facts) -> float:
         """Sum of what is missed; zero when every limit holds."""

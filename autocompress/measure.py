@@ -46,9 +46,12 @@ def _task_lengths(model: Path) -> list[int]:
     """The lengths that stand for the task's, of a model that was searched for under a profile that
     wants them."""
     scores = facts(model).get("scores", {})
-    found = [score.get("lengths") for score in scores.values() if isinstance(score, dict)]
+    recorded_lengths = [
+        score.get("lengths") for score in scores.values() if isinstance(score, dict)
+    ]
     return next(
-        (lengths for lengths in found if isinstance(lengths, list) and len(lengths) > 1), []
+        (lengths for lengths in recorded_lengths if isinstance(lengths, list) and len(lengths) > 1),
+        [],
     )
 
 

@@ -237,12 +237,12 @@ class Front:
                 "the front is empty: the search found no model within its own budget"
             )
         if crossing:
-            found = crossing[0]
-            value, (low, high), unit = found.speedup, found.timing.speedup_interval, "x"
-            if "latency" in unsure(found):
-                value, (low, high), unit = found.latency_ms.value, found.latency_ms.interval, " ms"
+            best = crossing[0]
+            value, (low, high), unit = best.speedup, best.timing.speedup_interval, "x"
+            if "latency" in unsure(best):
+                value, (low, high), unit = best.latency_ms.value, best.latency_ms.interval, " ms"
             raise RequestUnmet(
-                f"{found.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
+                f"{best.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
                 f"to {high:.3g}{unit}) crosses it; "
                 "--allow-tie takes it"
             )
@@ -267,10 +267,10 @@ class Front:
         latency, size = " by latency", f" and {self.size_hypervolume or 0:.3f} by size"
         if self.size_hypervolume is None:
             latency = size = ""
-        found = f"{self.hypervolume:.3f}{latency}{size} on validation"
+        on_validation = f"{self.hypervolume:.3f}{latency}{size} on validation"
         if self.hypervolume_test is None:
-            return found
-        return f"{found}, {self.hypervolume_test:.3f}{latency} on test"
+            return on_validation
+        return f"{on_validation}, {self.hypervolume_test:.3f}{latency} on test"
 
     def margin(self, member: Member, confidence: float = CONFIDENCE) -> float:
         """What a limit of the drop is held off by where ``member`` is picked, in its unit."""
@@ -303,10 +303,10 @@ class Front:
         Raises:
             UserError: the front has no such member.
         """
-        found = {m.id: m for m in (self.baseline, *self.members)}
-        if id not in found:
-            raise UserError(f"trial {id!r} is not in the front; its models are {', '.join(found)}")
-        return found[id]
+        by_id = {m.id: m for m in (self.baseline, *self.members)}
+        if id not in by_id:
+            raise UserError(f"trial {id!r} is not in the front; its models are {', '.join(by_id)}")
+        return by_id[id]
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -371,13 +371,13 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
 def nearest(members: Sequence[Member], baseline_bytes: int, limits: Limits, metric: Metric) -> str:
     """In words: which member misses the limits by least, and which of them it misses."""
     rivals = len(members)
-    found = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes, rivals)))
-    missed = " and ".join(limits.missed(found.facts(baseline_bytes, rivals)))
-    quality = found.quality
+    closest = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes, rivals)))
+    missed = " and ".join(limits.missed(closest.facts(baseline_bytes, rivals)))
+    quality = closest.quality
     margin = limits.stderrs(rivals) * quality.drop_validation_stderr
-    size = f", {found.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
+    size = f", {closest.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
     return (
-        f"the nearest is {found.id}, limited by its {missed}: {found.timing}{size}, "
+        f"the nearest is {closest.id}, limited by its {missed}: {closest.timing}{size}, "
         f"{metric.name} {metric.text(quality.validation)} on validation "
         f"({metric.drop_text(quality.drop_validation)}, margin {margin:.2f})"
     )
@@ -394,8 +394,8 @@ def point(
     """
     latency = member.latency_ms.value if together else 1 / member.speedup
     size = round(math.log(member.weight_bytes, SAME_SIZE))
-    found = {"latency": latency, "quality": member.quality.drop_validation, "size": size}
-    return tuple(found[name] for name in objectives)
+    coordinates = {"latency": latency, "quality": member.quality.drop_validation, "size": size}
+    return tuple(coordinates[name] for name in objectives)
 
 
 Difference = Callable[[Member, Member], tuple[float, float]]

@@ -109,14 +109,14 @@ class Plan:
 def _parts(
     values: Sequence[Mapping[str, Any]], kinds: Mapping[str, type[Part]]
 ) -> tuple[Part, ...]:
-    found = []
+    parts = []
     for value in values:
         name = value["technique"]
         if name not in kinds:
             raise ValueError(f"it was made by the technique {name!r}, which is not known here")
         fields = {key: _frozen(item) for key, item in value.items() if key != "technique"}
-        found.append(kinds[name](**fields))
-    return tuple(found)
+        parts.append(kinds[name](**fields))
+    return tuple(parts)
 
 
 def _frozen(value: Any) -> Any:
@@ -135,8 +135,8 @@ def _spans(indices: Sequence[int]) -> str:
 
 
 def _indices(spans: str) -> tuple[int, ...]:
-    found: list[int] = []
+    indices: list[int] = []
     for span in spans.split():
         low, _, high = span.partition("-")
-        found += range(int(low), int(high or low) + 1)
-    return tuple(found)
+        indices += range(int(low), int(high or low) + 1)
+    return tuple(indices)

@@ -184,7 +184,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
     members = " and ".join(
         f"{len(front.members)} models on the front of {front.hardware['name']}" for front in fronts
     )
-    found = [
+    sentences = [
         f"{members}, from {len(states)} candidates ({counts}) in {minutes:.1f} minutes.",
         *(
             f"{front.hardware['name']}: budget {_limits(front)}, hypervolume {front.areas}."
@@ -198,7 +198,7 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
             for name, told in description.get("prediction", {}).items()
         ),
     ]
-    return " ".join(found)
+    return " ".join(sentences)
 
 
 def _limits(front: Front) -> str:
@@ -327,10 +327,10 @@ def _colours(front: Front, members: Sequence[Member], axis: _Axis) -> dict[str, 
 
 
 def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
-    found = dict.fromkeys(name for one in scored for name in one.trial.candidate)
+    settings = dict.fromkeys(name for one in scored for name in one.trial.candidate)
     names = [
         name
-        for name in found
+        for name in settings
         if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1
     ]
     rows = max(1, len(names))
@@ -404,7 +404,7 @@ def _areas_over_time(trials: Sequence[Trial], name: str, front: Front, axis: _Ax
         return [(relative, score.quality.drop_validation)]
 
     so_far = accumulate(map(points, trials), lambda a, b: a + b)
-    return [hypervolume(found, front.scale.worst_drop) for found in so_far]
+    return [hypervolume(reached, front.scale.worst_drop) for reached in so_far]
 
 
 def _table(front: Front, index: int) -> str:
@@ -488,7 +488,10 @@ def _facts(description: dict[str, Any]) -> str:
             f"hardware profile {hardware['name']}": _hardware(hardware)
             for hardware in inputs["hardware"]
         },
-        **{f"device of {name}": _device(found) for name, found in description["devices"].items()},
+        **{
+            f"device of {name}": _device(fingerprint)
+            for name, fingerprint in description["devices"].items()
+        },
         "versions": ", ".join(
             f"{name} {version}" for name, version in description["versions"].items()
         ),
@@ -513,13 +516,13 @@ def _hardware(hardware: dict[str, Any]) -> str:
     )
 
 
-def _device(found: dict[str, Any]) -> str:
-    if "cpu" not in found:
-        return ", ".join(f"{key} {value}" for key, value in found.items())
-    gpu = f", {found['gpu']}" if found.get("gpu") else ""
-    features = " ".join(found["features"]) or "no int8 features known"
-    memory = f"{found['memory_bytes'] / 2**30:.0f} GiB"
-    return f"{found['cpu']}, {found['cores']} cores, {memory}, {features}{gpu}"
+def _device(fingerprint: dict[str, Any]) -> str:
+    if "cpu" not in fingerprint:
+        return ", ".join(f"{key} {value}" for key, value in fingerprint.items())
+    gpu = f", {fingerprint['gpu']}" if fingerprint.get("gpu") else ""
+    features = " ".join(fingerprint["features"]) or "no int8 features known"
+    memory = f"{fingerprint['memory_bytes'] / 2**30:.0f} GiB"
+    return f"{fingerprint['cpu']}, {fingerprint['cores']} cores, {memory}, {features}{gpu}"
 
 
 def _html(figure: go.Figure, name: str, first: bool = False, draggable: bool = False) -> str:

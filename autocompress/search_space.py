@@ -179,15 +179,15 @@ class SearchSpace:
         Raises:
             UserError: no choice would be left.
         """
-        found = [
+        choices = [
             p.values.values
             for p in self.parameters
             if p.name == name and isinstance(p.values, Choices)
         ]
-        dropped = [value for values in found for value in values if value not in allowed]
+        dropped = [value for values in choices for value in values if value not in allowed]
         if not dropped:
             return self, []
-        left = Choices(tuple(value for values in found for value in values if value in allowed))
+        left = Choices(tuple(value for values in choices for value in values if value in allowed))
         if not left.values:
             offered = ", ".join(map(str, allowed))
             raise UserError(

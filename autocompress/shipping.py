@@ -130,8 +130,8 @@ class Graph:
         """Logits of torch."""
         with torch.inference_mode():
             logits = self.model.eval()(**CPU.tensors(self._batch)).logits
-        found: NDArray[np.float32] = logits.numpy()[self._real]
-        return found
+        real_logits: NDArray[np.float32] = logits.numpy()[self._real]
+        return real_logits
 
     @cached_property
     def _before(self) -> NDArray[np.float32]:
@@ -181,5 +181,5 @@ class Graph:
         except UserError as error:
             raise CandidateFailed(str(error)) from error
         logits = np.concatenate([first["logits"], last["logits"]], axis=1)
-        found: NDArray[np.float32] = logits[self._real]
-        return found
+        real_logits: NDArray[np.float32] = logits[self._real]
+        return real_logits

@@ -100,8 +100,8 @@ def parts_of(plan: Plan, techniques: Sequence[Technique]) -> list[tuple[Techniqu
 def config_of(model: nn.Module) -> dict[str, Any]:
     """What of a model's config rebuilds it, beside its type."""
     config: Any = model.config
-    found = {key: value for key, value in config.to_dict().items() if key != "model_type"}
-    return found | {"architectures": [type(model).__name__]}
+    entries = {key: value for key, value in config.to_dict().items() if key != "model_type"}
+    return entries | {"architectures": [type(model).__name__]}
 
 
 @dataclass(frozen=True)

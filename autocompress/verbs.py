@@ -146,17 +146,22 @@ def _budgets(options: argparse.Namespace) -> tuple[Limits, dict[str, Limits]]:
                     f"profile's name"
                 )
             name = "" if key == "max_latency_ms" and name in PHASES else name
-            found = limits.setdefault(name, {})
-            if key in found:
+            device_limits = limits.setdefault(name, {})
+            if key in device_limits:
                 raise UserError(
                     f"--{option.replace('_', '-')} is given twice"
                     + (f" for {name}" if name else "")
                 )
-            found[key] = read(value, f"--{option.replace('_', '-')}")
-    if any({"max_latency_ms", "min_speedup"} <= {*limits[""], *found} for found in limits.values()):
+            device_limits[key] = read(value, f"--{option.replace('_', '-')}")
+    if any(
+        {"max_latency_ms", "min_speedup"} <= {*limits[""], *device_limits}
+        for device_limits in limits.values()
+    ):
         raise UserError("give --max-latency or --min-speedup, not both for one device")
     common = limits.pop("")
-    return Limits(**common), {name: Limits(**(common | found)) for name, found in limits.items()}
+    return Limits(**common), {
+        name: Limits(**(common | device_limits)) for name, device_limits in limits.items()
+    }
 
 
 def _limits_of_files(options: argparse.Namespace) -> dict[str, float | None]:
@@ -267,12 +272,13 @@ def front(options: argparse.Namespace) -> None:
     if options.json:
         say(
             json.dumps(
-                {"schema": SCHEMA, "fronts": [found.as_dict() for found in chosen]}, indent=2
+                {"schema": SCHEMA, "fronts": [device_front.as_dict() for device_front in chosen]},
+                indent=2,
             )
         )
         return
-    for found in chosen:
-        console.out.print(console.front_table(found))
+    for device_front in chosen:
+        console.out.print(console.front_table(device_front))
 
 
 def _limits(options: argparse.Namespace, front: Front) -> dict[str, float | None]:
@@ -320,27 +326,32 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
         raise UserError(f"give at least one limit of {', '.join(options_of.values())}")
     if trial is not None and given:
         raise UserError(f"--trial {trial} and {given[0]} are given: give a trial or limits")
-    found = load_front(options.run, options.hardware)
+    device_front = load_front(options.run, options.hardware)
     if trial is not None:
-        return found, found.member(trial)
-    limits = _limits(options, found)
-    return found, found.pick(**limits, allow_tie=options.allow_tie, confidence=options.confidence)
+        return device_front, device_front.member(trial)
+    limits = _limits(options, device_front)
+    return device_front, device_front.pick(
+        **limits, allow_tie=options.allow_tie, confidence=options.confidence
+    )
 
 
 def pick(options: argparse.Namespace) -> None:
     """``autocompress pick``."""
     from autocompress import console
 
-    found, member = _chosen(options)
+    device_front, member = _chosen(options)
     if options.json:
         say(json.dumps(asdict(member), indent=2))
     else:
         console.out.print(
             console.member_line(
-                found, member, options.confidence, _limits(options, found)["max_latency_ms"]
+                device_front,
+                member,
+                options.confidence,
+                _limits(options, device_front)["max_latency_ms"],
             )
         )
-        there = f" --hardware {_quoted(found.hardware['name'])}" if options.hardware else ""
+        there = f" --hardware {_quoted(device_front.hardware['name'])}" if options.hardware else ""
         console.out.print(
             f"export: autocompress export {_quoted(options.run)}{there} --trial {member.id} "
             f"--out my-model"
@@ -460,16 +471,16 @@ def doctor(options: argparse.Namespace) -> None:
 
     host = host_of(options.device, options.python, options.ssh_config)
     try:
-        found = examine(host)
+        diagnosis = examine(host)
     except CandidateFailed as error:
         raise UserError(f"--device {options.device}: {error}") from error
     finally:
         host.close()
     if options.json:
-        say(json.dumps({**asdict(found), "times_well": found.times_well}, indent=2))
+        say(json.dumps({**asdict(diagnosis), "times_well": diagnosis.times_well}, indent=2))
     else:
-        console.out.print(console.diagnosis(found))
-    if not found.times_well:
+        console.out.print(console.diagnosis(diagnosis))
+    if not diagnosis.times_well:
         raise RequestUnmet(
             "this device cannot be timed well as it is now; see the lines marked above"
         )

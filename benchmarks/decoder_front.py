@@ -62,7 +62,7 @@ def searched(
     options: argparse.Namespace, space: SearchSpace, folder: Path, **more: Any
 ) -> SearchResult:
     with Progressing(more.get("time_limit_s"), METRICS["perplexity"]) as listener:
-        found = search(
+        outcome = search(
             options.model,
             options.data,
             HARDWARE,
@@ -72,8 +72,8 @@ def searched(
             listener=listener,
             **more,
         )
-    out.print(front_table(found.front))
-    return found
+    out.print(front_table(outcome.front))
+    return outcome
 
 
 def against(recipe: Member, front: Front) -> dict[str, float | None]:
@@ -95,16 +95,16 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             "distilgpt2",
             [f"recovery.steps={options.steps}", f"quantization.scheme={scheme}", *more],
         )
-        found = searched(options, recipe.space, folder / f"distilgpt2-{scheme}", trials=1)
-        recipes[scheme] = found.front.member("t001")
+        outcome = searched(options, recipe.space, folder / f"distilgpt2-{scheme}", trials=1)
+        recipes[scheme] = outcome.front.member("t001")
     started = time.monotonic()
-    found = searched(
+    outcome = searched(
         options,
         space_with(options.space, options.steps),
         folder / "search",
         time_limit_s=60 * options.minutes,
     )
-    front = found.front
+    front = outcome.front
     within = [m.speedup for m in front.members if m.quality.drop_reported <= 3]
     shown = {
         scheme: {
@@ -125,7 +125,7 @@ def compared(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
             for m in front.members
         ],
         "hypervolume": front.hypervolume,
-        "trials": len(found.trials) - 1,
+        "trials": len(outcome.trials) - 1,
         "seconds": round(time.monotonic() - started),
     }
 
@@ -170,10 +170,10 @@ def main() -> None:
     )
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as scratch:
-        found = (study if options.study else compared)(options, options.keep or Path(scratch))
+        figures = (study if options.study else compared)(options, options.keep or Path(scratch))
     print(
         json.dumps(
-            {"model": options.model, "steps": options.steps, **found, "device": describe()},
+            {"model": options.model, "steps": options.steps, **figures, "device": describe()},
             indent=2,
         )
     )

@@ -46,7 +46,7 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
     started = time.monotonic()
     data, unlabeled = demo.data_files(cache_folder() / "demo")
     with Progressing(minutes * 60, METRICS["accuracy"]) as listener:
-        found = search(
+        outcome = search(
             demo.model_folder(),
             data,
             "cpu-1-thread",
@@ -58,20 +58,20 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
             seed=seed,
             listener=listener,
         )
-    out.print(front_table(found.front))
-    members = found.front.members
+    out.print(front_table(outcome.front))
+    members = outcome.front.members
     return {
         "seed": seed,
-        "trials": len(found.trials) - 1,
+        "trials": len(outcome.trials) - 1,
         "members": len(members),
         "seconds": round(time.monotonic() - started),
-        "teacher_test_accuracy": found.front.baseline.quality.test,
-        "hypervolume": found.front.hypervolume,
+        "teacher_test_accuracy": outcome.front.baseline.quality.test,
+        "hypervolume": outcome.front.hypervolume,
         "hypervolume_test": hypervolume(
             [(1 / m.speedup, m.quality.drop_reported) for m in members],
-            found.front.scale.worst_drop,
+            outcome.front.scale.worst_drop,
         ),
-        "speedup_within": {str(drop): speedup_within(found.front, drop) for drop in DROPS},
+        "speedup_within": {str(drop): speedup_within(outcome.front, drop) for drop in DROPS},
     }
 
 

@@ -83,7 +83,7 @@ def main() -> None:
         os.environ["AUTOCOMPRESS_CACHE"] = f"{scratch}/cache"  # so that the table is measured anew
         run = Path(scratch) / "run"
         with Progressing(None, METRICS["accuracy"]) as listener:
-            found = search(
+            search_result = search(
                 demo.model_folder(),
                 data,
                 options.hardware,
@@ -100,7 +100,7 @@ def main() -> None:
         prediction = json.loads((run / "run.json").read_text(encoding="utf-8"))["prediction"][
             options.hardware
         ]
-    measured_trials = [trial for trial in found.trials[1:] if trial.scores]
+    measured_trials = [trial for trial in search_result.trials[1:] if trial.scores]
     measured = [1 / trial.scores[options.hardware].timing.speedup for trial in measured_trials]
     predicted = [table.predict(shape(trial)) for trial in measured_trials]
     errors = np.abs(np.array(predicted) / measured - 1)

@@ -94,13 +94,15 @@ def main() -> None:
             disturbed = repeated(device, *models, options.repetitions)
         finally:
             load.kill()
-    for name, found in (("quiet", quiet), ("disturbed", disturbed)):
-        result[f"cv_{name}"] = cv([timing.speedup for timing in found])
-        mean = float(np.mean([timing.speedup for timing in found]))
-        held = [low <= mean <= high for low, high in (timing.speedup_interval for timing in found)]
+    for name, timings in (("quiet", quiet), ("disturbed", disturbed)):
+        result[f"cv_{name}"] = cv([timing.speedup for timing in timings])
+        mean = float(np.mean([timing.speedup for timing in timings]))
+        held = [
+            low <= mean <= high for low, high in (timing.speedup_interval for timing in timings)
+        ]
         result[f"coverage_{name}"] = sum(held) / len(held)
-        result[f"latency_cv_{name}"] = cv([timing.latency_ms.value for timing in found])
-        result[f"speedups_{name}"] = [round(timing.speedup, 4) for timing in found]
+        result[f"latency_cv_{name}"] = cv([timing.latency_ms.value for timing in timings])
+        result[f"speedups_{name}"] = [round(timing.speedup, 4) for timing in timings]
     result["disturbance_reported"] = sum(timing.disturbed for timing in disturbed)
     result["device"] = describe()
     print(json.dumps(result, indent=2))

@@ -86,7 +86,7 @@ class AdditiveDevice:
             else:
                 self.table.append(exported_shape(path))
         first = milliseconds(exported_shape(baseline))
-        found = [
+        timings = [
             Timing(
                 Latency(ms, ms, ms, (ms, ms), 30),
                 first / ms,
@@ -95,7 +95,7 @@ class AdditiveDevice:
             )
             for ms in (milliseconds(exported_shape(path)) for path in (baseline, *models))
         ]
-        return found[0], found[1:]
+        return timings[0], timings[1:]
 
     def predict(
         self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]

@@ -105,9 +105,9 @@ class Lasting(Rounding):
 
     def _product(self, name: str, matrix: Any, inputs: Tensor) -> Tensor:
         before, self.lesson.training = self.lesson.training, True
-        found = super()._product(name, matrix, inputs)
+        product = super()._product(name, matrix, inputs)
         self.lesson.training = before
-        return found
+        return product
 
     def remove(self) -> Part | None:
         self.embeddings = []

@@ -29,9 +29,9 @@ def space(values: Mapping[str, Any] = SPACE) -> SearchSpace:
     return SearchSpace.from_mapping("test", values)
 
 
-def scheme(found: Trial | Member) -> str:
+def scheme(model: Trial | Member) -> str:
     """The number format of a model."""
-    return str(found.candidate.get("quantization.scheme", "fp32"))
+    return str(model.candidate.get("quantization.scheme", "fp32"))
 
 
 class Scripted:

@@ -92,12 +92,12 @@ CUT = Structure(
 def batches(seed: int) -> list[Inputs]:
     """Two batches with padding."""
     rng = np.random.default_rng(seed)
-    found = []
+    padded_batches = []
     for length in (9, 14):
         mask = (np.arange(length) < rng.integers(2, length + 1, (32, 1))).astype(np.int64)
         ids = np.where(mask == 1, rng.integers(5, VOCABULARY, (32, length)), 1)
-        found.append({"input_ids": ids, "attention_mask": mask})
-    return found
+        padded_batches.append({"input_ids": ids, "attention_mask": mask})
+    return padded_batches
 
 
 def write_graphs(folder: Path) -> dict[str, Path]:
@@ -126,8 +126,8 @@ def candidate(scheme: str, block: int | None = None, spared: Any = "none") -> Ca
 
 def logit_error(source: Path, target: Path) -> float:
     """Root mean square of the error, as a share of the standard deviation."""
-    expected, found = (predict(path, batches(1)) for path in (source, target))
-    return float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
+    expected, logits = (predict(path, batches(1)) for path in (source, target))
+    return float(np.sqrt(np.mean((logits - expected) ** 2)) / expected.std())
 
 
 each_model = pytest.mark.parametrize("model", MODELS)

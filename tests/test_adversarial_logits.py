@@ -84,9 +84,9 @@ def test_a_text_of_which_nothing_is_replaced_is_the_text_itself() -> None:
         for _ in range(none):
             changed(one)
     assert torch.equal(changed(twin)[0], given["input_ids"])
-    found = loss(objective)
+    loss_before = loss(objective)
     objective._train_generator()
-    assert found.item() > 1e-4
+    assert loss_before.item() > 1e-4
 
 
 def test_a_model_without_a_padding_token() -> None:

@@ -164,10 +164,10 @@ def test_rounds_are_precise_when_every_speedup_is(
 
 
 def test_more_confidence_takes_more_rounds() -> None:
-    found = [
+    precise = [
         agent.is_precise(noisy(0.05, 1), "mean", confidence, 0.01) for confidence in (0.5, 0.999)
     ]
-    assert found == [True, False]
+    assert precise == [True, False]
 
 
 @pytest.fixture
@@ -220,10 +220,10 @@ def test_no_round_is_dropped(clock: SimpleNamespace, monkeypatch: pytest.MonkeyP
         clock.advance(1000.0 if calls == 3 + 2 * 7 + 2 else 10.0)
 
     monkeypatch.setattr(agent, "runner", lambda path, request: run)
-    found = agent.rounds_of_one_process(BASE | SHAPE | PRECISION | {"models": [{"path": "unread"}]})
+    times = agent.rounds_of_one_process(BASE | SHAPE | PRECISION | {"models": [{"path": "unread"}]})
     assert (
-        found["wall"]
-        == found["cpu"]
+        times["wall"]
+        == times["cpu"]
         == [[5.0]] * 7 + [[500.0]] + [[5.0]] * (agent.FEWEST_ROUNDS - 8)
     )
 
@@ -239,7 +239,7 @@ def test_processes_go_on_until_precise_or_out_of_time(
         return {"wall": [[2.0]] * 4, "cpu": [[1.0]] * 4, "energy": [3.0]}
 
     monkeypatch.setattr(agent, "_in_child", one_process)
-    monkeypatch.setattr(agent, "is_precise", lambda found, *_: len(found) == 7)
+    monkeypatch.setattr(agent, "is_precise", lambda timed, *_: len(timed) == 7)
     request = (
         BASE
         | SHAPE
@@ -260,14 +260,14 @@ def test_times_of_real_models(model: Path, threads: int) -> None:
     request = (
         BASE | SHAPE | PRECISION | {"action": "time", "threads": threads, "memory": [False, False]}
     )
-    found = ask(LocalHost(), request, [model, model])
+    answer = ask(LocalHost(), request, [model, model])
     assert (
-        np.shape(found["wall_ms"])
-        == np.shape(found["cpu_ms"])
+        np.shape(answer["wall_ms"])
+        == np.shape(answer["cpu_ms"])
         == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
     )
-    assert np.min(found["wall_ms"]) > 0 and np.min(found["cpu_ms"]) > 0
-    assert found["clock"] == ("cpu" if threads == 1 else "wall")
+    assert np.min(answer["wall_ms"]) > 0 and np.min(answer["cpu_ms"]) > 0
+    assert answer["clock"] == ("cpu" if threads == 1 else "wall")
 
 
 def test_larger_models_take_more_memory(model: Path, tmp_path: Path) -> None:
@@ -281,8 +281,8 @@ def test_larger_models_take_more_memory(model: Path, tmp_path: Path) -> None:
 
 def test_scores_are_those_of_onnxruntime(model: Path) -> None:
     given = batches(4, 7)
-    found = ask(LocalHost(), BASE | {"action": "score"}, [model], given)
-    scores = np.load(io.BytesIO(base64.b64decode(found["npy"])))
+    answer = ask(LocalHost(), BASE | {"action": "score"}, [model], given)
+    scores = np.load(io.BytesIO(base64.b64decode(answer["npy"])))
     assert scores.dtype == np.float32 and scores.shape == (6, 2)
     np.testing.assert_array_equal(
         scores, np.concatenate([predict(model, [batch]) for batch in given])
@@ -290,8 +290,8 @@ def test_scores_are_those_of_onnxruntime(model: Path) -> None:
 
 
 def test_an_answer_repeats_nonce_and_hashes(model: Path, broken: Path) -> None:
-    found = answered("describe", model, broken)
-    assert found["nonce"] == "n" and found["sha256"] == [sha256(model), sha256(broken)]
+    answer = answered("describe", model, broken)
+    assert answer["nonce"] == "n" and answer["sha256"] == [sha256(model), sha256(broken)]
 
 
 @pytest.mark.parametrize("runtime", ["onnxruntime-cpu", "onnxruntime-cuda"])
@@ -299,13 +299,13 @@ def test_what_cannot_be_met_is_refused_in_one_line(
     broken: Path, runtime: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    found = answered("score", broken, runtime=runtime)
+    answer = answered("score", broken, runtime=runtime)
     reason = {
         "onnxruntime-cpu": "onnxruntime cannot load it: ",
         "onnxruntime-cuda": f"onnxruntime {onnxruntime.__version__} here has no CUDAExecutionProvider: {runtime} needs it",  # noqa: E501
     }
-    assert found.keys() == {"nonce", "refused"} and found["nonce"] == "n"
-    assert found["refused"].startswith(reason[runtime]) and "\n" not in found["refused"]
+    assert answer.keys() == {"nonce", "refused"} and answer["nonce"] == "n"
+    assert answer["refused"].startswith(reason[runtime]) and "\n" not in answer["refused"]
 
 
 def test_more_tokens_than_positions_are_refused_in_one_line(model: Path) -> None:
@@ -362,8 +362,8 @@ def test_no_memory_is_a_refusal(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat here")
 def test_busy_cores_are_counted() -> None:
-    found = agent.busy_cores(0.02)
-    assert found is not None and 0 <= found < 1000
+    busy = agent.busy_cores(0.02)
+    assert busy is not None and 0 <= busy < 1000
 
 
 def test_busy_cores_are_unknown_where_the_machine_does_not_say(

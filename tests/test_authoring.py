@@ -46,14 +46,14 @@ def hosts(monkeypatch: pytest.MonkeyPatch) -> list[FakeHost]:
 
     monkeypatch.setattr("autocompress.hardware.devices.host_of", host_of)
     monkeypatch.setattr(authoring, "host_of", host_of)
-    found = {
+    gains = {
         "fp32": 1.0,
         "fp16": 1.049,
         "int8-dynamic": 1.05,
         "int8-static": 0.7,
         "int8-weights": 4.0,
     }
-    monkeypatch.setattr(authoring, "gains", lambda host, runtime: found)
+    monkeypatch.setattr(authoring, "gains", lambda host, runtime: gains)
     return made
 
 
@@ -202,11 +202,11 @@ def test_a_profile_of_this_machine(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The one real run: number formats are those that gained a twentieth in it."""
-    found: dict[str, float] = {}
+    measured: dict[str, float] = {}
 
     def gains(host: Host, runtime: str) -> dict[str, float]:
-        found.update(doctor.gains(host, runtime))
-        return found
+        measured.update(doctor.gains(host, runtime))
+        return measured
 
     monkeypatch.setattr(authoring, "gains", gains)
     monkeypatch.chdir(tmp_path)
@@ -218,9 +218,9 @@ def test_a_profile_of_this_machine(
     profile = HardwareProfile.load("mine.toml")
     assert set(profile.precisions) == {
         "fp32",
-        *(name for name, gain in found.items() if gain >= 1.05),
+        *(name for name, gain in measured.items() if gain >= 1.05),
     }
-    assert len(found) >= 4
+    assert len(measured) >= 4
     assert (profile.threads, profile.sequence_length, profile.location) == (2, "task", "local")
     device = connect(profile, [32])
     assert {key: device.fingerprint[key] for key in profile.fingerprint} == dict(
@@ -240,7 +240,7 @@ def test_a_new_profile_overwrites_nothing(
     path.write_text("mine")
     assert main(["profile", "new", str(tmp_path / "mine")]) == 2
     assert capsys.readouterr().err == f"autocompress: {path} exists already; give another name\n"
-    assert [found.name for found in tmp_path.iterdir()] == [
+    assert [file.name for file in tmp_path.iterdir()] == [
         "mine.toml"
     ] and path.read_text() == "mine"
 
@@ -250,7 +250,7 @@ def test_a_new_profile_may_be_named_by_its_file(
 ) -> None:
     monkeypatch.setattr(authoring, "gains", lambda host, runtime: {"fp32": 1.0})
     assert main(["profile", "new", str(tmp_path / "mine.toml")]) == 0
-    assert [found.name for found in tmp_path.iterdir()] == ["mine.toml"]
+    assert [file.name for file in tmp_path.iterdir()] == ["mine.toml"]
 
 
 def test_a_new_profile_in_a_folder_that_is_not_there(

@@ -227,8 +227,8 @@ def test_settings_stand_in_order_of_application() -> None:
 )
 def test_json_round_trip(chosen: dict[str, Any]) -> None:
     candidate = SETTINGS.candidate(chosen)
-    found = SETTINGS.candidate(json.loads(json.dumps(candidate.as_dict())))
-    assert found == candidate and found.active == candidate.active
+    read_back = SETTINGS.candidate(json.loads(json.dumps(candidate.as_dict())))
+    assert read_back == candidate and read_back.active == candidate.active
     everything = {name: thaw(value) for name, value in candidate.active.items()}
     assert SETTINGS.candidate(everything) == candidate  # as older runs have it
 
@@ -253,15 +253,15 @@ def test_only_some_of_its_settings() -> None:
         {"heads.keep": 0.5, "recovery.steps": 8, "quantization.scheme": "int8-dynamic"}
     )
     names = ("heads.allocation", "heads.keep", "ffn.keep", "layers.rule")
-    found = candidate.only(names)
-    assert found == SETTINGS.candidate({"heads.keep": 0.5, "recovery.steps": 99}).only(names)
-    assert found.as_dict() == {"heads.keep": 0.5}
-    assert dict(found.active) == {
+    subset = candidate.only(names)
+    assert subset == SETTINGS.candidate({"heads.keep": 0.5, "recovery.steps": 99}).only(names)
+    assert subset.as_dict() == {"heads.keep": 0.5}
+    assert dict(subset.active) == {
         "heads.keep": 0.5,
         "heads.allocation": "global",
         "ffn.keep": 1.0,
     }
-    assert found != SETTINGS.candidate({"heads.keep": 0.25}).only(names)
+    assert subset != SETTINGS.candidate({"heads.keep": 0.25}).only(names)
 
 
 @pytest.mark.parametrize(

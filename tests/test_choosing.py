@@ -60,23 +60,23 @@ def front_of(draw: Draw, speeds: Draw) -> Front:
     return front(*sorted(members, key=lambda m: m.latency_ms.value))
 
 
-def by_test(found: Front) -> Front:
+def by_test(validation_front: Front) -> Front:
     """With the test figures in the place of the others, as if they chose."""
 
     def turned(one: Member) -> Member:
         lost = one.quality.drop_test or 0.0
         return replace(one, quality=replace(one.quality, drop_validation=lost))
 
-    return replace(found, members=tuple(map(turned, found.members)))
+    return replace(validation_front, members=tuple(map(turned, validation_front.members)))
 
 
 def outcome(fronts: list[Front], true: Draw, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Shares of the draws in which the picked model loses more than one point in truth, and in
     which one is picked."""
     picked = []
-    for found in fronts:
+    for drawn_front in fronts:
         try:
-            picked.append(true[int(found.pick(max_drop=1.0, confidence=confidence).id[1:])])
+            picked.append(true[int(drawn_front.pick(max_drop=1.0, confidence=confidence).id[1:])])
         except RequestUnmet:
             continue
     return sum(lost > 1 for lost in picked) / DRAWS, len(picked) / DRAWS
@@ -90,7 +90,7 @@ def test_a_limit_of_quality_holds_in_nine_of_ten_draws(models: int, sentences: i
     broken, answered = outcome(fronts, true)
     assert broken <= 0.1 + CHANCE
     assert answered > 0.3
-    assert outcome([by_test(found) for found in fronts], true, confidence=0.5)[0] > 0.3
+    assert outcome([by_test(drawn_front) for drawn_front in fronts], true, confidence=0.5)[0] > 0.3
     assert outcome(fronts, true, confidence=0.5)[0] > 0.3
 
 
@@ -101,13 +101,13 @@ def test_a_limit_holds_though_the_front_is_what_looked_best_of_thirty() -> None:
     true = np.minimum(4 * (speeds / 16) ** 2 - 0.5 + rng.exponential(0.5, 30), 7.0)
     fronts = []
     for draw in drawn(true, 300, 3):
-        found = front_of(draw, speeds)
-        stay = non_dominated([point(m, ("latency", "quality")) for m in found.members])
-        fronts.append(replace(found, members=tuple(found.members[i] for i in stay)))
+        drawn_front = front_of(draw, speeds)
+        stay = non_dominated([point(m, ("latency", "quality")) for m in drawn_front.members])
+        fronts.append(replace(drawn_front, members=tuple(drawn_front.members[i] for i in stay)))
     assert outcome(fronts, true)[0] <= 0.1 + CHANCE
     alone = [
-        next((int(m.id[1:]) for m in found.members if limits.admits(m.facts(1000, 1))), None)
-        for found in fronts
+        next((int(m.id[1:]) for m in drawn_front.members if limits.admits(m.facts(1000, 1))), None)
+        for drawn_front in fronts
     ]
     assert sum(i is not None and true[i] > 1 for i in alone) / DRAWS > 0.1 + CHANCE
 
@@ -174,9 +174,9 @@ def begin(tiny_model: Path, data_file: Path, tmp_path: Path) -> Begin:
 def test_nothing_reads_the_test_split_before_the_end(begin: Begin) -> None:
     opening = Opening()
     task = replace(TASKS["text-classification"], load=opening.load)
-    found = begin("sealed", task=task, listener=opening)
+    search_result = begin("sealed", task=task, listener=opening)
     assert opening.trials > 2 and opening.part.opened
-    assert all(member.quality.test is not None for member in found.front.members)
+    assert all(member.quality.test is not None for member in search_result.front.members)
 
 
 def test_verification_rejects_and_keeps_nothing_by_its_test_score(
@@ -198,5 +198,5 @@ def test_verification_rejects_and_keeps_nothing_by_its_test_score(
     assert awful.pick(max_drop=20.0).id == splendid.pick(max_drop=20.0).id
 
 
-def _fastest(found: Front) -> float:
-    return max(one.speedup for one in found.members)
+def _fastest(verified_front: Front) -> float:
+    return max(one.speedup for one in verified_front.members)

@@ -63,9 +63,9 @@ def old(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "events.jsonl").unlink()
     (folder / "report.html").unlink()
 
-    def older(found: dict[str, Any], *unknown: str) -> dict[str, Any]:
-        active = SETTINGS.candidate(found["candidate"]).active
-        kept = {name: value for name, value in found.items() if name not in unknown}
+    def older(record: dict[str, Any], *unknown: str) -> dict[str, Any]:
+        active = SETTINGS.candidate(record["candidate"]).active
+        kept = {name: value for name, value in record.items() if name not in unknown}
         return kept | {"candidate": {name: thaw(value) for name, value in active.items()}}
 
     trials = [older(asdict(trial), "student", "asked") for trial in Run(run).trials()]
@@ -169,22 +169,22 @@ def test_pick_export_and_python_choose_alike_at_a_confidence(
     value = json.loads((run / "front.json").read_text(encoding="utf-8"))
     value["fronts"][0]["members"][0]["quality"]["drop_validation_stderr"] = 1.0
     (run / "front.json").write_text(json.dumps(value), encoding="utf-8")
-    found = load_front(run)
-    fastest = found.members[0]
-    limit = fastest.quality.drop_validation + 0.5 * found.margin(fastest)
+    front = load_front(run)
+    fastest = front.members[0]
+    limit = fastest.quality.drop_validation + 0.5 * front.margin(fastest)
     picked = []
     for confidence in (0.5, 0.9):
         out = tmp_path / f"at-{confidence}"
         words = [str(run), f"--max-drop={limit}", "--confidence", f"{confidence}"]
         try:
-            best = found.pick(max_drop=limit, confidence=confidence)
+            best = front.pick(max_drop=limit, confidence=confidence)
         except RequestUnmet:
             assert main(["pick", *words]) == main(["export", *words, "--out", str(out)]) == 1
             assert "limited by its drop" in capsys.readouterr().err
             continue
         picked.append(best.id)
         assert main(["pick", *words]) == main(["export", *words, "--out", str(out)]) == 0
-        q, margin = best.quality, found.margin(best, confidence)
+        q, margin = best.quality, front.margin(best, confidence)
         line = (
             f"accuracy {q.test:.4f} (drop {q.drop_test:.2f} points) unbiased on test, chosen on "
             f"validation by drop {q.drop_validation:.2f} points, margin {margin:.2f}, "
@@ -435,8 +435,8 @@ def test_a_damaged_run_is_no_surprise(
     capsys.readouterr()
     for command in (["report", str(run)], ["search", *words, "--resume"]):
         assert main(command) == 2
-        found = capsys.readouterr().err.splitlines()[-1]
-        assert found.startswith("autocompress: ") and message in found
+        last_line = capsys.readouterr().err.splitlines()[-1]
+        assert last_line.startswith("autocompress: ") and message in last_line
     assert (run / name).read_text() == content
 
 

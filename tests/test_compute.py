@@ -69,8 +69,8 @@ def test_a_device_that_is_not_there_is_refused(gpus: Any, name: str, count: int)
 )
 def test_the_device_that_is_chosen(gpus: Any, name: str, count: int, device: str) -> None:
     gpus(count)
-    found = Compute.choose(name)
-    assert (found.device, found.on_gpu, found.tf32) == (device, device != "cpu", False)
+    chosen = Compute.choose(name)
+    assert (chosen.device, chosen.on_gpu, chosen.tf32) == (device, device != "cpu", False)
     assert Compute.choose(name, tf32=True).tf32
 
 
@@ -113,19 +113,19 @@ def test_attention_on_the_cpu_is_plain_products_inside() -> None:
 
 @pytest.mark.parametrize("allowed", [True, False])
 def test_a_gpu_rounds_to_tf32_only_where_allowed_and_only_inside(allowed: bool) -> None:
-    matmul, found = torch.backends.cuda.matmul, []
+    matmul, inside = torch.backends.cuda.matmul, []
     before = matmul.allow_tf32
     matmul.allow_tf32 = not allowed
 
     def fail() -> None:
         with Compute("cuda", tf32=allowed).math():
-            found.append(matmul.allow_tf32)
+            inside.append(matmul.allow_tf32)
             raise KeyError
 
     try:
         with pytest.raises(KeyError):
             fail()
-        assert found == [allowed] and matmul.allow_tf32 == (not allowed)
+        assert inside == [allowed] and matmul.allow_tf32 == (not allowed)
     finally:
         matmul.allow_tf32 = before
 
@@ -171,8 +171,8 @@ def test_what_an_objective_makes_is_on_the_device_of_the_lesson(name: str) -> No
         mask = torch.ones(4, 7, dtype=torch.int64, device="meta")
         return Features(torch.zeros(4, 2, device="meta"), mask, tokens)
 
-    found = objective.loss(features(), features())
-    assert found.device.type == "meta" and found.shape == ()
+    loss = objective.loss(features(), features())
+    assert loss.device.type == "meta" and loss.shape == ()
     assert {own.device.type for own in objective.trained()} <= {"meta"}
 
 

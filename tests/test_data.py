@@ -268,13 +268,13 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
         "extra": rows(*range(80, 95)),
         "test": rows(*range(100, 130), label=-1),
     }
-    found = datasets.DatasetDict(
+    dataset = datasets.DatasetDict(
         {name: datasets.Dataset.from_list(split, features) for name, split in splits.items()}
     )
     monkeypatch.setattr(
         datasets,
         "load_dataset",
-        lambda *asked: {("reviews", None): found, ("many", "one"): found}[asked],
+        lambda *asked: {("reviews", None): dataset, ("many", "one"): dataset}[asked],
     )
 
 
@@ -309,11 +309,11 @@ def test_splits_by_name() -> None:
         load_examples("reviews", Columns(), test="test")
 
 
-def documents_of(found: Documents) -> set[str]:
-    assert len({*found.train, *found.validation, *found.test}) == len(
-        [*found.train, *found.validation, *found.test]
+def documents_of(documents: Documents) -> set[str]:
+    assert len({*documents.train, *documents.validation, *documents.test}) == len(
+        [*documents.train, *documents.validation, *documents.test]
     )
-    return {*found.train, *found.validation, *found.test}
+    return {*documents.train, *documents.validation, *documents.test}
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".json", ".jsonl", ".parquet"])
@@ -321,10 +321,14 @@ def test_every_format_gives_the_same_documents(tmp_path: Path, suffix: str) -> N
     table = [
         {"text": text} for text in [*(f"document {i}" for i in range(60)), *AWKWARD, "one\n\ntwo"]
     ]
-    found = load_documents(write(tmp_path / f"data{suffix}", table))
-    assert found == load_documents(write(tmp_path / "reference.jsonl", table))
-    assert documents_of(found) == {row["text"] for row in table}
-    assert [len(split) for split in (found.train, found.validation, found.test)] == [44, 14, 14]
+    documents = load_documents(write(tmp_path / f"data{suffix}", table))
+    assert documents == load_documents(write(tmp_path / "reference.jsonl", table))
+    assert documents_of(documents) == {row["text"] for row in table}
+    assert [len(split) for split in (documents.train, documents.validation, documents.test)] == [
+        44,
+        14,
+        14,
+    ]
 
 
 @pytest.mark.parametrize("newline", ["\n", "\r\n"])
@@ -334,9 +338,9 @@ def test_documents_of_a_text_file_have_blank_lines_between_them(
     blocks = [f"document {i}\n its second line" for i in range(10)]
     content = "\n \n" + "\n\n".join(blocks[:5]) + "\n\n\n \t\n" + "\n \n".join(blocks[5:]) + "\n\n"
     (tmp_path / "data.txt").write_text(content, encoding="utf-8", newline=newline)
-    found = load_documents(str(tmp_path / "data.txt"))
-    assert documents_of(found) == set(blocks)
-    assert set(found.dropped.values()) == {0}
+    documents = load_documents(str(tmp_path / "data.txt"))
+    assert documents_of(documents) == set(blocks)
+    assert set(documents.dropped.values()) == {0}
 
 
 def test_documents_by_column_without_labels(tmp_path: Path) -> None:
@@ -354,9 +358,9 @@ def test_empty_documents_are_skipped_and_counted(tmp_path: Path, suffix: str) ->
         {"text": text, "id": 1}
         for text in ("", " \n\t", None, *(f"document {i}" for i in range(20)), "document 0")
     ]
-    found = load_documents(write(tmp_path / f"data{suffix}", table))
-    assert documents_of(found) == {f"document {i}" for i in range(20)}
-    assert (found.dropped["train empty"], found.dropped["train repeated"]) == (3, 1)
+    documents = load_documents(write(tmp_path / f"data{suffix}", table))
+    assert documents_of(documents) == {f"document {i}" for i in range(20)}
+    assert (documents.dropped["train empty"], documents.dropped["train repeated"]) == (3, 1)
 
 
 @pytest.mark.parametrize(
@@ -408,7 +412,7 @@ def counts(task: text_classification.TextClassification) -> dict[str, int]:
 
 
 @pytest.mark.parametrize(
-    ("found", "names"),
+    ("data_labels", "names"),
     [
         (["neg", "pos"], ["neg", "pos"]),
         ([0, 1], ["0", "1"]),
@@ -422,10 +426,10 @@ def counts(task: text_classification.TextClassification) -> dict[str, int]:
     ids=str,
 )
 def test_labels_from_the_data(
-    tmp_path: Path, tokenizer: Any, found: list[Any], names: list[str]
+    tmp_path: Path, tokenizer: Any, data_labels: list[Any], names: list[str]
 ) -> None:
     """20 examples of the first label, 30 of the second, 40 of the third."""
-    labels = [label for i, label in enumerate(found) for _ in range(20 + 10 * i)]
+    labels = [label for i, label in enumerate(data_labels) for _ in range(20 + 10 * i)]
     table = [{"text": f"sentence {i}", "label": label} for i, label in enumerate(labels)]
     task = text_classification.load(
         tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, None
@@ -434,7 +438,7 @@ def test_labels_from_the_data(
 
 
 @pytest.mark.parametrize(
-    ("found", "label_ids"),
+    ("data_labels", "label_ids"),
     [
         ([0, 1], {"LABEL_0": 0, "LABEL_1": 1}),
         ([0.0, 1.0], {"LABEL_0": 0, "LABEL_1": 1}),
@@ -444,9 +448,9 @@ def test_labels_from_the_data(
     ],
 )
 def test_labels_of_the_model(
-    tmp_path: Path, tokenizer: Any, found: list[Any], label_ids: dict[str, int]
+    tmp_path: Path, tokenizer: Any, data_labels: list[Any], label_ids: dict[str, int]
 ) -> None:
-    table = [{"text": f"sentence {i}", "label": found[i >= 20]} for i in range(50)]
+    table = [{"text": f"sentence {i}", "label": data_labels[i >= 20]} for i in range(50)]
     task = text_classification.load(
         tokenizer, write(tmp_path / "data.jsonl", table), Columns(), 16, label_ids
     )

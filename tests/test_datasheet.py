@@ -273,11 +273,11 @@ def test_any_model_can_be_estimated(exported: Exported, tiny_model: Path, name: 
     """An exported folder, a file of it, a folder of transformers."""
     folder, _ = exported("any")
     profile = HardwareProfile.load(name)
-    found = [
+    timings = [
         measure_latency(model, profile) for model in (folder, folder / "model.onnx", tiny_model)
     ]
-    assert len({timing.latency_ms.value for timing in found}) == 1
-    assert {timing.precision for timing in found} == {"fp32"}
+    assert len({timing.latency_ms.value for timing in timings}) == 1
+    assert {timing.precision for timing in timings} == {"fp32"}
 
 
 def test_bf16_without_a_gpu_is_what_the_file_holds(exported: Exported) -> None:

@@ -21,7 +21,7 @@ each_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 def generated(model: Any, **how: Any) -> Tensor:
     """64 tokens after each of three prompts of 6 tokens."""
     prompts = torch.randint(5, VOCABULARY, (3, 6), generator=torch.Generator().manual_seed(2))
-    found: Tensor = model.generate(
+    tokens: Tensor = model.generate(
         prompts,
         attention_mask=torch.ones_like(prompts),
         max_new_tokens=64,
@@ -29,8 +29,8 @@ def generated(model: Any, **how: Any) -> Tensor:
         eos_token_id=None,
         **how,
     )
-    assert found.shape == (3, 70)
-    return found
+    assert tokens.shape == (3, 70)
+    return tokens
 
 
 @each_model

@@ -50,15 +50,15 @@ def exported(model: nn.Module, path: Path) -> Path:
 
 def logits(model: Any, given: Mapping[str, NDArray[np.int64]]) -> NDArray[np.float32]:
     with torch.inference_mode():
-        found: NDArray[np.float32] = model(
+        answers: NDArray[np.float32] = model(
             **{key: torch.from_numpy(value) for key, value in given.items()}
         ).logits.numpy()
-    return found
+    return answers
 
 
 def in_pieces(path: Path, given: Arrays, *ends: int) -> NDArray[np.float32]:
     """Logits of texts that are read piece by piece, each with what was before it in the cache."""
-    model, past, found = Model(path, threads=1), dict[str, NDArray[Any]](), []
+    model, past, pieces = Model(path, threads=1), dict[str, NDArray[Any]](), []
     for start, end in zip((0, *ends), (*ends, given["input_ids"].shape[1]), strict=True):
         outputs = model.outputs(
             {
@@ -68,8 +68,8 @@ def in_pieces(path: Path, given: Arrays, *ends: int) -> NDArray[np.float32]:
             }
         )
         past = past_of(outputs)
-        found.append(outputs["logits"])
-    return np.concatenate(found, axis=1)
+        pieces.append(outputs["logits"])
+    return np.concatenate(pieces, axis=1)
 
 
 @each_model
@@ -153,13 +153,13 @@ def test_keys_are_not_copied_for_queries_that_share_them(name: str, tmp_path: Pa
 
 def generated(path: Path, prompts: Arrays, count: int) -> NDArray[np.int64]:
     """Tokens chosen greedily by the graph, one by one with the cache, shape (rows, count)."""
-    model, feed, mask, found = Model(path, threads=1), dict(prompts), prompts["attention_mask"], []
+    model, feed, mask, tokens = Model(path, threads=1), dict(prompts), prompts["attention_mask"], []
     for _ in range(count):
         outputs = model.outputs(feed)
-        found.append(outputs["logits"][:, -1:].argmax(axis=-1))
-        mask = np.concatenate([mask, np.ones_like(found[-1])], axis=1)
-        feed = {"input_ids": found[-1], "attention_mask": mask, **past_of(outputs)}
-    return np.concatenate(found, axis=1)
+        tokens.append(outputs["logits"][:, -1:].argmax(axis=-1))
+        mask = np.concatenate([mask, np.ones_like(tokens[-1])], axis=1)
+        feed = {"input_ids": tokens[-1], "attention_mask": mask, **past_of(outputs)}
+    return np.concatenate(tokens, axis=1)
 
 
 @each_model
@@ -182,9 +182,9 @@ def test_64_greedy_tokens_after_20_prompts_are_torchs(
     expected = smaller.generate(**given, max_new_tokens=64, do_sample=False, eos_token_id=None)[
         :, 20:
     ].numpy()
-    found = generated(exported(smaller, tmp_path / "model.onnx"), prompts, 64)
-    assert np.array_equal(found, expected)
-    assert len(set(found.flatten().tolist())) > 5
+    tokens = generated(exported(smaller, tmp_path / "model.onnx"), prompts, 64)
+    assert np.array_equal(tokens, expected)
+    assert len(set(tokens.flatten().tolist())) > 5
 
 
 def candidate(scheme: str, **more: Any) -> Candidate:
@@ -240,8 +240,8 @@ def test_logits_stay_near_with_the_cache_too(name: str, scheme: str, tmp_path: P
     target, _ = quantized(model, tmp_path, scheme)
     given = texts(4, 24)
     expected = logits(model, given)
-    for found in (in_pieces(target, given), in_pieces(target, given, 8, 9, 20)):
-        error = float(np.sqrt(np.mean((found - expected) ** 2)) / expected.std())
+    for answers in (in_pieces(target, given), in_pieces(target, given, 8, 9, 20)):
+        error = float(np.sqrt(np.mean((answers - expected) ** 2)) / expected.std())
         assert error <= {
             "fp32": 1e-5,
             "bf16": 1e-5,
@@ -318,10 +318,10 @@ def test_parity_is_of_both_the_prompt_and_the_token_after_it(name: str, tmp_path
         tmp_path / "tokenizer",
     )
     few = {key: value[:2, :64] for key, value in given.items()}
-    expected, found = logits(smaller, few), in_pieces(tmp_path / "t" / "model.onnx", few, 63)
+    expected, answers = logits(smaller, few), in_pieces(tmp_path / "t" / "model.onnx", few, 63)
     assert parity["fp32_max_abs_difference"] <= PARITY_LIMIT
-    assert parity["max_abs_difference"] == pytest.approx(float(np.abs(found - expected).max()))
-    assert parity["agreement"] == pytest.approx((found.argmax(-1) == expected.argmax(-1)).mean())
+    assert parity["max_abs_difference"] == pytest.approx(float(np.abs(answers - expected).max()))
+    assert parity["agreement"] == pytest.approx((answers.argmax(-1) == expected.argmax(-1)).mean())
 
 
 def trained(text: bytes) -> nn.Module:

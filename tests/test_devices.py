@@ -44,14 +44,14 @@ def test_eight_lengths_by_hand() -> None:
 @given(st.lists(st.integers(1, 512), min_size=1, max_size=200))
 @settings(deadline=None)
 def test_eight_lengths_are_of_the_split_ascending_and_in_its_middle(lengths: list[int]) -> None:
-    found = typical_lengths(lengths)
-    assert len(found) == 8
-    assert set(found) <= set(lengths)
-    assert list(found) == sorted(found)
-    assert typical_lengths(lengths[::-1]) == found
+    typical = typical_lengths(lengths)
+    assert len(typical) == 8
+    assert set(typical) <= set(lengths)
+    assert list(typical) == sorted(typical)
+    assert typical_lengths(lengths[::-1]) == typical
     ordered = sorted(lengths)
     for i, length in enumerate(
-        found
+        typical
     ):  # the middle of the i-th eighth: at least that many are as short, as many as long
         below = sum(other <= length for other in ordered)
         assert below >= (2 * i + 1) * len(ordered) / 16
@@ -202,10 +202,10 @@ def test_a_device_that_does_not_say_how_busy_it_is_can_be_searched_for(
             super().__init__(profile, lengths)
             self.fingerprint["busy_cores"] = unsaid()
 
-    found = search(
+    search_result = search(
         tiny_model, data_file, PROFILE, INT8, tmp_path / "run", trials=1, connect=Connected(Silent)
     )
-    assert found.front.members
+    assert search_result.front.members
 
 
 def test_a_mismatch_leaves_nothing_open(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -129,10 +129,10 @@ def test_nothing_is_lost_when_the_student_is_like_its_teacher(name: str) -> None
 def test_an_unlike_student_is_pulled(name: str) -> None:
     teacher = teacher_features()
     student = unlike(teacher, name)
-    found = loss(name, student, teacher)
-    assert found.shape == () and found.item() > 0.01
+    distillation_loss = loss(name, student, teacher)
+    assert distillation_loss.shape == () and distillation_loss.item() > 0.01
     for gradient in torch.autograd.grad(
-        found, [student.tokens[mine] for mine in read(name)] or [student.logits]
+        distillation_loss, [student.tokens[mine] for mine in read(name)] or [student.logits]
     ):
         assert torch.isfinite(gradient).all() and gradient.abs().max() > 1e-4
 
@@ -156,8 +156,8 @@ def test_a_step_down_the_gradient_lowers_the_loss(name: str) -> None:
 def test_padding_counts_for_nothing(name: str) -> None:
     teacher = teacher_features()
     student = unlike(teacher, name)
-    found = loss(name, with_padding(student, -3.0), with_padding(teacher, 0.0))
-    assert found.item() == pytest.approx(loss(name, student, teacher).item(), rel=1e-5)
+    padded_loss = loss(name, with_padding(student, -3.0), with_padding(teacher, 0.0))
+    assert padded_loss.item() == pytest.approx(loss(name, student, teacher).item(), rel=1e-5)
 
 
 @each_objective
@@ -192,9 +192,9 @@ def test_a_last_layer_without_heads_has_nothing_to_match(name: str) -> None:
     teacher, none = teacher_features(), Matching(MATCHING.layers, (), HEAD_SIZE)
     assert made(name, none).features() == ()
     logits = teacher.logits.clone().requires_grad_()
-    found = loss(name, Features(logits, MASK, {}), teacher, none)
-    [gradient] = torch.autograd.grad(found, [logits])
-    assert found.item() == 0 and gradient.abs().max() == 0
+    distillation_loss = loss(name, Features(logits, MASK, {}), teacher, none)
+    [gradient] = torch.autograd.grad(distillation_loss, [logits])
+    assert distillation_loss.item() == 0 and gradient.abs().max() == 0
 
 
 @each_attention_objective
@@ -212,8 +212,8 @@ def test_logits_by_hand(temperature: float, teacher_logit: float, expected: floa
     """Two examples of two classes, the second without a difference."""
     teacher = Features(torch.tensor([[teacher_logit, 0.0], [1.0, 1.0]]), MASK[:2], {})
     student = Features(torch.tensor([[5.0, 5.0], [-2.0, -2.0]]), MASK[:2], {})
-    found = made("logits", temperature=temperature).loss(student, teacher)
-    assert found.item() == pytest.approx(expected / 2, rel=1e-5)
+    distillation_loss = made("logits", temperature=temperature).loss(student, teacher)
+    assert distillation_loss.item() == pytest.approx(expected / 2, rel=1e-5)
 
 
 def test_hidden_states_by_hand() -> None:
@@ -270,9 +270,9 @@ def test_annealed_logits_by_hand(step: int, factor: float) -> None:
     zero but for one of 10."""
     teacher = Features(torch.tensor([[10.0, -10.0], [10.0, -10.0]]), MASK[:2], {})
     student = Features(torch.tensor([[0.0, 0.0], [10.0, 0.0]]), MASK[:2], {})
-    found = made("annealed-logits", step=step, annealing_stages=5).loss(student, teacher)
+    annealed_loss = made("annealed-logits", step=step, annealing_stages=5).loss(student, teacher)
     expected = (3 * (10 * factor) ** 2 + (10 - 10 * factor) ** 2) / 4
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    assert annealed_loss.item() == pytest.approx(expected, rel=1e-5)
 
 
 def test_attention_maps_by_hand() -> None:
@@ -296,8 +296,8 @@ def test_a_causal_token_attends_to_none_after_it() -> None:
     query[0, :2, 0], key[0, 0, 0] = 1.0, 2 * log(3)
     student = Features(torch.zeros(1, 2), mask, {"query": zeros, "key": zeros})
     teacher = Features(torch.zeros(1, 2), mask, {"query": query, "key": key})
-    found = loss("attention-maps", student, teacher, Matching((), (0,), 4, causal=True))
-    assert found.item() == pytest.approx(KL / 3, rel=1e-5)
+    distillation_loss = loss("attention-maps", student, teacher, Matching((), (0,), 4, causal=True))
+    assert distillation_loss.item() == pytest.approx(KL / 3, rel=1e-5)
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -315,14 +315,14 @@ def test_queries_that_share_a_key_are_heads_of_their_own(causal: bool) -> None:
         return Features(torch.zeros(3, 2), MASK, grouped), Features(torch.zeros(3, 2), MASK, plain)
 
     (student, plain_student), (teacher, plain_teacher) = features(2), features(4)
-    found = loss("attention-maps", student, teacher, Matching((), (1, 3), HEAD_SIZE, causal))
+    grouped_loss = loss("attention-maps", student, teacher, Matching((), (1, 3), HEAD_SIZE, causal))
     expected = loss(
         "attention-maps",
         plain_student,
         plain_teacher,
         Matching((), (2, 3, 6, 7), HEAD_SIZE, causal),
     )
-    assert found.item() == pytest.approx(expected.item(), rel=1e-5) and found.item() > 0.1
+    assert 0.1 < grouped_loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_value_relations_by_hand() -> None:

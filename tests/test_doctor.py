@@ -104,12 +104,12 @@ def examined(twins: Any = (1.0,) * 6, **change: Any) -> Diagnosis:
 
 @pytest.mark.usefixtures("given")
 def test_a_quiet_machine_times_well() -> None:
-    found = examined()
-    assert found.times_well
-    assert found.spread == 0.0
-    assert found.gains == {"fp32": 1.0, "int8-dynamic": 2.5}
-    assert found.device == QUIET
-    assert found.remarks == (
+    diagnosis = examined()
+    assert diagnosis.times_well
+    assert diagnosis.spread == 0.0
+    assert diagnosis.gains == {"fp32": 1.0, "int8-dynamic": 2.5}
+    assert diagnosis.device == QUIET
+    assert diagnosis.remarks == (
         (True, "other processes keep 0.05 of 4 cores busy"),
         (True, "frequency governor: performance"),
         (True, "1 hardware thread per core"),
@@ -119,15 +119,15 @@ def test_a_quiet_machine_times_well() -> None:
     )
 
 
-def wrong(found: Diagnosis) -> list[str]:
-    return [text for fine, text in found.remarks if not fine]
+def wrong(diagnosis: Diagnosis) -> list[str]:
+    return [text for fine, text in diagnosis.remarks if not fine]
 
 
 @pytest.mark.usefixtures("given")
 def test_a_busy_machine_is_said_to_be_busy() -> None:
-    found = examined(busy_cores=1.5)
-    assert wrong(found) == ["other processes keep 1.50 of 4 cores busy"]
-    assert not found.times_well
+    diagnosis = examined(busy_cores=1.5)
+    assert wrong(diagnosis) == ["other processes keep 1.50 of 4 cores busy"]
+    assert not diagnosis.times_well
     assert (
         examined(busy_cores=0.4).times_well and not examined(busy_cores=0.41).times_well
     )  # a tenth of four cores
@@ -145,12 +145,12 @@ def test_a_governor_that_slows_down_is_named_with_what_to_do(governor: str) -> N
 
 @pytest.mark.usefixtures("given")
 def test_two_threads_per_core_are_said_and_no_fault() -> None:
-    found = examined(threads_per_core=2)
-    assert found.times_well
+    diagnosis = examined(threads_per_core=2)
+    assert diagnosis.times_well
     assert (
         True,
         "2 hardware threads per core; a timing shares its core with whatever runs on the other",
-    ) in found.remarks
+    ) in diagnosis.remarks
 
 
 @pytest.mark.usefixtures("given")
@@ -163,19 +163,19 @@ def test_int8_instructions_are_found(feature: str) -> None:
 
 @pytest.mark.usefixtures("given")
 def test_missing_int8_instructions_are_said() -> None:
-    found = examined(features=["avx2", "avx512f"])
+    diagnosis = examined(features=["avx2", "avx512f"])
     assert (
         True,
         "no int8 instructions (VNNI, AMX, dot product): int8 gains little",
-    ) in found.remarks
+    ) in diagnosis.remarks
 
 
 @pytest.mark.usefixtures("given")
 def test_a_machine_that_wavers_is_told_by_a_model_against_its_twin() -> None:
     speedups = (0.97, 1.03, 0.97, 1.03, 0.97, 1.03)
-    found = examined(speedups)
-    assert found.spread == pytest.approx(0.03 * (6 / 5) ** 0.5)  # of a sample of six
-    assert wrong(found) == [
+    diagnosis = examined(speedups)
+    assert diagnosis.spread == pytest.approx(0.03 * (6 / 5) ** 0.5)  # of a sample of six
+    assert wrong(diagnosis) == [
         "a model against its twin: speedup repeats within 3.3 % (standard deviation)"
     ]
     steady = [1 + 0.9 * STEADY * (5 / 6) ** 0.5 * (x - 1) / 0.03 for x in speedups]
@@ -198,9 +198,9 @@ def test_each_comparison_is_asked_of_the_device_anew() -> None:
 
 @pytest.mark.usefixtures("given")
 def test_what_the_machine_does_not_say_is_not_made_up() -> None:
-    found = examined(busy_cores=unsaid())
-    assert found.times_well
-    assert not any(word in text for _, text in found.remarks for word in ("nan", "None"))
+    diagnosis = examined(busy_cores=unsaid())
+    assert diagnosis.times_well
+    assert not any(word in text for _, text in diagnosis.remarks for word in ("nan", "None"))
 
 
 @pytest.mark.usefixtures("given")
@@ -221,11 +221,11 @@ def test_gains_are_speedups_over_fp32_in_every_format_that_runs() -> None:
         "int4-weights": 1.5,
     }
     host = FakeHost(speedups=speedups)
-    found = gains(host, "onnxruntime-cpu")
-    assert found == pytest.approx(
+    format_gains = gains(host, "onnxruntime-cpu")
+    assert format_gains == pytest.approx(
         {"fp32": 1.0, "fp16": 0.5, "int8-dynamic": 3.0, "int8-static": 2.0, "int4-weights": 1.5}
     )
-    assert list(found) == ["fp32", "fp16", "int8-dynamic", "int8-static", "int4-weights"]
+    assert list(format_gains) == ["fp32", "fp16", "int8-dynamic", "int8-static", "int4-weights"]
     files = [[model["path"] for model in asked["models"]] for asked in host.asked]
     assert [Path(second).stem for _, second in files] == list(SCHEMES)
     assert {Path(first).stem for first, _ in files} == {"fp32"}
@@ -288,8 +288,8 @@ def test_doctor_prints_json_that_any_reader_takes(
     def refuse(text: str) -> Any:
         raise ValueError(f"{text} is no JSON")
 
-    found = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert found["times_well"] == (busy != 3.0)
+    document = json.loads(capsys.readouterr().out, parse_constant=refuse)
+    assert document["times_well"] == (busy != 3.0)
     assert status == (1 if busy == 3.0 else 0)
     assert host.closed
 
@@ -301,15 +301,15 @@ def test_the_doctor_on_this_machine(
     monkeypatch.setattr(doctor, "_TWINS", 2)
     status = main(["doctor", "--json"])
     printed = capsys.readouterr()
-    found = json.loads(printed.out)
-    assert status == (0 if found["times_well"] else 1)
-    assert found["device"]["cores"] >= 1 and found["device"]["onnxruntime"]
-    assert found["gains"].pop("fp32") == 1.0
-    assert set(found["gains"]) <= set(SCHEMES) and "int8-dynamic" in found["gains"]
-    assert all(0.05 < gain < 50 for gain in found["gains"].values())
-    assert found["spread"] >= 0
-    assert len(found["remarks"]) == 6
-    assert found["times_well"] == all(fine for fine, _ in found["remarks"])
+    document = json.loads(printed.out)
+    assert status == (0 if document["times_well"] else 1)
+    assert document["device"]["cores"] >= 1 and document["device"]["onnxruntime"]
+    assert document["gains"].pop("fp32") == 1.0
+    assert set(document["gains"]) <= set(SCHEMES) and "int8-dynamic" in document["gains"]
+    assert all(0.05 < gain < 50 for gain in document["gains"].values())
+    assert document["spread"] >= 0
+    assert len(document["remarks"]) == 6
+    assert document["times_well"] == all(fine for fine, _ in document["remarks"])
     if status:
         assert (
             printed.err == "autocompress: this device cannot be timed well as it is now; "

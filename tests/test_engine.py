@@ -158,7 +158,7 @@ def in_two_orders(
     backwards: list[dict[str, Value]] = [
         chosen | {"quantization.scheme": "int8-dynamic"} for chosen in reversed(ASKED)
     ]
-    found = []
+    runs = []
     for order, formats in ((ASKED, FORMATS), (backwards, FORMATS[:2])):
         values["quantization"] = {"scheme": list(formats)}
         heard = Students(tmp_path_factory.mktemp("runs") / "order")
@@ -166,8 +166,8 @@ def in_two_orders(
         result = search(
             tiny_model, data_file, CPU, space(values), heard.out, connect=SizeDevice, **options
         )
-        found.append((result, heard))
-    return found
+        runs.append((result, heard))
+    return runs
 
 
 def test_a_student_is_trained_once_for_all_its_number_formats(
@@ -228,7 +228,7 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     values = {"layers": {"keep": [[0, 9], [0, 3]]}, "quantization": {"scheme": ["fp32"]}}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -237,11 +237,11 @@ def test_a_failed_trial_is_recorded_and_the_search_goes_on(
         trials=10,
         connect=SizeDevice,
     )
-    assert {trial.state: trial.reason for trial in found.trials} == {
+    assert {trial.state: trial.reason for trial in outcome.trials} == {
         "complete": None,
         "failed": "layers.keep names layer 9, the model has 4 (0 to 3)",
     }
-    assert len(found.trials) == 3
+    assert len(outcome.trials) == 3
 
 
 class Overflows(SizeDevice):
@@ -250,10 +250,10 @@ class Overflows(SizeDevice):
     def predict(
         self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
     ) -> NDArray[np.float32]:
-        found = super().predict(model, batches)
+        answers = super().predict(model, batches)
         if scheme_of(model) == "int8-dynamic":
-            found[3, 1] = np.nan
-        return found
+            answers[3, 1] = np.nan
+        return answers
 
 
 def test_what_answers_with_no_numbers_fails_and_the_search_goes_on(
@@ -267,7 +267,7 @@ def test_what_answers_with_no_numbers_fails_and_the_search_goes_on(
     }
 
     def searched(**more: Any) -> dict[str, str | None]:
-        found = search(
+        outcome = search(
             tiny_model,
             data_file,
             "cpu-1-thread",
@@ -276,7 +276,7 @@ def test_what_answers_with_no_numbers_fails_and_the_search_goes_on(
             connect=Overflows,
             **more,
         )
-        return {f"{trial.id} {scheme(trial)}": trial.reason for trial in found.trials}
+        return {f"{trial.id} {scheme(trial)}": trial.reason for trial in outcome.trials}
 
     first = searched(trials=2)
     again = searched(trials=6, resume=True)
@@ -303,10 +303,10 @@ def test_a_format_that_fails_before_training_leaves_the_others(
         "recovery": {"steps": [2]},
     }
     out = tmp_path / "run"
-    found = search(
+    outcome = search(
         tiny_model, data_file, "cpu-1-thread", space(values), out, trials=4, connect=SizeDevice
     )
-    cut = {scheme(trial): trial for trial in found.trials if "layers.keep" in trial.candidate}
+    cut = {scheme(trial): trial for trial in outcome.trials if "layers.keep" in trial.candidate}
     assert {name: trial.state for name, trial in cut.items()} == {
         "int8-dynamic": "failed",
         "int8-weights": "complete",
@@ -332,7 +332,7 @@ def test_if_all_trials_fail_the_search_says_why(
 def test_a_small_space_is_tried_whole_and_once(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -340,18 +340,18 @@ def test_a_small_space_is_tried_whole_and_once(
         tmp_path / "run",
         connect=SizeDevice,
     )
-    formats = [(scheme(t), t.candidate.get("quantization.block_size", 32)) for t in found.trials]
+    formats = [(scheme(t), t.candidate.get("quantization.block_size", 32)) for t in outcome.trials]
     weights = [(name, block) for name in ("int4-weights", "int8-weights") for block in (32, 128)]
     others = [("fp32", 32), ("int8-dynamic", 32), ("int8-static", 32)]
     assert sorted(formats) == sorted([*others, *weights])
-    assert all(trial.state == "complete" for trial in found.trials)
-    assert len({trial.student for trial in found.trials}) == 1
+    assert all(trial.state == "complete" for trial in outcome.trials)
+    assert len({trial.student for trial in outcome.trials}) == 1
 
 
 def test_a_latency_budget_is_a_constraint(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -361,23 +361,23 @@ def test_a_latency_budget_is_a_constraint(
         connect=SizeDevice,
         budget=Limits(min_speedup=1.5),
     )
-    assert found.front.members
-    assert found.front.budget == {"min_speedup": 1.5}
-    assert all(member.speedup >= 1.5 for member in found.front.members)
-    for trial in found.trials[1:]:
+    assert outcome.front.members
+    assert outcome.front.budget == {"min_speedup": 1.5}
+    assert all(member.speedup >= 1.5 for member in outcome.front.members)
+    for trial in outcome.trials[1:]:
         if trial.scores:
             assert (trial.state == "over-budget") == (trial.scores[CPU].timing.speedup < 1.5)
         else:
             assert trial.state == "over-budget"
             assert trial.predicted[CPU] > 1.05 / 1.5
             milliseconds = (
-                trial.predicted[CPU] * found.trials[0].scores[CPU].timing.latency_ms.value
+                trial.predicted[CPU] * outcome.trials[0].scores[CPU].timing.latency_ms.value
             )
             assert trial.reason == f"predicted {milliseconds:.3g} ms on {CPU}, so not tried"
         if trial.state == "over-budget":
             assert trial.rungs == ()
             assert trial.path is None
-    assert {trial.state for trial in found.trials[1:]} == {"complete", "over-budget"}
+    assert {trial.state for trial in outcome.trials[1:]} == {"complete", "over-budget"}
 
 
 def test_a_budget_that_nothing_meets_names_the_nearest(
@@ -497,7 +497,7 @@ def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
     }
     # nothing is known of the first trial's pace until its first rung, where a million steps turn
     # out to take hours
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -506,7 +506,7 @@ def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
         time_limit_s=600,
         connect=SizeDevice,
     )
-    first, *others = found.trials[1:]
+    first, *others = outcome.trials[1:]
     assert (first.state, len(first.rungs)) == ("stopped", 1)
     assert re.fullmatch(
         r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or ""
@@ -515,7 +515,8 @@ def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
         ("complete", 8),
         ("failed", 500_000),
     ]
-    assert {folder.name for folder in (found.run / "models").iterdir()} <= {"t000", "t002", "t003"}
+    kept = {folder.name for folder in (outcome.run / "models").iterdir()}
+    assert kept <= {"t000", "t002", "t003"}
 
 
 class FailsAtLast(SizeDevice):
@@ -539,7 +540,7 @@ def test_a_model_that_fails_in_the_end_is_left_out(
     said: list[str] = []
     listener = Silent()
     listener.stage = lambda name, done=0, of=0: said.append(name)  # type: ignore[method-assign]
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -549,14 +550,14 @@ def test_a_model_that_fails_in_the_end_is_left_out(
         connect=FailsAtLast,
         listener=listener,
     )
-    schemes = {trial.id: scheme(trial) for trial in found.trials}
+    schemes = {trial.id: scheme(trial) for trial in outcome.trials}
     left_out = [line.partition(" left out: ") for line in said if "left out" in line]
     assert {(schemes[name], why) for name, _, why in left_out} == {
         ("int8-dynamic", "out of memory")
     }
-    assert {schemes[member.id] for member in found.front.members} >= {"int8-weights"}
-    assert "int8-dynamic" not in {schemes[member.id] for member in found.front.members}
-    assert all(member.quality.test is not None for member in found.front.members)
+    assert {schemes[member.id] for member in outcome.front.members} >= {"int8-weights"}
+    assert "int8-dynamic" not in {schemes[member.id] for member in outcome.front.members}
+    assert all(member.quality.test is not None for member in outcome.front.members)
 
 
 def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_trace(
@@ -564,7 +565,7 @@ def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_tra
 ) -> None:
     monkeypatch.setattr(engine, "_LAST_SHARE", 1.0)
     values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -573,15 +574,15 @@ def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_tra
         time_limit_s=600,
         connect=SizeDevice,
     )
-    assert [trial.id for trial in found.trials] == ["t000"]
-    assert [folder.name for folder in (found.run / "models").iterdir()] == ["t000"]
+    assert [trial.id for trial in outcome.trials] == ["t000"]
+    assert [folder.name for folder in (outcome.run / "models").iterdir()] == ["t000"]
 
 
 def test_unlabelled_share_is_not_searched_without_text(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     values = SPACE | {"recovery": {"steps": [8], "unlabeled_share": [0.0, 0.5]}}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -590,7 +591,7 @@ def test_unlabelled_share_is_not_searched_without_text(
         trials=3,
         connect=SizeDevice,
     )
-    assert all(trial.state == "complete" for trial in found.trials)
+    assert all(trial.state == "complete" for trial in outcome.trials)
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"][
         "parameters"
     ]
@@ -613,7 +614,7 @@ def test_a_decoder_that_knows_no_padding_is_searched(
     for path in tiny_model.glob("tokenizer*"):
         shutil.copy(path, tmp_path / "model")
     values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
-    found = search(
+    outcome = search(
         tmp_path / "model",
         data_file,
         "cpu-1-thread",
@@ -622,10 +623,10 @@ def test_a_decoder_that_knows_no_padding_is_searched(
         trials=1,
         connect=SizeDevice,
     )
-    assert [trial.state for trial in found.trials] == ["complete", "complete"]
-    assert found.trials[1].sizes is not None and sum(found.trials[1].sizes["heads"]) == 4
+    assert [trial.state for trial in outcome.trials] == ["complete", "complete"]
+    assert outcome.trials[1].sizes is not None and sum(outcome.trials[1].sizes["heads"]) == 4
     assert (
-        max(trial.parity["fp32_max_abs_difference"] for trial in found.trials if trial.parity)
+        max(trial.parity["fp32_max_abs_difference"] for trial in outcome.trials if trial.parity)
         <= 1e-4
     )
     loaded: Any = load_model(tmp_path / "run" / "models" / "t000")

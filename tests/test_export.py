@@ -119,13 +119,13 @@ def folder(sample: Sample, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def logits(model: nn.Module, batch: Batch) -> Tensor:
     with torch.inference_mode():
-        found: Tensor = model(**CPU.tensors(batch)).logits
-    return found
+        answers: Tensor = model(**CPU.tensors(batch)).logits
+    return answers
 
 
 def read(path: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return found
+    document: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return document
 
 
 def test_the_folder_is_complete_and_described(folder: Path) -> None:
@@ -140,9 +140,9 @@ def test_the_folder_is_complete_and_described(folder: Path) -> None:
 
 
 def test_hashes_are_of_the_files_there(folder: Path) -> None:
-    found = read(folder / "autocompress.json")["sha256"]
-    assert sorted(found) == FILES[1:]
-    assert found == {
+    hashes = read(folder / "autocompress.json")["sha256"]
+    assert sorted(hashes) == FILES[1:]
+    assert hashes == {
         name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in FILES[1:]
     }
 
@@ -183,11 +183,11 @@ def test_parity_is_that_of_the_files(sample: Sample, scheme: str, tmp_path: Path
     assert described["parity"] == parity
     assert 0 <= parity["fp32_max_abs_difference"] <= 1e-4
     expected = logits(FAMILY.cut(sample.model, CUT), sample.calibration[0]).numpy()
-    found = predict(tmp_path / "t" / "model.onnx", [sample.calibration[0].inputs])
+    answers = predict(tmp_path / "t" / "model.onnx", [sample.calibration[0].inputs])
     assert parity["max_abs_difference"] == pytest.approx(
-        float(np.abs(found - expected).max()), rel=1e-6
+        float(np.abs(answers - expected).max()), rel=1e-6
     )
-    assert parity["agreement"] == (found.argmax(1) == expected.argmax(1)).mean()
+    assert parity["agreement"] == (answers.argmax(1) == expected.argmax(1)).mean()
     assert (parity["max_abs_difference"] <= 1e-4) == (FORMATS[scheme].stored == "fp32")
 
 
@@ -389,12 +389,12 @@ def test_what_overflows_once_converted_fails_the_candidate_and_leaves_nothing(
     sample: Sample, value: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def overflowing(source: Path, target: Path, *more: Any, **options: Any) -> Any:
-        found = convert(source, target, *more, **options)
+        report = convert(source, target, *more, **options)
         model = onnx.load(target)
         [bias] = [one for one in model.graph.initializer if one.name.endswith("classifier.bias")]
         bias.CopyFrom(numpy_helper.from_array(np.array([0, value], np.float32), bias.name))
         onnx.save(model, target)
-        return found
+        return report
 
     monkeypatch.setattr(shipping, "convert", overflowing)
     with pytest.raises(CandidateFailed, match=r"^its answers are not finite$"):

@@ -55,8 +55,8 @@ each_structure = pytest.mark.parametrize("structure", STRUCTURES.values(), ids=S
 
 
 def logits(model: nn.Module, given: Mapping[str, Tensor] | None = None) -> Tensor:
-    found: Tensor = model(**(given or inputs())).logits
-    return found
+    answers: Tensor = model(**(given or inputs())).logits
+    return answers
 
 
 def loss(model: nn.Module) -> Tensor:
@@ -221,11 +221,11 @@ def test_kept_heads_match_their_teacher_s(name: str, objective: str) -> None:
     model, family = build(name), MODELS[name].family
     kept = (1, 3)
     smaller = family.cut(model, Structure((*FULL.layers[:2], replace(FULL.layers[2], heads=kept))))
-    found = objectives()[objective]
+    make_objective = objectives()[objective]
     mask, losses = inputs()["attention_mask"], []
     for heads in (kept, (0, 2)):
         matching = Matching((), heads, family.head_size(model), family.causal)
-        made = found(
+        made = make_objective(
             Lesson(SETTINGS.candidate({}), matching, smaller, model, torch.Generator(), 1, CPU)
         )
         names = {theirs for _, theirs in made.features()}
@@ -265,10 +265,10 @@ def test_cutting_leaves_the_original_as_it_was(name: str, structure: Structure) 
 @each_structure
 def test_cut_model_equals_the_masked_one(name: str, structure: Structure) -> None:
     model = build(name)
-    found = logits(MODELS[name].family.cut(model, structure))
+    answers = logits(MODELS[name].family.cut(model, structure))
     with masked(name, model, structure):
         expected = logits(model)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
     if structure != FULL:
         assert (expected - logits(model)).abs().max() > 1e-3
 
@@ -344,11 +344,11 @@ def test_exported_graph_agrees_at_other_shapes(name: str, title: str, tmp_path: 
     shorter = {key: value[:1, :4] for key, value in example.items()}
     for given in (example, shorter):
         expected = logits(smaller, {key: torch.from_numpy(value) for key, value in given.items()})
-        found, wanted = predict(path, [given]), expected.detach().numpy()
-        if found.ndim == 3:  # of a language model, what padding answers means nothing
+        answers, wanted = predict(path, [given]), expected.detach().numpy()
+        if answers.ndim == 3:  # of a language model, what padding answers means nothing
             real = given["attention_mask"] == 1
-            found, wanted = found[real], wanted[real]
-        np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-5)
+            answers, wanted = answers[real], wanted[real]
+        np.testing.assert_allclose(answers, wanted, rtol=0, atol=1e-5)
 
 
 def test_unknown_model_type_is_refused() -> None:

@@ -379,12 +379,12 @@ def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(
     unknown = "the latency table of cpu-1-thread does not know the number formats of this candidate"
     unable = "onnxruntime cannot load it: no MatMulInteger"
     named = [("quantization.scheme", "int8-dynamic")]
-    found = {
+    reasons = {
         (trial.asked, *dict(trial.candidate).items()): trial.reason for trial in result.trials[1:]
     }
     asked = next(t.number for t in result.trials[1:] if t.state == "complete")
     half = ("width.latency", 0.5)
-    assert found == {
+    assert reasons == {
         (0, *named): unable,  # the uncut model
         (None, half, *named): unknown,
         (None, half): None,

@@ -148,8 +148,8 @@ def test_fp16_is_fp16_within(graphs: dict[str, Path], model: str, tmp_path: Path
     assert list(after.input) == list(before.input)
     assert [item.type.tensor_type.elem_type for item in after.output] == [onnx.TensorProto.FLOAT]
     assert {node.op_type for node in before.node} == {node.op_type for node in after.node}
-    expected, found = (predict(path, batches(1)) for path in (source, target))
-    assert np.abs(found - expected).max() <= 2e-2 * expected.std()
+    expected, logits = (predict(path, batches(1)) for path in (source, target))
+    assert np.abs(logits - expected).max() <= 2e-2 * expected.std()
 
 
 def test_under_bf16_the_file_is_the_fp32_one(graphs: dict[str, Path], tmp_path: Path) -> None:
@@ -215,12 +215,12 @@ def test_static_without_calibration_fails_the_candidate(
 
 
 def test_bytes_left_in_fp32_are_counted_by_hand(graphs: dict[str, Path]) -> None:
-    found = float_weight_bytes(graphs["bert"])
+    weight_bytes = float_weight_bytes(graphs["bert"])
     embeddings = (VOCABULARY + POSITIONS + 2) * HIDDEN
     layers = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * FFN)
     head = HIDDEN * HIDDEN + 2 * HIDDEN
-    assert sum(found.values()) == 4 * (embeddings + layers + head)
-    assert max(found.values()) == 4 * VOCABULARY * HIDDEN
+    assert sum(weight_bytes.values()) == 4 * (embeddings + layers + head)
+    assert max(weight_bytes.values()) == 4 * VOCABULARY * HIDDEN
 
 
 def test_what_the_runtimes_gain_by_is_in_the_table() -> None:
@@ -309,7 +309,7 @@ def test_choices_are_all_that_a_space_allows_each_once() -> None:
     )
     wide = int4 | {"quantization.block_size": 128}
     expected = [wide, wide | first, int4, int4 | first, {}, int8, int8 | first]
-    assert [found.as_dict() for found in choices(space.parameters)] == expected
+    assert [choice.as_dict() for choice in choices(space.parameters)] == expected
     assert choices(()) == [Candidate(())]
 
 
@@ -356,14 +356,14 @@ def test_layers_that_share_their_weights_are_converted_once(
     shared: dict[str, Path], scheme: str, block: int | None, tmp_path: Path
 ) -> None:
     """Or stored once in the end: of copies, equal ones are merged, to the same logits."""
-    found, answers = {}, {}
+    sizes, answers = {}, {}
     for name, source in shared.items():
         target = tmp_path / f"{name}.onnx"
         report = convert(source, target, candidate(scheme, block), batches(0))
         assert report["left_in_fp32"] == {}
-        found[name], answers[name] = stored_bytes(target), predict(target, batches(1))
-    assert found["shared"] - found["one"] < 500
-    assert found["copies"] - found["one"] < 0.03 * found["one"]
+        sizes[name], answers[name] = stored_bytes(target), predict(target, batches(1))
+    assert sizes["shared"] - sizes["one"] < 500
+    assert sizes["copies"] - sizes["one"] < 0.03 * sizes["one"]
     assert np.array_equal(answers["copies"], answers["shared"])
     if FORMATS[scheme].stored == "fp32":
         assert np.array_equal(answers["shared"], predict(shared["shared"], batches(1)))

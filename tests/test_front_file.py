@@ -41,10 +41,10 @@ def test_a_front_that_names_no_objectives_is_of_latency_and_quality(tmp_path: Pa
     del older["baseline"]["quality"]["validation_stderr"]
     value = {"schema": 2, "fronts": [older]}
     (tmp_path / "front.json").write_text(json.dumps(value), encoding="utf-8")
-    found = load_front(tmp_path)
+    loaded = load_front(tmp_path)
     unsure = replace(FRONT.baseline.quality, validation_stderr=None)
-    assert found == replace(FRONT, baseline=replace(FRONT.baseline, quality=unsure))
-    assert (found.objectives, found.size_hypervolume) == (("latency", "quality"), None)
+    assert loaded == replace(FRONT, baseline=replace(FRONT.baseline, quality=unsure))
+    assert (loaded.objectives, loaded.size_hypervolume) == (("latency", "quality"), None)
 
 
 def test_the_fronts_of_several_devices(tmp_path: Path) -> None:

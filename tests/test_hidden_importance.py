@@ -35,22 +35,22 @@ STEP = 1e-5
 
 def losses(name: str, model: nn.Module, gate: Tensor) -> Tensor:
     """Of each example alone, under this gate."""
-    found = []
+    per_example = []
     with gated(model, gate), torch.no_grad():
         for row, label in zip(rows(), LABELS, strict=True):
             ids = torch.from_numpy(row).unsqueeze(0)
             answer = model(input_ids=ids).logits
-            found.append(
+            per_example.append(
                 cross_entropy(answer[0, :-1], ids[0, 1:], reduction="sum")
                 if name == LANGUAGE_MODEL
                 else cross_entropy(answer, torch.tensor([label]))
             )
-    return torch.stack(found)
+    return torch.stack(per_example)
 
 
 @each_model
 def test_fisher_is_the_mean_squared_difference_that_a_gate_makes(name: str) -> None:
-    found = by_fisher(name, build(name), [slice(0, 4), slice(4, 7)]).hidden
+    scores = by_fisher(name, build(name), [slice(0, 4), slice(4, 7)]).hidden
     model, ones = build(name).double(), torch.ones(HIDDEN).double()
     dimensions = (0, 7, 18, 31)
     expected = []
@@ -58,7 +58,7 @@ def test_fisher_is_the_mean_squared_difference_that_a_gate_makes(name: str) -> N
         step = STEP * torch.eye(HIDDEN).double()[dimension]
         slopes = (losses(name, model, ones + step) - losses(name, model, ones - step)) / (2 * STEP)
         expected.append(slopes.square().mean().item())
-    np.testing.assert_allclose(found[list(dimensions)], expected, rtol=1e-3)
+    np.testing.assert_allclose(scores[list(dimensions)], expected, rtol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -75,10 +75,12 @@ def test_one_finite_score_per_dimension_and_no_trace_in_the_model(
     name: str, criterion: str
 ) -> None:
     model = build(name)
-    found: list[NDArray[np.float64]] = [MEASURES[criterion](name, model).hidden for _ in range(2)]
-    assert found[0].shape == (HIDDEN,) and found[0].dtype == np.float64
-    assert np.isfinite(found[0]).all() and (found[0] > 0).all()
-    assert np.array_equal(found[0], found[1])
+    measurements: list[NDArray[np.float64]] = [
+        MEASURES[criterion](name, model).hidden for _ in range(2)
+    ]
+    assert measurements[0].shape == (HIDDEN,) and measurements[0].dtype == np.float64
+    assert np.isfinite(measurements[0]).all() and (measurements[0] > 0).all()
+    assert np.array_equal(measurements[0], measurements[1])
     assert not any(module._forward_hooks for module in model.modules())
 
 

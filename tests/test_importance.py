@@ -118,11 +118,11 @@ def test_every_criterion_has_a_row_here() -> None:
 @each_model
 @each_criterion
 def test_one_finite_score_per_unit(name: str, criterion: str) -> None:
-    found = MEASURES[criterion](name, build(name))
-    assert [scores.shape for scores in found.heads] == [(HEADS,)] * LAYERS
-    assert [scores.shape for scores in found.ffn] == [(FFN,)] * LAYERS
-    assert np.isfinite(flat(found)).all() and (flat(found) > 0).all()
-    assert flat(found).dtype == np.float64
+    importance = MEASURES[criterion](name, build(name))
+    assert [scores.shape for scores in importance.heads] == [(HEADS,)] * LAYERS
+    assert [scores.shape for scores in importance.ffn] == [(FFN,)] * LAYERS
+    assert np.isfinite(flat(importance)).all() and (flat(importance) > 0).all()
+    assert flat(importance).dtype == np.float64
 
 
 @each_model
@@ -133,11 +133,13 @@ def test_a_unit_without_weights_scores_nothing(name: str, criterion: str) -> Non
         matrix.chunk(HEADS)[2].zero_()
     for matrix in family.weights(model, 0, "ffn"):
         matrix[7] = 0
-    found = MEASURES[criterion](name, model)
-    assert [(i, h) for i in range(LAYERS) for h in range(HEADS) if found.heads[i][h] == 0] == [
+    importance = MEASURES[criterion](name, model)
+    assert [(i, h) for i in range(LAYERS) for h in range(HEADS) if importance.heads[i][h] == 0] == [
         (1, 2)
     ]
-    assert [(i, n) for i in range(LAYERS) for n in range(FFN) if found.ffn[i][n] == 0] == [(0, 7)]
+    assert [(i, n) for i in range(LAYERS) for n in range(FFN) if importance.ffn[i][n] == 0] == [
+        (0, 7)
+    ]
 
 
 @each_model
@@ -154,15 +156,16 @@ def test_measuring_repeats_and_leaves_the_model_as_it_was(name: str, criterion: 
 
 @each_model
 def test_fisher_is_the_mean_squared_gradient_of_each_example(name: str) -> None:
-    found, expected = MEASURES["fisher"](name, build(name)), by_the_definition(name, build(name))
-    np.testing.assert_allclose(flat(found), flat(expected), rtol=1e-3)
+    importance = MEASURES["fisher"](name, build(name))
+    expected = by_the_definition(name, build(name))
+    np.testing.assert_allclose(flat(importance), flat(expected), rtol=1e-3)
 
 
 @each_model
 def test_fisher_in_fast_arithmetic_ranks_alike(name: str) -> None:
     fast = Compute(autocast=torch.bfloat16)
-    found = by_fisher(name, build(name), [slice(0, 4), slice(4, 7)], fast)
-    scores = flat(found), flat(by_the_definition(name, build(name)))
+    importance = by_fisher(name, build(name), [slice(0, 4), slice(4, 7)], fast)
+    scores = flat(importance), flat(by_the_definition(name, build(name)))
     assert not np.array_equal(scores[0], flat(MEASURES["fisher"](name, build(name))))
     ranks = [np.argsort(np.argsort(some)) for some in scores]
     assert np.asarray(np.corrcoef(ranks))[0, 1] > 0.98
@@ -205,6 +208,6 @@ def test_magnitude_by_hand() -> None:
     ffn_output[0, 1] = 1
     ffn_input[1] = torch.tensor([6.0, 0.0, -2.0, 0.0])
     ffn_output[1, 2] = 3
-    found = magnitude.measure(model, FAMILIES["bert"])
-    np.testing.assert_allclose(found.heads, [[0.2, 1.4]], rtol=1e-12)
-    np.testing.assert_allclose(found.ffn, [[0.2, 1.4]], rtol=1e-12)
+    importance = magnitude.measure(model, FAMILIES["bert"])
+    np.testing.assert_allclose(importance.heads, [[0.2, 1.4]], rtol=1e-12)
+    np.testing.assert_allclose(importance.ffn, [[0.2, 1.4]], rtol=1e-12)

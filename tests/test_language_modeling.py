@@ -73,28 +73,32 @@ def train_texts(tokenizer: Any, task: LanguageModeling) -> list[str]:
     return text.split(END)[:-1]
 
 
-def scored_texts(tokenizer: Any, found: Windows) -> list[str]:
+def scored_texts(tokenizer: Any, text_windows: Windows) -> list[str]:
     """The documents as the scored tokens read, one window after the other."""
-    scored = [row[0, -count:] for row, count in zip(found.rows, found.scored, strict=True)]
+    scored = [
+        row[0, -count:] for row, count in zip(text_windows.rows, text_windows.scored, strict=True)
+    ]
     text: str = tokenizer.decode(np.concatenate(scored))
     assert text.endswith(END)
     return text.split(END)[:-1]
 
 
-def score(model: Any, found: Windows, batch_size: int = 4) -> Score:
+def score(model: Any, text_windows: Windows, batch_size: int = 4) -> Score:
     nll = []
-    for start in range(0, len(found.rows), batch_size):
-        ids = np.concatenate(found.rows[start : start + batch_size])
+    for start in range(0, len(text_windows.rows), batch_size):
+        ids = np.concatenate(text_windows.rows[start : start + batch_size])
         with torch.inference_mode():
             logits = model(torch.from_numpy(ids)).logits.numpy()
-        nll.append(negative_log_likelihood(logits, ids, found.scored[start : start + batch_size]))
-    return Score(np.concatenate(nll), found.scored, found.text_bytes)
+        nll.append(
+            negative_log_likelihood(logits, ids, text_windows.scored[start : start + batch_size])
+        )
+    return Score(np.concatenate(nll), text_windows.scored, text_windows.text_bytes)
 
 
 def token_by_token(model: Any, stream: Ids, context: int, stride: int) -> list[float]:
     """Nats of every token but the first, each from a forward pass of its own over what precedes it,
     in fp64."""
-    found = []
+    nll = []
     exact = GPT2LMHeadModel(model.config).double().eval()  # type: ignore[no-untyped-call]
     exact.load_state_dict(model.state_dict())
     for position in range(1, len(stream)):
@@ -102,8 +106,8 @@ def token_by_token(model: Any, stream: Ids, context: int, stride: int) -> list[f
         start = max(0, min(moves * stride, len(stream) - context))
         with torch.inference_mode():
             logits = exact(torch.from_numpy(stream[None, start:position])).logits[0, -1]
-        found.append(-float(torch.log_softmax(logits, 0)[stream[position]]))
-    return found
+        nll.append(-float(torch.log_softmax(logits, 0)[stream[position]]))
+    return nll
 
 
 def test_blocks_hold_the_documents_one_after_the_other(
@@ -328,27 +332,32 @@ def test_no_end_of_text_at_all(tokenizer: Any) -> None:
 def test_batches_by_hand() -> None:
     nothing = windows(np.arange(4), 3, 1, 0)
     task = LanguageModeling(None, None, nothing, nothing, {})  # type: ignore[arg-type]
-    found = task.batch([np.array([[1, 2, 3]]), np.array([[4, 5, 6]])]).inputs
-    assert {name: array.tolist() for name, array in found.items()} == {
+    inputs = task.batch([np.array([[1, 2, 3]]), np.array([[4, 5, 6]])]).inputs
+    assert {name: array.tolist() for name, array in inputs.items()} == {
         "input_ids": [[1, 2, 3], [4, 5, 6]],
         "attention_mask": [[1, 1, 1], [1, 1, 1]],
     }
-    assert {array.dtype for array in found.values()} == {np.dtype(np.int64)}
+    assert {array.dtype for array in inputs.values()} == {np.dtype(np.int64)}
 
 
 def test_windows_by_hand() -> None:
-    found = windows(np.arange(10), 4, 3, 50)
-    assert [row.tolist() for row in found.rows] == [[[0, 1, 2, 3]], [[3, 4, 5, 6]], [[6, 7, 8, 9]]]
-    assert found.scored.tolist() == [3, 3, 3] and found.text_bytes == 50
-    found = windows(np.arange(9), 5, 3, 0)
-    assert [row.tolist() for row in found.rows] == [
+    text_windows = windows(np.arange(10), 4, 3, 50)
+    assert [row.tolist() for row in text_windows.rows] == [
+        [[0, 1, 2, 3]],
+        [[3, 4, 5, 6]],
+        [[6, 7, 8, 9]],
+    ]
+    assert text_windows.scored.tolist() == [3, 3, 3] and text_windows.text_bytes == 50
+    text_windows = windows(np.arange(9), 5, 3, 0)
+    assert [row.tolist() for row in text_windows.rows] == [
         [[0, 1, 2, 3, 4]],
         [[3, 4, 5, 6, 7]],
         [[4, 5, 6, 7, 8]],
     ]
-    assert found.scored.tolist() == [4, 3, 1]
-    found = windows(np.arange(3), 5, 2, 0)
-    assert [row.tolist() for row in found.rows] == [[[0, 1, 2]]] and found.scored.tolist() == [2]
+    assert text_windows.scored.tolist() == [4, 3, 1]
+    text_windows = windows(np.arange(3), 5, 2, 0)
+    assert [row.tolist() for row in text_windows.rows] == [[[0, 1, 2]]]
+    assert text_windows.scored.tolist() == [2]
 
 
 @given(data=st.data(), tokens=st.integers(2, 200), context=st.integers(2, 50))
@@ -356,17 +365,17 @@ def test_every_token_but_the_first_is_scored_once(
     data: st.DataObject, tokens: int, context: int
 ) -> None:
     stride = data.draw(st.integers(1, context - 1))
-    found = windows(np.arange(tokens), context, stride, 0)
-    assert {row.shape for row in found.rows} == {(1, min(context, tokens))}
+    text_windows = windows(np.arange(tokens), context, stride, 0)
+    assert {row.shape for row in text_windows.rows} == {(1, min(context, tokens))}
     scored: list[int] = []
-    for row, count in zip(found.rows, found.scored, strict=True):
+    for row, count in zip(text_windows.rows, text_windows.scored, strict=True):
         [ids] = row
         assert np.array_equal(ids, np.arange(ids[0], ids[0] + len(ids)))
         first = ids[-count]
         assert first - ids[0] >= min(first, context - stride)
         scored.extend(ids[-count:])
     assert scored == list(range(1, tokens))
-    assert len(found.rows) == 1 + max(0, math.ceil((tokens - context) / stride))
+    assert len(text_windows.rows) == 1 + max(0, math.ceil((tokens - context) / stride))
 
 
 def test_log_probabilities_against_fp64() -> None:
@@ -379,10 +388,10 @@ def test_log_probabilities_against_fp64() -> None:
         np.arange(50), targets
     ]
     before = logits.copy()
-    found = log_probabilities(logits, targets)
-    assert found.dtype == np.float64 and np.array_equal(logits, before)
-    assert np.allclose(found, expected, rtol=1e-6, atol=1e-5)
-    assert found[3] == pytest.approx(-math.log(300)) and found[4] == 0
+    log_probs = log_probabilities(logits, targets)
+    assert log_probs.dtype == np.float64 and np.array_equal(logits, before)
+    assert np.allclose(log_probs, expected, rtol=1e-6, atol=1e-5)
+    assert log_probs[3] == pytest.approx(-math.log(300)) and log_probs[4] == 0
 
 
 def test_log_probabilities_take_little_memory() -> None:
@@ -404,15 +413,17 @@ def test_perplexity_against_token_by_token(
     [ids] = tokenizer([END.join(["", *documents[:2], ""])])["input_ids"]
     stream = np.array(ids, np.int64)
     assert 2 * 64 < len(stream) < 400 and stream[0] == stream[-1] == tokenizer.eos_token_id
-    found = score(model, windows(stream, context, stride, 321))
+    window_score = score(model, windows(stream, context, stride, 321))
     expected = token_by_token(model, stream, context, stride)
-    assert found.nll.sum() == pytest.approx(sum(expected), rel=1e-6)
-    assert found.nll.tolist() == pytest.approx(
-        [sum(some) for some in split_like(expected, found.tokens)], rel=1e-5
+    assert window_score.nll.sum() == pytest.approx(sum(expected), rel=1e-6)
+    assert window_score.nll.tolist() == pytest.approx(
+        [sum(some) for some in split_like(expected, window_score.tokens)], rel=1e-5
     )
-    assert found.perplexity == pytest.approx(math.exp(sum(expected) / (len(stream) - 1)), rel=1e-5)
-    assert found.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / 321, rel=1e-6)
-    assert 1.2 * len(tokenizer) < found.perplexity
+    assert window_score.perplexity == pytest.approx(
+        math.exp(sum(expected) / (len(stream) - 1)), rel=1e-5
+    )
+    assert window_score.bits_per_byte == pytest.approx(sum(expected) / math.log(2) / 321, rel=1e-6)
+    assert 1.2 * len(tokenizer) < window_score.perplexity
 
 
 def split_like(values: list[float], counts: Ids) -> list[list[float]]:
@@ -424,8 +435,9 @@ def test_text_within_the_context_is_scored_exactly(tokenizer: Any, model: Any) -
     stream = np.array([0, *tokenizer("a film that never quite begins")["input_ids"], 0])
     with torch.inference_mode():
         loss = model(torch.from_numpy(stream[None]), labels=torch.from_numpy(stream[None])).loss
-    found = score(model, windows(stream, 64, 32, 30))
-    assert len(found.nll) == 1 and found.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
+    text_score = score(model, windows(stream, 64, 32, 30))
+    assert len(text_score.nll) == 1
+    assert text_score.perplexity == pytest.approx(math.exp(loss), rel=1e-5)
 
 
 def test_a_model_that_knows_nothing_scores_at_chance(
@@ -437,10 +449,12 @@ def test_a_model_that_knows_nothing_scores_at_chance(
         negative_log_likelihood(np.zeros((1, 24, 600), np.float32), row, np.array([count]))
         for row, count in zip(task.test.rows, task.test.scored, strict=True)
     ]
-    found = Score(np.concatenate(nll), task.test.scored, task.test.text_bytes)
-    assert found.tokens.sum() == tokens
-    assert found.perplexity == pytest.approx(600)
-    assert found.bits_per_byte == pytest.approx(tokens * math.log2(600) / task.test.text_bytes)
+    chance_score = Score(np.concatenate(nll), task.test.scored, task.test.text_bytes)
+    assert chance_score.tokens.sum() == tokens
+    assert chance_score.perplexity == pytest.approx(600)
+    assert chance_score.bits_per_byte == pytest.approx(
+        tokens * math.log2(600) / task.test.text_bytes
+    )
 
 
 def test_a_perplexity_beyond_all_bounds() -> None:

@@ -128,8 +128,8 @@ def test_drops_of_all_trials_are_paired_increases(whole: SearchResult) -> None:
             100 * (quality.validation / baseline.validation - 1), abs=1e-6
         )
     for trial in whole.trials:
-        if trial.state == "complete" and (found := trial.scores[CPU].quality):
-            assert trial.rungs[-1][1] == found.drop_validation
+        if trial.state == "complete" and (trial_quality := trial.scores[CPU].quality):
+            assert trial.rungs[-1][1] == trial_quality.drop_validation
 
 
 def test_what_ships_loads_back_as_a_language_model(whole: SearchResult) -> None:
@@ -163,12 +163,12 @@ def test_cleaned_text_is_a_choice_of_the_search(
     values = {"layers": {"keep": 0.5}, "recovery": {"steps": 3, "cleaned": [False, True]}}
     run = tmp_path / "run"
     arguments: dict[str, Any] = {"trials": 2, "connect": SizeDevice, **LENGTHS}
-    found = search(
+    outcome = search(
         tiny_gpt2, text_file, CPU, space(values), run, task="language-modeling", **arguments
     )
-    cleaned = {trial.candidate.get("recovery.cleaned", False) for trial in found.trials[1:]}
+    cleaned = {trial.candidate.get("recovery.cleaned", False) for trial in outcome.trials[1:]}
     assert cleaned == {False, True}
-    assert len({trial.rungs[-1][1] for trial in found.trials[1:]}) == 2
+    assert len({trial.rungs[-1][1] for trial in outcome.trials[1:]}) == 2
     assert (
         "cleaned train lines with HTML"
         in json.loads((run / "run.json").read_text())["data"]["dropped"]
@@ -192,10 +192,10 @@ def test_where_cleaning_leaves_nothing_it_is_no_choice(
         "connect": SizeDevice,
         **LENGTHS,
     }
-    found = search(tiny_gpt2, marked, CPU, space(values), tmp_path / "run", **arguments)
-    inputs = json.loads((found.run / "run.json").read_text())["inputs"]
+    outcome = search(tiny_gpt2, marked, CPU, space(values), tmp_path / "run", **arguments)
+    inputs = json.loads((outcome.run / "run.json").read_text())["inputs"]
     assert list(inputs["space"]["parameters"]) == ["layers.keep", "recovery.steps"]
-    assert "recovery.cleaned" not in found.trials[1].candidate
+    assert "recovery.cleaned" not in outcome.trials[1].candidate
     values["recovery"]["cleaned"] = True
     with pytest.raises(
         UserError, match=r"recovery\.cleaned is true, but there is no cleaned text to learn from"
@@ -238,20 +238,20 @@ def test_the_commands_of_a_run(whole: SearchResult, capsys: pytest.CaptureFixtur
 def test_limits_in_percent_and_a_latency_table(
     tiny_gpt2: Path, text_file: Path, tmp_path: Path
 ) -> None:
-    found = begin(
+    outcome = begin(
         tiny_gpt2,
         text_file,
         tmp_path / "run",
         budget=Limits(max_drop=60.0, min_speedup=1.2),
         trials=8,
     )
-    assert found.front.budget == {"min_speedup": 1.2, "max_drop": 60.0, "confidence": 0.9}
-    assert found.front.members and all(
-        m.quality.drop_validation + found.front.margin(m) <= 60 for m in found.front.members
+    assert outcome.front.budget == {"min_speedup": 1.2, "max_drop": 60.0, "confidence": 0.9}
+    assert outcome.front.members and all(
+        m.quality.drop_validation + outcome.front.margin(m) <= 60 for m in outcome.front.members
     )
-    assert all(member.speedup >= 1.2 for member in found.front.members)
-    assert any(trial.predicted for trial in found.trials)
-    for trial in found.trials:
+    assert all(member.speedup >= 1.2 for member in outcome.front.members)
+    assert any(trial.predicted for trial in outcome.trials)
+    for trial in outcome.trials:
         if trial.predicted and trial.scores:
             # files this small are for a good part graph, which the table does not foresee
             assert 1 / trial.scores[CPU].timing.speedup == pytest.approx(
@@ -534,8 +534,10 @@ def test_a_gpt2_is_fine_tuned_to_classify(
     byte_tokenizer.save_pretrained(tmp_path / "model")
     values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
     arguments: dict[str, Any] = {"finetune": True, "trials": 1, "connect": SizeDevice}
-    found = search(tmp_path / "model", data_file, CPU, space(values), tmp_path / "run", **arguments)
-    assert [trial.state for trial in found.trials] == ["complete", "complete"]
+    outcome = search(
+        tmp_path / "model", data_file, CPU, space(values), tmp_path / "run", **arguments
+    )
+    assert [trial.state for trial in outcome.trials] == ["complete", "complete"]
     loaded: Any = load_model(tmp_path / "run" / "models" / "t001")
     assert (loaded.config.pad_token_id, loaded.config.num_labels) == (0, 2)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "run" / "tokenizer")

@@ -53,8 +53,10 @@ def by_hand(tokens: list[int]) -> tuple[LanguageModeling, Windows]:
 
 
 def test_it_is_a_task(task: LanguageModeling) -> None:
-    found: Task = task
-    assert found.metric == TASKS["language-modeling"].metric and found.metric.name == "perplexity"
+    as_task: Task = task
+    assert (
+        as_task.metric == TASKS["language-modeling"].metric and as_task.metric.name == "perplexity"
+    )
 
 
 def test_the_token_that_follows_is_the_label() -> None:
@@ -65,11 +67,11 @@ def test_the_token_that_follows_is_the_label() -> None:
 def test_lengths_by_default(byte_tokenizer: Any, text_file: Path) -> None:
     """As many as the model takes, up to ``LENGTH``; half a window is context."""
     for positions, length in ((64, 64), (1024, LENGTH)):
-        found = load(byte_tokenizer, str(text_file), positions=positions)
-        assert found.train.rows[0].shape == found.validation.rows[0].shape == (1, length)
-        assert found.validation.scored[1] == length // 2
-        assert found.batch_size == 1024 // length
-        assert f"blocks of {length} tokens, scored in windows of {length}" in found.facts["text"]
+        loaded = load(byte_tokenizer, str(text_file), positions=positions)
+        assert loaded.train.rows[0].shape == loaded.validation.rows[0].shape == (1, length)
+        assert loaded.validation.scored[1] == length // 2
+        assert loaded.batch_size == 1024 // length
+        assert f"blocks of {length} tokens, scored in windows of {length}" in loaded.facts["text"]
 
 
 def test_windows_that_are_taken_are_spread_evenly() -> None:

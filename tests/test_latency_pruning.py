@@ -114,8 +114,8 @@ def test_the_share_is_of_what_earlier_techniques_left() -> None:
     assert refine(left, 23.9 / 26) == Structure((Layer(1, (1,), (2, 3)),))
     candidate = SETTINGS.candidate({"layers.keep": [1], "width.latency": 24 / 26})
     knowledge = Knowledge({"fisher": fisher(HEADS, FFN)}, additive)
-    found = resolve(Plan("bert", FULL), candidate, knowledge).structure
-    assert found == Structure((Layer(1, (0, 1), (2, 3)),))
+    structure = resolve(Plan("bert", FULL), candidate, knowledge).structure
+    assert structure == Structure((Layer(1, (0, 1), (2, 3)),))
 
 
 def test_cheap_heads_stay_where_dear_ones_go() -> None:
@@ -127,8 +127,8 @@ def test_cheap_heads_stay_where_dear_ones_go() -> None:
         a, b = structure.head_counts
         return 100.0 * a + b + 0.001 * sum(structure.ffn_widths)
 
-    found = refine(full, 0.51, slow_first_layer, even)  # 206 of 404
-    assert found.head_counts == (2, 4) and found.ffn_widths == (4, 4)
+    refined = refine(full, 0.51, slow_first_layer, even)  # 206 of 404
+    assert refined.head_counts == (2, 4) and refined.ffn_widths == (4, 4)
 
 
 def test_the_only_head_of_a_layer_takes_what_it_takes() -> None:
@@ -186,13 +186,13 @@ def test_the_target_is_met_and_no_more_is_removed_than_that_takes(
     full, scores, latency = world
     target = share * latency(full)
     try:
-        found = refine(full, share, latency, scores)
+        refined = refine(full, share, latency, scores)
     except CandidateFailed:
         assert (
             latency(Structure(tuple(Layer(layer.source, (), ()) for layer in full.layers))) > target
         )
         return
-    assert latency(found) <= target
+    assert latency(refined) <= target
 
     def worth(unit: tuple[int, str, int]) -> float:
         """Importance over what it takes, from two structures that differ by one unit."""
@@ -202,8 +202,8 @@ def test_the_target_is_met_and_no_more_is_removed_than_that_takes(
 
     units = [(p, "heads", i) for p, layer in enumerate(full.layers) for i in layer.heads]
     units += [(p, "ffn", i) for p, layer in enumerate(full.layers) for i in layer.ffn]
-    kept = {(p, "heads", i) for p, layer in enumerate(found.layers) for i in layer.heads}
-    kept |= {(p, "ffn", i) for p, layer in enumerate(found.layers) for i in layer.ffn}
+    kept = {(p, "heads", i) for p, layer in enumerate(refined.layers) for i in layer.heads}
+    kept |= {(p, "ffn", i) for p, layer in enumerate(refined.layers) for i in layer.ffn}
     removed = sorted((unit for unit in units if unit not in kept), key=worth)
     assert removed  # a share below 1 removes something
     assert all(worth(unit) >= worth(removed[-1]) * (1 - 1e-6) for unit in kept)

@@ -126,13 +126,13 @@ def test_what_no_latency_depends_on_is_not_part_of_a_tables_key() -> None:
 def foresight(
     budgets: Mapping[str, Limits],
     baseline_ms: Mapping[str, float],
-    found: Mapping[str, LatencyTable],
+    latency_tables: Mapping[str, LatencyTable],
 ) -> Foresight:
     """Of devices by name."""
     devices = {name: SimpleNamespace(profile=PROFILE) for name in budgets}
     none: Any = None
     scorer: Any = SimpleNamespace(budgets=budgets, devices=devices)
-    return Foresight(none, none, scorer, dict(baseline_ms), dict(found))
+    return Foresight(none, none, scorer, dict(baseline_ms), dict(latency_tables))
 
 
 def foretold(known: Foresight, plan: Plan) -> Trial:
@@ -162,10 +162,10 @@ def test_a_candidate_is_refused_only_when_it_misses_by_a_tenth(
         else Limits(min_speedup=29.5 / ms * (1 + by))
     )
     table = LatencyTable(list(ROWS), (0, 0))
-    found = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": table}), half)
-    assert found.predicted == {"a": pytest.approx(ms / 29.5)}
-    assert found.state == ("over-budget" if refused else "asked")
-    assert found.reason == (f"predicted {ms:.3g} ms on a, so not tried" if refused else None)
+    trial = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": table}), half)
+    assert trial.predicted == {"a": pytest.approx(ms / 29.5)}
+    assert trial.state == ("over-budget" if refused else "asked")
+    assert trial.reason == (f"predicted {ms:.3g} ms on a, so not tried" if refused else None)
 
 
 @pytest.mark.parametrize(("times", "refused"), [(0.98, False), (1.02, True)])
@@ -179,8 +179,8 @@ def test_the_margin_grows_with_the_errors_of_the_table(times: float, refused: bo
     assert margin > 0.15
     relative = noisy.predict(shape_of(FULL, UNCUT))
     budget = Limits(max_latency_ms=29.5 * relative / (1 + times * margin))
-    found = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": noisy}), FULL)
-    assert (found.state == "over-budget") == refused
+    trial = foretold(foresight({"a": budget}, {"a": 29.5}, {"a": noisy}), FULL)
+    assert (trial.state == "over-budget") == refused
 
 
 def test_a_candidate_is_refused_only_when_every_device_refuses_it() -> None:
@@ -192,15 +192,15 @@ def test_a_candidate_is_refused_only_when_every_device_refuses_it() -> None:
         known = foresight(
             {"a": tight, "b": b}, {"a": 29.5, "b": 59.0}, {"a": table(), "b": table()}
         )
-        found = foretold(known, FULL)
-        assert (found.state == "over-budget") == refused
+        trial = foretold(known, FULL)
+        assert (trial.state == "over-budget") == refused
         if refused:
-            assert found.reason == "predicted 29.5 ms on a, 59 ms on b, so not tried"
+            assert trial.reason == "predicted 29.5 ms on a, 59 ms on b, so not tried"
 
 
 def test_without_tables_nothing_is_foretold() -> None:
-    found = foretold(foresight({"a": Limits(max_latency_ms=1.0)}, {}, {}), FULL)
-    assert (found.predicted, found.state, found.reason) == ({}, "asked", None)
+    trial = foretold(foresight({"a": Limits(max_latency_ms=1.0)}, {}, {}), FULL)
+    assert (trial.predicted, trial.state, trial.reason) == ({}, "asked", None)
 
 
 def test_trials_set_the_table_right() -> None:
@@ -269,13 +269,13 @@ def test_the_error_by_hand() -> None:
     ],
 )
 def test_formats_of_a_space(quantization: Mapping[str, Any], expected: Sequence[str]) -> None:
-    found = table_formats(
+    formats = table_formats(
         SearchSpace.from_mapping(
             "test", FP32 | ({"quantization": quantization} if quantization else {})
         )
     )
-    assert found[0] == "fp32"
-    assert sorted(found) == sorted(expected)
+    assert formats[0] == "fp32"
+    assert sorted(formats) == sorted(expected)
 
 
 @given(
@@ -354,14 +354,14 @@ def test_what_parts_add_is_measured_often_enough_in_as_many_formats_as_time_allo
         },
         settings=vocabulary(techniques),
     )
-    found = tables(SimpleNamespace(full=FULL, techniques=techniques))._probes(space)
+    space_probes = tables(SimpleNamespace(full=FULL, techniques=techniques))._probes(space)
     formats = table_formats(space)
     plain = probes(LAYERS, HEADS, FFN, formats)
-    assert list(found)[: len(plain)] == plain
-    assert len(found) - len(plain) <= 24
-    for shape, (plan, wanted) in found.items():
+    assert list(space_probes)[: len(plain)] == plain
+    assert len(space_probes) - len(plain) <= 24
+    for shape, (plan, wanted) in space_probes.items():
         assert shape_of(plan, wanted) == shape
-    table = LatencyTable([(shape, 1.0) for shape in found], (0, 0))
+    table = LatencyTable([(shape, 1.0) for shape in space_probes], (0, 0))
     thinned = [
         Shape(((HEADS, FFN, name),), name, ((f"thinning thinned {name}", 32.0),))
         for name in formats
@@ -373,8 +373,8 @@ def test_nothing_is_foretold_of_a_part_that_was_not_measured() -> None:
     known = foresight(
         {"a": Limits(max_latency_ms=1.0)}, {"a": 29.5}, {"a": LatencyTable(list(ROWS), (0, 0))}
     )
-    found = foretold(known, FULL.with_part(Thinned(0.5)))
-    assert (found.predicted, found.state) == ({}, "asked")
+    trial = foretold(known, FULL.with_part(Thinned(0.5)))
+    assert (trial.predicted, trial.state) == ({}, "asked")
     assert foretold(known, FULL.with_part(Thinned(0.0))).state == "over-budget"
 
 

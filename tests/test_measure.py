@@ -217,8 +217,8 @@ def test_an_exported_folder_is_measured_at_the_lengths_of_its_task(
     monkeypatch.setattr(measure_module, "connect", connect)
     model = out / "models/t000"
     assert main(["measure", str(model), "--hardware", "cpu-1-thread-task", "--json"]) == 0
-    found = json.loads(capsys.readouterr().out)["timing"]["latency_ms"]["value"]
-    assert found == (model / "model.onnx").stat().st_size / 1e5
+    latency_ms = json.loads(capsys.readouterr().out)["timing"]["latency_ms"]["value"]
+    assert latency_ms == (model / "model.onnx").stat().st_size / 1e5
     assert main(["measure", str(model), "--hardware", "cpu-1-thread"]) == 0
     recorded = tuple(facts(model)["scores"]["cpu-1-thread-task"]["lengths"])
     assert asked == [recorded, (32,)] and len(recorded) == 8

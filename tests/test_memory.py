@@ -35,11 +35,11 @@ class Hungry(AdditiveDevice):
             scheme = json.loads((path / "autocompress.json").read_text())["quantization"]["scheme"]
             return 90_000_000 if scheme.startswith("int8") else 150_000_000
 
-        found = [
+        timings = [
             replace(timing, memory_bytes=eaten(path))
             for timing, path in zip(rest, models, strict=True)
         ]
-        return replace(first, memory_bytes=eaten(baseline)), found
+        return replace(first, memory_bytes=eaten(baseline)), timings
 
 
 def test_a_model_that_needs_too_much_memory_is_over_budget(
@@ -54,11 +54,11 @@ def test_a_model_that_needs_too_much_memory_is_over_budget(
         },
     )
     profile = replace(PROFILE, memory_limit_mb=100.0)
-    found = search(
+    search_result = search(
         tiny_model, data_file, profile, space, tmp_path / "run", trials=1, connect=Connected(Hungry)
     )
-    assert [trial.asked for trial in found.trials] == [None, 0, None, 2]
-    states = {scheme(trial): trial for trial in found.trials[2:]}
+    assert [trial.asked for trial in search_result.trials] == [None, 0, None, 2]
+    states = {scheme(trial): trial for trial in search_result.trials[2:]}
     assert states["int8-dynamic"].state == "complete"
     refused = states["fp32"]
     assert (refused.state, refused.reason) == (
@@ -66,7 +66,7 @@ def test_a_model_that_needs_too_much_memory_is_over_budget(
         "150 MB of memory at the peak, the limit is 100",
     )
     assert (refused.rungs, refused.path) == ((), None)  # not trained, and no files are kept
-    assert {scheme(member) for member in found.front.members} == {"int8-dynamic"}
+    assert {scheme(member) for member in search_result.front.members} == {"int8-dynamic"}
 
 
 @pytest.mark.parametrize("limit", [149.9, 150.0])
@@ -93,7 +93,7 @@ def test_the_limit_is_in_millions_of_bytes(
                 connect=Connected(Hungry),
             )
     else:
-        found = search(
+        search_result = search(
             tiny_model,
             data_file,
             profile,
@@ -102,7 +102,7 @@ def test_the_limit_is_in_millions_of_bytes(
             trials=1,
             connect=Connected(Hungry),
         )
-        assert found.trials[1].state == "complete"
+        assert search_result.trials[1].state == "complete"
 
 
 def test_memory_that_is_too_much_only_at_the_end_is_named(
@@ -187,11 +187,11 @@ def test_of_two_devices_the_one_with_the_limit_takes_no_model(
 ) -> None:
     """Every model takes 1 MB."""
     tight = replace(OLD, memory_limit_mb=0.5)
-    found = search(
+    search_result = search(
         tiny_model, data_file, (CPU, tight), space(DEPTH), tmp_path / "a", trials=2, connect=Farm()
     )
-    assert {trial.state for trial in found.trials} == {"complete"}
-    assert found.front.members and found.fronts["old"].members == ()
+    assert {trial.state for trial in search_result.trials} == {"complete"}
+    assert search_result.front.members and search_result.fronts["old"].members == ()
     with pytest.raises(RequestUnmet, match="limited by its memory"):
         search(tiny_model, data_file, tight, space(DEPTH), tmp_path / "b", trials=2, connect=Farm())
     reasons = {trial.reason for trial in Run(tmp_path / "b").trials()[1:]}

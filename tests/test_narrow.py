@@ -60,8 +60,8 @@ def gated(model: Any, gate: Tensor) -> Iterator[None]:
             hidden = hidden - ((gate * hidden).sum(-1) / gate.sum()).unsqueeze(-1)
             bias, epsilon = norm.bias, norm.eps
         variance = ((gate * hidden * hidden).sum(-1) / gate.sum()).unsqueeze(-1)
-        found: Tensor = gate * (norm.weight * hidden / (variance + epsilon).sqrt() + bias)
-        return found
+        normalized: Tensor = gate * (norm.weight * hidden / (variance + epsilon).sqrt() + bias)
+        return normalized
 
     handles = [
         module.register_forward_hook(normalize)
@@ -103,10 +103,10 @@ def test_narrowed_model_equals_the_gated_one(
     name: str, structure: Structure, kept: tuple[int, ...]
 ) -> None:
     whole = MODELS[name].family.cut(build(name), structure)
-    found = logits(narrowed(name, structure, kept))
+    answers = logits(narrowed(name, structure, kept))
     with gated(whole, ones_at(kept)):
         expected = logits(whole)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(answers, expected, rtol=0, atol=1e-5)
     assert (expected - logits(whole)).abs().max() > 1e-3
 
 
@@ -292,5 +292,5 @@ def test_rms_norm_by_hand() -> None:
         model.model.embed_tokens.weight.copy_(torch.tensor([9.0, 3.0, 8.0, 1.0]))
         model.model.norm.weight.copy_(torch.tensor([7.0, 2.0, 7.0, 4.0]))
     FAMILIES["llama"].narrow(model, (1, 3))
-    found = model.model.norm(model.model.embed_tokens(torch.tensor([5])))
-    assert found[0].tolist() == pytest.approx([6 / 5**0.5, 4 / 5**0.5], abs=1e-5)
+    normalized = model.model.norm(model.model.embed_tokens(torch.tensor([5])))
+    assert normalized[0].tolist() == pytest.approx([6 / 5**0.5, 4 / 5**0.5], abs=1e-5)

@@ -42,9 +42,9 @@ def optimized_operators(path: Path, scratch: Path) -> Counter[str]:
 def test_normalization_is_not_fused_with_the_residual_sum(exported: Path, tmp_path: Path) -> None:
     quantized = tmp_path / "int8.onnx"
     quantize_dynamic_int8(exported, quantized)
-    found = optimized_operators(quantized, tmp_path)
-    assert found["SkipLayerNormalization"] == 0
-    assert found["LayerNormalization"] == 9  # one after the embeddings, two in each of four layers
+    count = optimized_operators(quantized, tmp_path)
+    assert count["SkipLayerNormalization"] == 0
+    assert count["LayerNormalization"] == 9  # one after the embeddings, two in each of four layers
 
 
 def test_without_the_rewrite_it_would_be_fused(exported: Path, tmp_path: Path) -> None:

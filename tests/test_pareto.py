@@ -81,7 +81,7 @@ def front(*members: Member, name: str = "board") -> Front:
 
 
 def write(folder: Path, *fronts: Front, schema: Any = 2) -> None:
-    value = {"schema": schema, "fronts": [found.as_dict() for found in fronts]}
+    value = {"schema": schema, "fronts": [*map(Front.as_dict, fronts)]}
     (folder / "front.json").write_text(json.dumps(value, allow_nan=False), encoding="utf-8")
 
 
@@ -189,12 +189,12 @@ def test_the_test_score_chooses_nothing() -> None:
         member("t004", 1.0, 0.90, validation=0.80),
         member("t005", 2.0, 0.80, validation=0.85),
     )
-    found = front(flattered, steady)
-    assert found.pick(max_latency_ms=2) == found.pick(min_quality=0.85) == steady
-    assert found.pick(max_drop=2.5) == found.balanced == steady
+    mixed_front = front(flattered, steady)
+    assert mixed_front.pick(max_latency_ms=2) == mixed_front.pick(min_quality=0.85) == steady
+    assert mixed_front.pick(max_drop=2.5) == mixed_front.balanced == steady
     message = "accuracy 0.8000 on validation (drop 7.50 points, margin 0.00)"
     with pytest.raises(RequestUnmet, match=re.escape(message)):
-        found.pick(max_latency_ms=1, max_drop=2.5)
+        mixed_front.pick(max_latency_ms=1, max_drop=2.5)
 
 
 def test_a_limit_of_quality_is_kept_with_a_margin() -> None:
@@ -317,14 +317,14 @@ def test_the_tie_that_is_named_is_the_one_that_would_be_taken() -> None:
 def test_estimates_have_no_interval_to_cross() -> None:
     latency = Latency(1.0, 1.0, 1.0, (1.0, 1.0), 0, basis="datasheet")
     estimated = replace(FAST, timing=Timing(latency, 8.0, (8.0, 8.0)))
-    found = replace(
+    datasheet_front = replace(
         front(estimated),
         baseline=replace(
             FRONT.baseline, timing=Timing(replace(latency, value=8.0), 1.0, (1.0, 1.0))
         ),
     )
-    assert found.pick(max_latency_ms=1.0) == estimated
-    assert found.estimated and not FRONT.estimated
+    assert datasheet_front.pick(max_latency_ms=1.0) == estimated
+    assert datasheet_front.estimated and not FRONT.estimated
 
 
 def test_pick_among_equals() -> None:
@@ -407,7 +407,7 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
             m, quality=Quality(value, 5 * value - 100, 0.0, value, 0.5, 100, 5 * value - 100, 1.0)
         )
 
-    found = replace(
+    perplexity_front = replace(
         front(*map(scored, (FAST, MIDDLE, GOOD))),
         metric="perplexity",
         baseline=scored(FRONT.baseline),
@@ -422,7 +422,7 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
         ({"max_perplexity": 29.0, "min_speedup": 2.0}, "t001"),
     )
     for limits, picked in expected:
-        assert found.pick(**limits).id == picked
+        assert perplexity_front.pick(**limits).id == picked
     with pytest.raises(
         RequestUnmet,
         match=re.escape(
@@ -430,17 +430,18 @@ def test_perplexities_are_picked_the_lowest_first() -> None:
             "-5.00 percent, margin 0.00)"
         ),
     ):
-        found.pick(max_perplexity=18.0)
+        perplexity_front.pick(max_perplexity=18.0)
     with pytest.raises(
         UserError,
         match=(
             "min_quality is set, but the models are scored by their perplexity; give max_perplexity"
         ),
     ):
-        found.pick(min_quality=0.5)
+        perplexity_front.pick(min_quality=0.5)
     with pytest.raises(UserError, match="max_drop is 10001: it is in percent, from 0 to 10000"):
-        found.pick(max_drop=10_001)
-    assert found.balanced.id == "t002"  # 3/4 of 4/5, against 1/2 of all and 7/8 of nothing
+        perplexity_front.pick(max_drop=10_001)
+    # 3/4 of 4/5, against 1/2 of all and 7/8 of nothing
+    assert perplexity_front.balanced.id == "t002"
 
 
 def test_facts_are_of_the_validation_split_and_for_certain_the_slow_ends() -> None:

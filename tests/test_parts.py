@@ -52,8 +52,8 @@ def planned(model: nn.Module, **chosen: Any) -> Plan:
 def logits(model: nn.Module) -> torch.Tensor:
     ids = torch.arange(1000, 1024).view(2, 12)
     with torch.no_grad():
-        found: torch.Tensor = model.eval()(input_ids=ids).logits
-    return found
+        model_logits: torch.Tensor = model.eval()(input_ids=ids).logits
+    return model_logits
 
 
 def weights(model: nn.Module, layer: int, name: str = "weight") -> torch.Tensor:
@@ -154,9 +154,11 @@ def test_the_most_important_hidden_dimensions_stay(model: nn.Module) -> None:
 def test_rounding_by_hand_and_its_gradient() -> None:
     """From -1 to 1.55 a step is 0.01 and zero is the hundredth."""
     values = torch.tensor([-2.0, -1.0, -0.004, 0.0, 0.017, 1.55, 3.0], requires_grad=True)
-    found = rounded(values, -1.0, 1.55)
-    torch.testing.assert_close(found, torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.02, 1.55, 1.55]))
-    found.sum().backward()  # type: ignore[no-untyped-call]
+    rounded_values = rounded(values, -1.0, 1.55)
+    torch.testing.assert_close(
+        rounded_values, torch.tensor([-1.0, -1.0, 0.0, 0.0, 0.02, 1.55, 1.55])
+    )
+    rounded_values.sum().backward()  # type: ignore[no-untyped-call]
     assert values.grad is not None and values.grad.tolist() == [0, 1, 1, 1, 1, 1, 0]
     weight = torch.tensor([[1.27, -0.013], [0.0, 2.54]])
     by_row = torch.tensor([[1.27, -0.01], [0.0, 2.54]])

@@ -127,12 +127,12 @@ def test_a_model_without_a_cache_generates_too(tmp_path: Path) -> None:
 def test_times_of_real_models(model: Path, phase: str, rounds: int) -> None:
     assert (agent.FEWEST_ROUNDS, agent.FEWEST_TEXTS) == (10, 3)
     request = REQUEST | PRECISION | {"action": "time", "phase": phase, "memory": [True, False]}
-    found = ask(LocalHost(), request, [model, model])
-    assert np.shape(found["wall_ms"]) == np.shape(found["cpu_ms"]) == (3, rounds, 2)
+    answer = ask(LocalHost(), request, [model, model])
+    assert np.shape(answer["wall_ms"]) == np.shape(answer["cpu_ms"]) == (3, rounds, 2)
     assert (
-        np.min(found["cpu_ms"]) > 0
-        and found["memory_bytes"][0] > 0
-        and found["memory_bytes"][1] is None
+        np.min(answer["cpu_ms"]) > 0
+        and answer["memory_bytes"][0] > 0
+        and answer["memory_bytes"][1] is None
     )
 
 
@@ -172,7 +172,7 @@ def timing(ms: float, speedup: float, **more: Any) -> Timing:
     return Timing(latency(ms), speedup, (speedup, speedup), **more)
 
 
-FOUND = {
+TIMINGS = {
     "decode": [timing(4.0, 1.0), timing(2.0, 2.0)],
     "prefill": [timing(30.0, 1.0), timing(10.0, 3.0)],
 }
@@ -180,7 +180,7 @@ SECOND = timing(2.0, 2.0, phase="decode", others=(timing(10.0, 3.0, phase="prefi
 
 
 def test_the_first_phase_is_what_latency_means_and_carries_the_others() -> None:
-    first, second = in_phases(FOUND)
+    first, second = in_phases(TIMINGS)
     assert first == timing(4.0, 1.0, phase="decode", others=(timing(30.0, 1.0, phase="prefill"),))
     assert second == SECOND
     assert str(second) == "decode 2 ms (2.00x)"
@@ -221,9 +221,9 @@ class Asked:
 
 @pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
-    found = Asked()
-    monkeypatch.setattr(onnx_device, "ask", found)
-    return found
+    recorder = Asked()
+    monkeypatch.setattr(onnx_device, "ask", recorder)
+    return recorder
 
 
 def test_trials_are_timed_in_one_phase_and_reported_models_in_all(
@@ -289,8 +289,10 @@ def test_what_is_not_named_counts_against_the_models_length_too(
 
 
 def test_what_generates_nothing_is_timed_as_ever(classifier: Path, asked: Asked) -> None:
-    found, _ = OnnxDevice(PROFILE, (16, 20), LocalHost()).time(classifier, [classifier], final=True)
-    assert (found.phase, found.others, found.latency_ms.value) == (None, (), 5.0)
+    baseline, _ = OnnxDevice(PROFILE, (16, 20), LocalHost()).time(
+        classifier, [classifier], final=True
+    )
+    assert (baseline.phase, baseline.others, baseline.latency_ms.value) == (None, (), 5.0)
     [request] = asked.requests
     assert request["lengths"] == (16, 20) and "phase" not in request
 
@@ -362,9 +364,9 @@ def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(
         assert profile.peaks is not None
         return roofline_ms(products, operators, profile.peaks, profile.threads, 2 * tokens)
 
-    found, _ = DatasheetDevice(profile, (16,)).time(file, [], final=True)
-    assert found.phase == "decode" and found.latency_ms.value == pytest.approx(ms(1))
-    values = {other.phase: other.latency_ms.value for other in found.others}
+    baseline, _ = DatasheetDevice(profile, (16,)).time(file, [], final=True)
+    assert baseline.phase == "decode" and baseline.latency_ms.value == pytest.approx(ms(1))
+    values = {other.phase: other.latency_ms.value for other in baseline.others}
     assert values == pytest.approx({"prefill": ms(5), "end-to-end": ms(5) + 3 * ms(1)})
 
 
@@ -414,7 +416,7 @@ def run(tmp_path: Path) -> Path:
     quality = Quality(0.8, 0.0, 0.0, 0.8, 0.01, 100, 0.0, 0.0)
     baseline, member = (
         Member(i, {}, quality, t, 1000, "", {"layers": [0], "heads": [1], "ffn": [1]})
-        for i, t in (("t0", FOUND["decode"][0]), ("t1", SECOND))
+        for i, t in (("t0", TIMINGS["decode"][0]), ("t1", SECOND))
     )
     baseline = replace(baseline, timing=replace(baseline.timing, phase="decode"))
     front = Front(

@@ -74,12 +74,12 @@ def test_as_json() -> None:
 @pytest.mark.parametrize("parts", [(), PARTS[:1], PARTS, PARTS[::-1]], ids=len)
 def test_json_round_trip(parts: tuple[Part, ...]) -> None:
     plan = Plan("gpt2", CUT, parts)
-    found = through_json(plan)
-    assert found == plan and hash(found) == hash(plan)
-    assert found.as_dict() == plan.as_dict()
+    reread = through_json(plan)
+    assert reread == plan and hash(reread) == hash(plan)
+    assert reread.as_dict() == plan.as_dict()
 
 
-indices = st.sets(st.integers(0, 40)).map(lambda found: tuple(sorted(found)))
+indices = st.sets(st.integers(0, 40)).map(lambda unordered: tuple(sorted(unordered)))
 
 
 @given(st.lists(st.tuples(indices, indices), min_size=1, max_size=3))

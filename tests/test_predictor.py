@@ -65,12 +65,12 @@ def test_probes_are_few_distinct_and_of_every_format(
 ) -> None:
     layers, heads, ffn = sizes
     formats = [f"format-{i}" for i in range(count)]
-    found = probes(layers, heads, ffn, formats)
-    assert len(found) == len(set(found)) <= MOST_MEASUREMENTS == 50
+    probe_shapes = probes(layers, heads, ffn, formats)
+    assert len(probe_shapes) == len(set(probe_shapes)) <= MOST_MEASUREMENTS == 50
     for name in formats:
-        assert sum(shape.rest == name for shape in found) >= 6
-        assert even(layers, heads, ffn, name) in found  # the whole model
-    for shape in found:
+        assert sum(shape.rest == name for shape in probe_shapes) >= 6
+        assert even(layers, heads, ffn, name) in probe_shapes  # the whole model
+    for shape in probe_shapes:
         assert 1 <= len(shape.layers) <= layers
         assert len(set(shape.layers)) == 1 and shape.layers[0][2] == shape.rest
         assert 0 <= shape.layers[0][0] <= heads and 0 <= shape.layers[0][1] <= ffn
@@ -78,8 +78,8 @@ def test_probes_are_few_distinct_and_of_every_format(
 
 @pytest.mark.parametrize("count", [1, 7])
 def test_a_model_of_one_layer_has_fewer_shapes(count: int) -> None:
-    found = probes(1, 12, 1536, [f"format-{i}" for i in range(count)])
-    assert len(found) == len(set(found)) >= 4 * count
+    probe_shapes = probes(1, 12, 1536, [f"format-{i}" for i in range(count)])
+    assert len(probe_shapes) == len(set(probe_shapes)) >= 4 * count
 
 
 @pytest.mark.parametrize("count", [8, 9, 12, 16])
@@ -89,7 +89,7 @@ def test_probes_stay_few_for_more_formats_than_there_are(count: int) -> None:
 
 def test_probes_by_hand() -> None:
     """What tells depth, heads and neurons apart."""
-    found = probes(6, 12, 1536, ["fp32"])
+    probe_shapes = probes(6, 12, 1536, ["fp32"])
     for shape in (
         even(6, 12, 1536),
         even(1, 12, 1536),
@@ -97,7 +97,7 @@ def test_probes_by_hand() -> None:
         even(6, 12, 192),
         even(3, 6, 768),
     ):
-        assert shape in found
+        assert shape in probe_shapes
 
 
 def test_probes_of_more_formats_begin_with_the_same_shapes() -> None:
@@ -139,8 +139,8 @@ def test_a_shape_is_counts_and_formats() -> None:
 @pytest.mark.parametrize("block", [32, 128])
 def test_weights_in_blocks_are_a_format_by_block(scheme: str, block: int) -> None:
     name = f"{scheme}/{block}"
-    found = shape_of(plan((2, 8)), candidate(scheme=scheme, block_size=block))
-    assert found == Shape(((2, 8, name),), name)
+    shape = shape_of(plan((2, 8)), candidate(scheme=scheme, block_size=block))
+    assert shape == Shape(((2, 8, name),), name)
 
 
 @pytest.mark.parametrize(
@@ -156,9 +156,9 @@ def test_weights_in_blocks_are_a_format_by_block(scheme: str, block: int) -> Non
 def test_spared_layers_have_a_format_of_their_own(
     scheme: str, spared: object, expected: tuple[str, ...]
 ) -> None:
-    found = shape_of(plan((2, 8), (1, 4), (2, 2)), candidate(scheme=scheme, spared=spared))
-    assert tuple(name for *_, name in found.layers) == expected
-    assert found.rest == (f"{scheme}/32" if scheme.endswith("-weights") else scheme)
+    shape = shape_of(plan((2, 8), (1, 4), (2, 2)), candidate(scheme=scheme, spared=spared))
+    assert tuple(name for *_, name in shape.layers) == expected
+    assert shape.rest == (f"{scheme}/32" if scheme.endswith("-weights") else scheme)
 
 
 def test_a_spared_layer_that_is_not_there_fails_the_candidate() -> None:
@@ -420,7 +420,7 @@ def test_trials_set_a_table_right_that_is_off() -> None:
     def error() -> float:
         return float(np.mean([abs(table.predict(shape) / latency(shape) - 1) for shape in unseen]))
 
-    found = [error()]
+    errors = [error()]
     rng = np.random.default_rng(0)
     for _ in range(8):
         for _ in range(5):
@@ -428,10 +428,10 @@ def test_trials_set_a_table_right_that_is_off() -> None:
                 int(rng.integers(1, 7)), int(rng.integers(1, 13)), int(rng.integers(1, 1537))
             )
             table.add(shape, latency(shape))
-        found.append(error())
-    assert found[0] > 0.08
-    assert found[1] < 0.6 * found[0]
-    assert found[-1] < 0.25 * found[0]
+        errors.append(error())
+    assert errors[0] > 0.08
+    assert errors[1] < 0.6 * errors[0]
+    assert errors[-1] < 0.25 * errors[0]
 
 
 def test_a_trial_may_bring_a_format_that_no_probe_had() -> None:

@@ -40,10 +40,10 @@ def drawn(objective: RandomLayers, step: int) -> list[int]:
 
 def test_layers_are_drawn_in_order_from_all_but_the_last_and_drawn_again() -> None:
     objective = made(DEEP, redraw_steps=10)
-    found = [drawn(objective, step) for step in range(400)]
-    assert all(len(layers) == 2 and layers == sorted(set(layers)) for layers in found)
-    assert all(found[step] == found[step - step % 10] for step in range(400))
-    draws = found[::10]
+    drawn_layers = [drawn(objective, step) for step in range(400)]
+    assert all(len(layers) == 2 and layers == sorted(set(layers)) for layers in drawn_layers)
+    assert all(drawn_layers[step] == drawn_layers[step - step % 10] for step in range(400))
+    draws = drawn_layers[::10]
     assert {layer for layers in draws for layer in layers} == set(range(1, 12))
     assert len({tuple(layers) for layers in draws}) > 10
 
@@ -81,8 +81,8 @@ ALONG = torch.tensor([[[2.0, 0.0], [2.0, 0.0]], [[1.0, 0.0], [0.0, 9.0]]])
 )
 def test_the_distance_by_hand(kind: str, expected: float) -> None:
     objective = plain(made(THREE, random_layers=kind))
-    found = objective.loss(features(FIRST, ALONG), features(ALONG, ALONG))
-    assert found.item() == pytest.approx(expected, rel=1e-5)
+    distance = objective.loss(features(FIRST, ALONG), features(ALONG, ALONG))
+    assert distance.item() == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["layer-wise", "concatenated"])
@@ -100,5 +100,5 @@ def test_like_layers_are_at_no_distance_and_only_the_students_projection_learns(
 def test_a_student_of_one_layer_has_nothing_to_match() -> None:
     objective = made(Matching(((1, 12),), (), 1))
     logits = torch.ones(2, 2, requires_grad=True)
-    found = objective.loss(Features(logits, MASK, {}), features())
-    assert objective.features() == () and found.item() == 0 and found.requires_grad
+    loss = objective.loss(Features(logits, MASK, {}), features())
+    assert objective.features() == () and loss.item() == 0 and loss.requires_grad

@@ -37,9 +37,9 @@ def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
     )
     space = recipe.space
     sampler = OptunaSampler(space, "tpe", 0)
-    found = [space.candidate(sampler.ask()[1]) for _ in range(3)]
-    assert found[0] == found[1] == found[2] == SETTINGS.candidate(recipe.settings)
-    assert recipe.settings.items() <= found[0].active.items()
+    candidates = [space.candidate(sampler.ask()[1]) for _ in range(3)]
+    assert candidates[0] == candidates[1] == candidates[2] == SETTINGS.candidate(recipe.settings)
+    assert recipe.settings.items() <= candidates[0].active.items()
 
 
 def test_no_two_recipes_are_the_same_point() -> None:
@@ -83,11 +83,11 @@ def weights(name: str) -> dict[str, float]:
     candidate = SETTINGS.candidate(Recipe.load(name).settings)
     labels = candidate.number("recovery.hard_label_weight")
     objectives: Any = candidate.get("recovery.objectives")
-    found = {
+    objective_weights = {
         one: candidate.number(f"recovery.{one.replace('-', '_')}_weight", 1.0) * (1 - labels)
         for one in objectives
     }
-    return {one: weight / labels for one, weight in found.items()}
+    return {one: weight / labels for one, weight in objective_weights.items()}
 
 
 @pytest.mark.parametrize(

@@ -69,13 +69,13 @@ def task(
 @pytest.fixture(scope="module")
 def model(tiny_model: Path) -> nn.Module:
     """With larger weights, so that its answers differ by more than rounding."""
-    found = load_classifier(str(tiny_model), None)
+    classifier = load_classifier(str(tiny_model), None)
     torch.manual_seed(0)
     with torch.no_grad():
-        for parameter in found.parameters():
+        for parameter in classifier.parameters():
             if parameter.dim() == 2:
                 parameter.normal_(0, 0.3)
-    return found
+    return classifier
 
 
 def teacher_of(model: nn.Module, transfer: TransferSet) -> Teacher:
@@ -157,13 +157,15 @@ def test_it_ends_at_its_steps(teacher: Teacher) -> None:
 
 
 def test_same_seed_same_weights(teacher: Teacher) -> None:
-    found = []
+    trained = []
     for seed in ((0, 1), (0, 1), (0, 2), (1, 1)):
         one = recovery(teacher, candidate(3, objectives=["logits", "value-relations"]), seed)
         one.advance(3)
-        found.append(weights(one))
+        trained.append(weights(one))
     assert (
-        same(found[0], found[1]) and not same(found[0], found[2]) and not same(found[0], found[3])
+        same(trained[0], trained[1])
+        and not same(trained[0], trained[2])
+        and not same(trained[0], trained[3])
     )
 
 
@@ -223,24 +225,24 @@ def test_students_learn_from_the_teacher(
 def test_labels_count_by_their_weight(
     model: nn.Module, task: TextClassification, weight: float, matters: bool
 ) -> None:
-    found = []
+    trained = []
     for labels in (task.train.labels, 1 - task.train.labels):
         one = recovery(
             teacher_of(model, TransferSet(task.train.rows, labels, task.batch, task.loss)),
             candidate(2, hard_label_weight=weight),
         )
         one.advance(2)
-        found.append(weights(one))
-    assert same(*found) != matters
+        trained.append(weights(one))
+    assert same(*trained) != matters
 
 
 def test_teacher_counts_for_nothing_beside_full_weight_on_labels(teacher: Teacher) -> None:
-    found = []
+    trained = []
     for objectives in (["logits"], ["hidden-states"]):
         one = recovery(teacher, candidate(2, hard_label_weight=1.0, objectives=objectives))
         one.advance(2)
-        found.append(weights(one))
-    assert same(*found)
+        trained.append(weights(one))
+    assert same(*trained)
 
 
 @pytest.mark.parametrize("share", [0.25, 1.0])
@@ -270,7 +272,7 @@ def test_unlabelled_share_without_unlabelled_text_fails_the_candidate(
 
 def test_a_last_layer_without_heads_can_be_recovered_by_attention(teacher: Teacher) -> None:
     """The attention objectives are zero there, so the labels alone train."""
-    found = []
+    trained = []
     for objectives in (
         ["attention-maps"],
         ["value-relations"],
@@ -278,9 +280,9 @@ def test_a_last_layer_without_heads_can_be_recovered_by_attention(teacher: Teach
     ):
         one = recovery(teacher, candidate(2, objectives=objectives), structure=HEADLESS_END)
         one.advance(2)
-        found.append(weights(one))
-    assert same(found[0], found[1]) and same(found[0], found[2])
-    assert not same(found[0], dict(FAMILY.cut(teacher.model, HEADLESS_END).state_dict()))
+        trained.append(weights(one))
+    assert same(trained[0], trained[1]) and same(trained[0], trained[2])
+    assert not same(trained[0], dict(FAMILY.cut(teacher.model, HEADLESS_END).state_dict()))
 
 
 def test_attention_alone_without_heads_or_labels_has_nothing_to_learn_but_runs(
@@ -328,10 +330,10 @@ def test_remembered_features_are_the_teacher_s(
     with torch.inference_mode(), CPU.math(), watch(model, FAMILY, 4, OUTPUTS) as seen:
         model(**CPU.tensors(batch))
     for name in OUTPUTS:
-        found = teacher.feature(name, indices, length)
-        assert found.dtype == torch.float32
-        torch.testing.assert_close(found, seen[name].float() * real, rtol=0.02, atol=0.02)
-        assert found[1, : real[1].sum()].abs().max() > 0.1
+        feature = teacher.feature(name, indices, length)
+        assert feature.dtype == torch.float32
+        torch.testing.assert_close(feature, seen[name].float() * real, rtol=0.02, atol=0.02)
+        assert feature[1, : real[1].sum()].abs().max() > 0.1
 
 
 def test_logits_are_the_teacher_s_whatever_is_asked_first(
@@ -340,13 +342,13 @@ def test_logits_are_the_teacher_s_whatever_is_asked_first(
     rows, labelled = [*task.train.rows, *task.unlabeled], len(task.train.rows)
     with torch.inference_mode(), CPU.math():
         expected = model(**CPU.tensors(task.batch(rows))).logits.float()
-    found = []
+    logits = []
     for order in ([False, True], [True]):
         teacher = teacher_of(model, TransferSet(rows, task.train.labels, task.batch, task.loss))
         for unlabelled in order:
             teacher.remember([], unlabelled)
         indices = [labelled, 1, len(rows) - 2, 0, labelled - 1]
         torch.testing.assert_close(teacher.logits(indices), expected[indices], rtol=0, atol=0.1)
-        found.append(teacher.logits(list(range(len(rows)))))
-    assert torch.equal(*found)
+        logits.append(teacher.logits(list(range(len(rows)))))
+    assert torch.equal(*logits)
     assert expected.std(dim=0).min() > 0.3

@@ -76,18 +76,18 @@ def test_the_loss_is_the_weighted_sum_of_labels_and_objectives(teacher: Teacher)
         cosine_weight=0.5,
         hard_label_weight=0.5,
     )
-    found = 4 * loss(one).item()
+    weighted_sum = 4 * loss(one).item()
     parts = (alone(teacher, "logits"), of_labels(teacher), alone(teacher, "cosine"))
-    assert found == pytest.approx(5 * parts[0] + 2 * parts[1] + parts[2], rel=1e-4)
+    assert weighted_sum == pytest.approx(5 * parts[0] + 2 * parts[1] + parts[2], rel=1e-4)
     assert min(parts) > 0.01
 
 
 def test_weights_are_one_where_none_are_given(teacher: Teacher) -> None:
-    found = loss(recovery(teacher, objectives=["logits", "cosine"], hard_label_weight=0.25)).item()
+    total = loss(recovery(teacher, objectives=["logits", "cosine"], hard_label_weight=0.25)).item()
     expected = 0.25 * of_labels(teacher) + 0.75 * (
         alone(teacher, "logits") + alone(teacher, "cosine")
     )
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert total == pytest.approx(expected, rel=1e-4)
 
 
 def test_the_loss_of_labels_is_theirs(teacher: Teacher) -> None:

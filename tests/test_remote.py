@@ -116,8 +116,8 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def scores(model: Path) -> str:
     """Of this machine."""
-    found: str = ask(LocalHost(), SCORE, [model], [BATCH])["npy"]
-    return found
+    encoded: str = ask(LocalHost(), SCORE, [model], [BATCH])["npy"]
+    return encoded
 
 
 @pytest.fixture(autouse=True)
@@ -170,7 +170,7 @@ def is_running(pid: str) -> bool:
 def test_a_board_describes_itself(reach: Reach) -> None:
     here = ask(LocalHost(), DESCRIBE)
     with reach() as board:
-        found = ask(board, DESCRIBE)
+        there = ask(board, DESCRIBE)
     for key in (
         "system",
         "cpu",
@@ -181,7 +181,7 @@ def test_a_board_describes_itself(reach: Reach) -> None:
         "onnxruntime",
         "providers",
     ):
-        assert found[key] == here[key]
+        assert there[key] == here[key]
 
 
 def test_scores_are_those_of_this_machine_bit_for_bit(
@@ -201,12 +201,12 @@ def test_models_are_timed_in_turn(reach: Reach, model: Path) -> None:
     }
     with reach() as board:
         request = SCORE | shape | {"action": "time", "seconds": 0.0, "memory": [True, False]}
-        found = ask(board, request, [model, model])
+        answer = ask(board, request, [model, model])
     assert (
-        np.shape(found["wall_ms"]) == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
-        and np.min(found["wall_ms"]) > 0
+        np.shape(answer["wall_ms"]) == (agent.FEWEST_PROCESSES, agent.FEWEST_ROUNDS, 2)
+        and np.min(answer["wall_ms"]) > 0
     )
-    assert found["memory_bytes"][0] > 0 and found["memory_bytes"][1] is None
+    assert answer["memory_bytes"][0] > 0 and answer["memory_bytes"][1] is None
 
 
 def test_the_folder_is_private_and_gone_after_close(reach: Reach, tmp_path: Path) -> None:

@@ -291,9 +291,9 @@ def test_a_board_that_forgot_its_folder_gets_it_again_for_a_file(quick: str) -> 
 def test_the_agent_gets_the_environment_that_it_has_here(tmp_path: Path) -> None:
     python = script(tmp_path / "python", "env; cat")
     with Board("cmd:sh -c", python) as board:
-        found = board.run_agent('{"action": "none"}').splitlines()
-    assert {f"{name}={value}" for name, value in AGENT_ENVIRONMENT.items()} <= set(found)
-    assert found[-1] == '{"action": "none"}'
+        output_lines = board.run_agent('{"action": "none"}').splitlines()
+    assert {f"{name}={value}" for name, value in AGENT_ENVIRONMENT.items()} <= set(output_lines)
+    assert output_lines[-1] == '{"action": "none"}'
 
 
 def test_closing_is_quiet_when_the_device_is_gone(quick: str, tmp_path: Path) -> None:

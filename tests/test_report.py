@@ -79,14 +79,14 @@ def member(number: int, ms: float, drop: float) -> Member:
     return Member(f"t{number:03}", settings, quality, timing, 10**6, f"models/t{number:03}", SIZES)
 
 
-def estimated(found: Member, factor: float) -> Member:
+def estimated(measured: Member, factor: float) -> Member:
     """The same model on a device known from its datasheet, so many times slower."""
-    ms = factor * found.latency_ms.value
+    ms = factor * measured.latency_ms.value
     latency = Latency(ms, ms, ms, (ms, ms), 0, basis="datasheet")
     return replace(
-        found,
+        measured,
         timing=Timing(
-            latency, found.speedup, (found.speedup, found.speedup), memory_bytes=3_000_000
+            latency, measured.speedup, (measured.speedup, measured.speedup), memory_bytes=3_000_000
         ),
     )
 
@@ -106,10 +106,10 @@ ESTIMATED = Front(
 )
 
 
-def trial(found: Member, scores: dict[str, Score], predicted: dict[str, float]) -> Trial:
+def trial(front_member: Member, scores: dict[str, Score], predicted: dict[str, float]) -> Trial:
     return Trial(
-        int(found.id[1:]),
-        found.candidate,
+        int(front_member.id[1:]),
+        front_member.candidate,
         "complete",
         SIZES,
         None,
@@ -158,22 +158,20 @@ def page_of(run: Run) -> str:
 
 
 def script_value(page: str, name: str) -> Any:
-    found = re.search(rf"const {name} = (.*);\n", page)
-    assert found is not None
-    return json.loads(found[1])
+    match = re.search(rf"const {name} = (.*);\n", page)
+    assert match is not None
+    return json.loads(match[1])
 
 
 def section(page: str, index: int) -> str:
-    found = re.search(rf'<section id="device-{index}"(.*?)</section>', page, re.DOTALL)
-    assert found is not None
-    return found[1]
+    match = re.search(rf'<section id="device-{index}"(.*?)</section>', page, re.DOTALL)
+    assert match is not None
+    return match[1]
 
 
 def row(page: str, id: str) -> dict[str, str]:
     """Cells of a table's row by the heads of their columns."""
-    table = next(
-        found for found in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in found
-    )
+    table = next(body for body in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in body)
     [cells] = re.findall(rf'<tr id="{id}"[^>]*>(.*?)</tr>', table)
     return dict(
         zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True)
@@ -201,20 +199,20 @@ def test_members_that_count_nothing_do_not_stretch_the_picture() -> None:
 
 
 def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
-    def spoken(found: Member) -> Member:
-        others = tuple(replace(found.timing, phase=phase) for phase in ("prefill", "end-to-end"))
-        return replace(found, timing=replace(found.timing, phase="decode", others=others))
+    def spoken(original: Member) -> Member:
+        others = tuple(replace(original.timing, phase=phase) for phase in ("prefill", "end-to-end"))
+        return replace(original, timing=replace(original.timing, phase="decode", others=others))
 
     members = tuple(spoken(member) for member in FRONT.members)
     front = replace(FRONT, baseline=spoken(FRONT.baseline), members=members)
     page = page_of(start(tmp_path / "run", DESCRIPTION, [front]))
     statistic = front.baseline.latency_ms.statistic
     assert f"decode latency, ms ({statistic})" in page
-    found = row(page, "row-0-t001")
+    cells = row(page, "row-0-t001")
     for name in ("prefill", "end-to-end"):
         assert (
-            found[f"{name} ms, speedup"]
-            == f"{found[f'decode ms ({statistic})']}, {found['speedup']}"
+            cells[f"{name} ms, speedup"]
+            == f"{cells[f'decode ms ({statistic})']}, {cells['speedup']}"
         )
 
 
@@ -335,12 +333,12 @@ def test_estimates_are_called_estimates_and_measurements_are_not(pair: Run) -> N
         "ESTIMATES from published peaks of the device (its &lt;datasheet&gt;, 2026-01-31)"
         in guessed
     )
-    found = row(page, "row-1-t002")
+    cells = row(page, "row-1-t002")
     assert (
-        found["ms (estimated)"],
-        found["speedup"],
-        found["95 % interval"],
-        found["peak MB"],
+        cells["ms (estimated)"],
+        cells["speedup"],
+        cells["95 % interval"],
+        cells["peak MB"],
     ) == ("~20.00", "~3.00x", "-", "~3")
     assert "<th>ms (median)</th>" in measured and "<th>ms (median)</th>" not in guessed
     assert "ESTIMATE" not in measured and "~" not in re.sub(
@@ -358,8 +356,8 @@ def test_without_size_the_page_knows_latency_only(run: Run) -> None:
 SIZES_MB = {"t000": 4.0, "t001": 2.0, "t002": 1.0, "t003": 0.5}
 
 
-def of_size(found: Member) -> Member:
-    return replace(found, weight_bytes=int(1e6 * SIZES_MB[found.id]))
+def of_size(front_member: Member) -> Member:
+    return replace(front_member, weight_bytes=int(1e6 * SIZES_MB[front_member.id]))
 
 
 def sized_page(run: Run, objectives: tuple[str, ...]) -> str:
@@ -422,7 +420,7 @@ def test_an_empty_front_shows_the_baseline(run: Run) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "found"),
+    ("content", "complaint"),
     [
         ("", r"missing or damaged: JSONDecodeError\('Expecting value: line 1 column 1 .+"),
         ('{\n"inputs": ', r"missing or damaged: JSONDecodeError\('Expecting value: line 2 .+"),
@@ -434,10 +432,10 @@ def test_an_empty_front_shows_the_baseline(run: Run) -> None:
         (None, "missing or damaged: FileNotFoundError.+"),
     ],
 )
-def test_a_damaged_run_is_one_clear_line(run: Run, content: str | None, found: str) -> None:
+def test_a_damaged_run_is_one_clear_line(run: Run, content: str | None, complaint: str) -> None:
     path = run.folder / "run.json"
     path.unlink() if content is None else path.write_text(content)
-    with pytest.raises(UserError, match=rf"^{path} is {found}$"):
+    with pytest.raises(UserError, match=rf"^{path} is {complaint}$"):
         write_report(run.folder)
 
 

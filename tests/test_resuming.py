@@ -350,7 +350,7 @@ def test_a_full_disk_is_said_and_the_run_resumable(
                 tiny_model, data_file, "cpu-1-thread", space(), out, trials=2, connect=SizeDevice
             )
     assert len(Run(out).trials()) == 1
-    found = search(
+    resumed = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -360,7 +360,7 @@ def test_a_full_disk_is_said_and_the_run_resumable(
         connect=SizeDevice,
         resume=True,
     )
-    assert len(found.trials) == 6
+    assert len(resumed.trials) == 6
 
 
 def test_resuming_with_fewer_trials_loses_nothing(

@@ -181,7 +181,7 @@ def test_devices_that_answer_alike_are_asked_once(
 def test_a_device_that_answers_otherwise_has_a_quality_of_its_own(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -190,17 +190,17 @@ def test_a_device_that_answers_otherwise_has_a_quality_of_its_own(
         trials=1,
         connect=Farm(Contrary),
     )
-    for trial in found.trials:
+    for trial in outcome.trials:
         here, there = trial.scores[CPU].quality, trial.scores["old"].quality
         assert here is not None and there is not None
         assert there.validation == pytest.approx(1 - here.validation)
         assert there.drop_validation == pytest.approx(-here.drop_validation)
         assert trial.rungs[-1] == (0, max(here.drop_validation, there.drop_validation))
-    for front in found.fronts.values():
+    for front in outcome.fronts.values():
         for member in front.members:
-            recorded = facts(found.run / member.path)["scores"][front.hardware["name"]]
+            recorded = facts(outcome.run / member.path)["scores"][front.hardware["name"]]
             assert recorded["quality"]["test"] == member.quality.test
-    tested = [front.baseline.quality.test for front in found.fronts.values()]
+    tested = [front.baseline.quality.test for front in outcome.fronts.values()]
     assert tested[0] is not None and tested[1] == pytest.approx(1 - tested[0])
 
 
@@ -251,7 +251,7 @@ def test_a_budget_of_one_device_is_that_devices_alone(
     """Twice as fast on the old device is a single layer in fp32 alone; where bytes count, int8 is
     faster than that."""
     budgets = {"old": Limits(min_speedup=2)}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -262,17 +262,17 @@ def test_a_budget_of_one_device_is_that_devices_alone(
         sampler="random",
         budgets=budgets,
     )
-    assert [front.budget for front in found.fronts.values()] == [{}, {"min_speedup": 2}]
-    recorded = json.loads((found.run / "run.json").read_text())["inputs"]["budgets"]
+    assert [front.budget for front in outcome.fronts.values()] == [{}, {"min_speedup": 2}]
+    recorded = json.loads((outcome.run / "run.json").read_text())["inputs"]["budgets"]
     assert recorded == {CPU: {}, "old": {"min_speedup": 2}}
-    assert found.fronts["old"].members and [m.speedup for m in found.fronts["old"].members] == [2.5]
+    assert [m.speedup for m in outcome.fronts["old"].members] == [2.5]
     beyond = [
         m
-        for m in found.front.members
-        if found.trials[int(m.id[1:])].scores["old"].timing.speedup < 2
+        for m in outcome.front.members
+        if outcome.trials[int(m.id[1:])].scores["old"].timing.speedup < 2
     ]
     assert beyond, "a model that misses the old device's budget is still one for the other device"
-    assert {trial.state for trial in found.trials} == {"complete"}
+    assert {trial.state for trial in outcome.trials} == {"complete"}
 
 
 def test_over_budget_is_what_misses_the_limits_of_every_device(
@@ -281,7 +281,7 @@ def test_over_budget_is_what_misses_the_limits_of_every_device(
     """int8 meets the first one, up to two layers in fp32 the second; three and four in fp32 meet
     neither."""
     budgets = {CPU: Limits(max_latency_ms=20.0), "old": Limits(max_latency_ms=3.0)}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -292,24 +292,24 @@ def test_over_budget_is_what_misses_the_limits_of_every_device(
         sampler="random",
         budgets=budgets,
     )
-    states = {(scheme(t), len(t.sizes["layers"])): t.state for t in found.trials[1:] if t.sizes}
+    states = {(scheme(t), len(t.sizes["layers"])): t.state for t in outcome.trials[1:] if t.sizes}
     assert states == {
         **{("int8-dynamic", layers): "complete" for layers in (1, 2, 3, 4)},
         **{("fp32", layers): "complete" for layers in (1, 2)},
         ("fp32", 3): "over-budget",
     }
-    assert {scheme(m) for m in found.front.members} == {"int8-dynamic"}
-    assert all(member.latency_ms.value <= 3.0 for member in found.fronts["old"].members)
-    [trial] = [trial for trial in found.trials if trial.state == "over-budget"]
+    assert {scheme(m) for m in outcome.front.members} == {"int8-dynamic"}
+    assert all(member.latency_ms.value <= 3.0 for member in outcome.fronts["old"].members)
+    [trial] = [trial for trial in outcome.trials if trial.state == "over-budget"]
     assert trial.reason is not None and CPU in trial.reason and "on old" in trial.reason
-    predicted, baseline = trial.predicted, found.trials[0].scores
+    predicted, baseline = trial.predicted, outcome.trials[0].scores
     assert predicted[CPU] * baseline[CPU].timing.latency_ms.value > 20 and predicted["old"] * 5 > 3
 
 
 def test_a_common_budget_holds_on_devices_without_one_of_their_own(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -320,7 +320,7 @@ def test_a_common_budget_holds_on_devices_without_one_of_their_own(
         budget=Limits(max_drop=100),
         budgets={"old": Limits(max_drop=99, max_latency_ms=99.0)},
     )
-    assert [front.budget for front in found.fronts.values()] == [
+    assert [front.budget for front in outcome.fronts.values()] == [
         {"max_drop": 100, "confidence": 0.9},
         {"max_latency_ms": 99.0, "max_drop": 99, "confidence": 0.9},
     ]
@@ -351,7 +351,7 @@ def test_of_two_devices_one_may_have_no_model(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     budgets = {CPU: Limits(max_latency_ms=1e-3)}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -362,14 +362,14 @@ def test_of_two_devices_one_may_have_no_model(
         sampler="random",
         budgets=budgets,
     )
-    assert found.front.members == () and found.fronts["old"].members
+    assert outcome.front.members == () and outcome.fronts["old"].members
 
 
 def test_what_a_device_cannot_run_fails_the_trial_and_the_search_goes_on(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     farm = Farm(NoInt8)
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         BOTH,
@@ -380,16 +380,16 @@ def test_what_a_device_cannot_run_fails_the_trial_and_the_search_goes_on(
         sampler="random",
     )
     states = {
-        (scheme(t), len(t.sizes["layers"])): (t.state, t.reason) for t in found.trials if t.sizes
+        (scheme(t), len(t.sizes["layers"])): (t.state, t.reason) for t in outcome.trials if t.sizes
     }
     assert states == {
         **{("fp32", layers): ("complete", None) for layers in (1, 2, 3, 4)},
         **{("int8-dynamic", layers): ("failed", "no int8 here") for layers in (1, 2, 3, 4)},
     }
     assert all(
-        scheme(member) == "fp32" for front in found.fronts.values() for member in front.members
+        scheme(member) == "fp32" for front in outcome.fronts.values() for member in front.members
     )
-    assert all(front.members for front in found.fronts.values())
+    assert all(front.members for front in outcome.fronts.values())
     assert farm.closed == {CPU: 1, "old": 1}
 
 
@@ -506,7 +506,7 @@ def test_number_formats_without_gain_on_any_device_are_not_searched(
 
     values = {"quantization": {"scheme": ["fp32", "fp16", "int8-static"]}}
     profile = replace(HardwareProfile.load(CPU), **hardware)
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         profile,
@@ -515,7 +515,7 @@ def test_number_formats_without_gain_on_any_device_are_not_searched(
         connect=SizeDevice,
         listener=Hearing(99),
     )
-    assert sorted({scheme(trial) for trial in found.trials}) == tried
+    assert sorted({scheme(trial) for trial in outcome.trials}) == tried
     [gone] = {"fp16", "int8-static"} - set(tried)
     assert f"{gone} not searched: no gain on cpu-1-thread by its profile" in stages
 
@@ -524,7 +524,7 @@ def test_at_the_tasks_own_lengths(tiny_model: Path, data_file: Path, tmp_path: P
     """Eight lengths, as the validation split has them; a measurement of an exported folder takes
     them from there."""
     profile = HardwareProfile.load("cpu-1-thread-task")
-    found = search(
+    outcome = search(
         tiny_model, data_file, profile, space(ONE), tmp_path / "run", trials=1, connect=SizeDevice
     )
     from transformers import AutoTokenizer
@@ -535,8 +535,8 @@ def test_at_the_tasks_own_lengths(tiny_model: Path, data_file: Path, tmp_path: P
         len(tokenizer(text, truncation=True, max_length=64)["input_ids"]) for text in texts
     )
     expected = [ordered[int((i + 0.5) * len(ordered) / 8)] for i in range(8)]
-    assert found.front.hardware["lengths"] == expected
-    assert facts(found.run / "models/t000")["scores"]["cpu-1-thread-task"]["lengths"] == expected
+    assert outcome.front.hardware["lengths"] == expected
+    assert facts(outcome.run / "models/t000")["scores"]["cpu-1-thread-task"]["lengths"] == expected
 
 
 def test_a_device_that_does_not_say_how_busy_it_is(
@@ -549,10 +549,10 @@ def test_a_device_that_does_not_say_how_busy_it_is(
         device.fingerprint["busy_cores"] = None
         return device
 
-    found = search(
+    outcome = search(
         tiny_model, data_file, CPU, space(ONE), tmp_path / "run", trials=1, connect=silent
     )
-    assert len(found.trials) == 2
+    assert len(outcome.trials) == 2
 
 
 def test_other_processes_on_a_device_are_named(

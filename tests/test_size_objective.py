@@ -111,7 +111,7 @@ def test_a_model_that_is_too_large_is_over_budget(
         "recovery": {"steps": 40},
         "quantization": {"scheme": ["fp32", "int8-dynamic"]},
     }
-    found = search(
+    search_result = search(
         tiny_model,
         data_file,
         "cpu-1-thread",
@@ -121,9 +121,9 @@ def test_a_model_that_is_too_large_is_over_budget(
         budget=Limits(**limit),
         connect=SizeDevice,
     )
-    states = {scheme(trial): trial for trial in found.trials[1:]}
+    states = {scheme(trial): trial for trial in search_result.trials[1:]}
     refused, made = states["fp32"], states["int8-dynamic"]
-    size, uncut = refused.weight_bytes or 0, found.trials[0].weight_bytes or 0
+    size, uncut = refused.weight_bytes or 0, search_result.trials[0].weight_bytes or 0
     reasons = {
         "max_bytes": f"a file of {size / 1e6:.3g} MB, the limit is 2",
         "min_compression": f"{uncut / size:.2f}x smaller, the limit is 3x",
@@ -131,8 +131,8 @@ def test_a_model_that_is_too_large_is_over_budget(
     assert refused.reason == reasons[next(iter(limit))]
     assert (refused.state, refused.rungs, refused.path) == ("over-budget", (), None)
     assert made.state == "complete"
-    assert [member.id for member in found.front.members] == [made.id]
-    assert found.front.budget == limit
+    assert [member.id for member in search_result.front.members] == [made.id]
+    assert search_result.front.budget == limit
 
 
 def test_a_size_that_no_candidate_has(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:

@@ -38,13 +38,13 @@ def test_reductions_by_hand() -> None:
 def test_shapes_do_not_depend_on_the_start(name: str, start: str, structure: Structure) -> None:
     model, family = build(name), MODELS[name].family
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    found, expected = family.cut(model, structure, start), family.cut(model, structure)
+    smaller, expected = family.cut(model, structure, start), family.cut(model, structure)
     shapes = [
-        {key: value.shape for key, value in one.state_dict().items()} for one in (found, expected)
+        {key: value.shape for key, value in one.state_dict().items()} for one in (smaller, expected)
     ]
     assert shapes[0] == shapes[1]
-    assert all(value.is_contiguous() for value in found.state_dict().values())
-    assert torch.isfinite(logits(found)).all()
+    assert all(value.is_contiguous() for value in smaller.state_dict().values())
+    assert torch.isfinite(logits(smaller)).all()
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
 
 
@@ -72,12 +72,12 @@ def test_pooled_units_are_averages_of_neighbours(name: str) -> None:
                 family.weights(smaller, i, kind),
                 strict=True,
             )
-            for whole, found in pairs:
-                torch.testing.assert_close(found.reshape(left, -1), windows(whole, units, left))
+            for whole, averaged in pairs:
+                torch.testing.assert_close(averaged.reshape(left, -1), windows(whole, units, left))
 
 
 @pytest.mark.parametrize(
-    ("name", "whole", "found"),
+    ("name", "whole", "averaged"),
     [
         (
             "bert",
@@ -97,23 +97,23 @@ def test_pooled_units_are_averages_of_neighbours(name: str) -> None:
         ),
     ],
 )
-def test_biases_are_averaged_with_their_units(name: str, whole: str, found: str) -> None:
+def test_biases_are_averaged_with_their_units(name: str, whole: str, averaged: str) -> None:
     model = build(name)
     smaller = MODELS[name].family.cut(model, HALF, "pooled")
     expected = windows(model.get_parameter(whole), FFN, 5).flatten()
-    torch.testing.assert_close(smaller.get_parameter(found), expected)
+    torch.testing.assert_close(smaller.get_parameter(averaged), expected)
 
 
 def test_each_part_of_the_fused_matrix_is_pooled_by_itself() -> None:
     model = build("gpt2")
     bias = model.get_parameter("transformer.h.0.attn.c_attn.bias")
-    found = (
+    pooled_bias = (
         MODELS["gpt2"]
         .family.cut(model, HALF, "pooled")
         .get_parameter("transformer.h.0.attn.c_attn.bias")
     )
     expected = torch.cat([windows(part, HEADS, 2).flatten() for part in bias.chunk(3)])
-    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(pooled_bias, expected)
 
 
 def outside(model: nn.Module, blocks: list[nn.Module]) -> dict[str, Tensor]:
@@ -152,7 +152,7 @@ def test_all_heads_stay_heads() -> None:
     last."""
     model, family = build("gpt2"), MODELS["gpt2"].family
     same = Structure((Layer(1, ALL_HEADS, ALL_FFN),))
-    found = {start: logits(family.cut(model, same, start)) for start in STARTS}
-    assert torch.equal(found["copied"], found["pooled"]) and not torch.equal(
-        found["copied"], found["embeddings"]
+    by_start = {start: logits(family.cut(model, same, start)) for start in STARTS}
+    assert torch.equal(by_start["copied"], by_start["pooled"]) and not torch.equal(
+        by_start["copied"], by_start["embeddings"]
     )

@@ -26,6 +26,6 @@ def test_sizes_in_words() -> None:
 
 def test_of_sizes_alone_the_shapes_come_back() -> None:
     cut = Structure((Layer(0, (1, 3), (5,)), Layer(4, (), (0, 2))))
-    found = Structure.of_sizes(cut.sizes())
-    assert found == Structure((Layer(0, (0, 1), (0,)), Layer(4, (), (0, 1))))
-    assert found.sizes() == cut.sizes()
+    restored = Structure.of_sizes(cut.sizes())
+    assert restored == Structure((Layer(0, (0, 1), (0,)), Layer(4, (), (0, 1))))
+    assert restored.sizes() == cut.sizes()

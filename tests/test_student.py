@@ -75,9 +75,9 @@ def planned(teacher: Teacher, candidate: Candidate) -> Plan:
 
 def chosen(**settings: Any) -> dict[str, Any]:
     """A cut, and training of so many steps."""
-    found: dict[str, Any] = {"recovery.steps": STEPS, "recovery.learning_rate": 1e-2, **CUT}
-    found |= {f"{kind}.importance": "magnitude" for kind in ("heads", "ffn")}
-    return found | {name.replace("__", "."): value for name, value in settings.items()}
+    defaults: dict[str, Any] = {"recovery.steps": STEPS, "recovery.learning_rate": 1e-2, **CUT}
+    defaults |= {f"{kind}.importance": "magnitude" for kind in ("heads", "ffn")}
+    return defaults | {name.replace("__", "."): value for name, value in settings.items()}
 
 
 class Bench:
@@ -194,9 +194,9 @@ def test_what_is_read_back_is_what_was_written(
     model = first(teacher.model, teacher.family, plan, "copied")
     Student(tmp_path / "s", plan, config_of(teacher.model)).begun(model)
     torch.manual_seed(1)
-    found = Student.load(tmp_path / "s")
-    loaded = found.model()
-    assert found.plan == plan and type(loaded) is type(teacher.model)
+    loaded_student = Student.load(tmp_path / "s")
+    loaded = loaded_student.model()
+    assert loaded_student.plan == plan and type(loaded) is type(teacher.model)
     assert same(loaded, model.eval())
     assert sum(p.numel() for p in loaded.parameters()) == sum(p.numel() for p in model.parameters())
     with torch.inference_mode():
@@ -289,8 +289,8 @@ def test_candidates_that_come_to_the_same_are_one_student(
     cut = Plan("bert", Structure(full.structure.layers[:2]))
 
     def name(plan: Plan, **settings: Any) -> str:
-        found = {key.replace("__", "."): value for key, value in settings.items()}
-        return name_of(teacher, plan, SETTINGS.candidate(found), "teacher", 0)
+        choices = {key.replace("__", "."): value for key, value in settings.items()}
+        return name_of(teacher, plan, SETTINGS.candidate(choices), "teacher", 0)
 
     half = {"layers__keep": 0.5, "recovery__steps": 9}
     assert name(cut, **half) == name(cut, **half, ffn__keep=0.9, ffn__importance="magnitude")

@@ -60,7 +60,7 @@ def request(task: Any, **options: Any) -> Request:
 def test_a_task_of_ones_own_is_searched(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     values = {"layers": {"keep": 0.5}}
     arguments: dict[str, Any] = {"trials": 1, "connect": SizeDevice}
-    found = search(
+    outcome = search(
         tiny_model,
         data_file,
         CPU,
@@ -70,7 +70,7 @@ def test_a_task_of_ones_own_is_searched(tiny_model: Path, data_file: Path, tmp_p
         tested=17,
         **arguments,
     )
-    assert found.front.baseline.quality.n_test == 17
+    assert outcome.front.baseline.quality.n_test == 17
     inputs = json.loads((tmp_path / "run" / "run.json").read_text(encoding="utf-8"))["inputs"]
     assert (inputs["task"], inputs["tested"]) == ("few-tests", 17)
 
@@ -99,15 +99,15 @@ def test_a_task_of_ones_own_is_searched(tiny_model: Path, data_file: Path, tmp_p
 def test_a_mistake_in_the_task_is_one_line(
     task: Any, options: dict[str, Any], message: str
 ) -> None:
-    with pytest.raises(UserError) as found:
+    with pytest.raises(UserError) as caught:
         request(task, **options)
-    assert str(found.value).startswith(message) and "\n" not in str(found.value)
+    assert str(caught.value).startswith(message) and "\n" not in str(caught.value)
 
 
 def test_options_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     """By their own names, columns together; what is None was not given."""
     monkeypatch.setattr(session, "search_for", lambda request, *_: request)
-    found: Any = search(
+    search_request: Any = search(
         "model",
         "data.csv",
         CPU,
@@ -118,12 +118,12 @@ def test_options_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
         stride=None,
         seed=3,
     )
-    assert found.options == {
+    assert search_request.options == {
         "text-column": "body",
         "label-column": "stars",
         "unlabeled": "more.txt",
     }
-    assert found.seed == 3
+    assert search_request.seed == 3
     with pytest.raises(UserError, match="--speed is unknown; the options of text-classification"):
         search("model", "data.csv", CPU, space(), "run", speed=3)
 

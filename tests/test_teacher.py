@@ -146,9 +146,9 @@ def refused(call: Any, *arguments: Any) -> str:
 def test_a_classifier_loads_as_it_was_saved(tiny_model: Path) -> None:
     model = load_classifier(str(tiny_model), None)
     stored = load_file(tiny_model / "model.safetensors")
-    found = model.state_dict()
-    assert stored.keys() <= found.keys() and all(
-        torch.equal(found[name], value) for name, value in stored.items()
+    loaded = model.state_dict()
+    assert stored.keys() <= loaded.keys() and all(
+        torch.equal(loaded[name], value) for name, value in stored.items()
     )
     assert not model.training and {parameter.dtype for parameter in model.parameters()} == {
         torch.float32
@@ -374,11 +374,11 @@ def test_a_fine_tuned_teacher_is_kept_and_found_again(
 def test_fine_tuning_repeats_with_its_seed(
     tiny_model: Path, task: TextClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found = []
+    teachers = []
     for name in ("one", "two"):
         monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / name))
-        found.append(finetuned(load_classifier(str(tiny_model), task.labels), task, 3))
-    assert same_weights(*found)
+        teachers.append(finetuned(load_classifier(str(tiny_model), task.labels), task, 3))
+    assert same_weights(*teachers)
 
 
 def test_other_data_is_another_teacher(
@@ -396,8 +396,8 @@ def test_fewer_examples_than_a_batch_can_be_learned(
     tiny_model: Path, task: TextClassification, cache: Path
 ) -> None:
     few = Split(task.train.rows[:20], np.arange(20) % 2)
-    found = finetuned(load_classifier(str(tiny_model), task.labels), replace(task, train=few), 0)
-    assert not same_weights(found, load_classifier(str(tiny_model), task.labels))
+    trained = finetuned(load_classifier(str(tiny_model), task.labels), replace(task, train=few), 0)
+    assert not same_weights(trained, load_classifier(str(tiny_model), task.labels))
 
 
 @pytest.mark.parametrize(

@@ -142,14 +142,14 @@ def test_stronger_never_keeps_more(technique: StructuralTechnique, structure: St
     ]
     assert len(strengths) >= 4
     for chosen in variants(technique):
-        found = [
+        structures = [
             refined(technique, structure, **{keep: strength}, **chosen) for strength in strengths
         ]
-        counts = [len(units(one)) for one in found]
+        counts = [len(units(one)) for one in structures]
         assert counts == sorted(counts, reverse=True) and counts[-1] < counts[0] == len(
             units(structure)
         )
-        assert all(units(one) <= units(structure) for one in found)
+        assert all(units(one) <= units(structure) for one in structures)
 
 
 @each_technique
@@ -157,11 +157,11 @@ def test_stronger_never_keeps_more(technique: StructuralTechnique, structure: St
 def test_what_is_kept_stays_in_order(technique: StructuralTechnique, structure: Structure) -> None:
     keep = keep_setting(technique)
     for chosen in variants(technique):
-        found = refined(technique, structure, **{keep: 0.5}, **chosen)
-        assert [layer.source for layer in found.layers] == sorted(
-            {layer.source for layer in found.layers}
+        kept = refined(technique, structure, **{keep: 0.5}, **chosen)
+        assert [layer.source for layer in kept.layers] == sorted(
+            {layer.source for layer in kept.layers}
         )
-        for layer in found.layers:
+        for layer in kept.layers:
             assert list(layer.heads) == sorted(set(layer.heads)) and list(layer.ffn) == sorted(
                 set(layer.ffn)
             )
@@ -178,13 +178,13 @@ def test_weaker_pruning_contains_stronger(
     keep = keep_setting(technique)
     section = keep.partition(".")[0]
     chosen = {f"{section}.allocation": allocation, f"{section}.importance": criterion}
-    found = [units(refined(technique, FULL, **{keep: share}, **chosen)) for share in STRENGTHS]
-    assert all(stronger <= weaker for weaker, stronger in pairwise(found))
+    kept_units = [units(refined(technique, FULL, **{keep: share}, **chosen)) for share in STRENGTHS]
+    assert all(stronger <= weaker for weaker, stronger in pairwise(kept_units))
 
 
 def test_nothing_kept_of_either_unit() -> None:
-    found = resolved({"heads.keep": 0, "ffn.keep": 0})
-    assert found.head_counts == found.ffn_widths == (0,) * 5
+    structure = resolved({"heads.keep": 0, "ffn.keep": 0})
+    assert structure.head_counts == structure.ffn_widths == (0,) * 5
 
 
 @pytest.mark.parametrize(
@@ -198,8 +198,8 @@ def test_nothing_kept_of_either_unit() -> None:
     ],
 )
 def test_layers_kept_by_share_and_by_list(keep: Value, sources: list[int]) -> None:
-    found = refined(STRUCTURAL[0], FULL, layers__keep=keep)
-    assert found == Structure(tuple(FULL.layers[i] for i in sources))
+    structure = refined(STRUCTURAL[0], FULL, layers__keep=keep)
+    assert structure == Structure(tuple(FULL.layers[i] for i in sources))
 
 
 @pytest.mark.parametrize("keep", [0, 1.5, -0.5, [], [1, 0], [1, 1], [-1], [0.5], True, "half"])
@@ -230,8 +230,10 @@ def test_layers_go_first_and_the_rest_is_ranked_by_what_is_left() -> None:
         {"layers.keep": [1, 2, 3], "heads.keep": 0.5, "ffn.keep": 0.5, "ffn.allocation": "uniform"}
     )
     knowledge = Knowledge({"fisher": Importance(heads, ffn)})
-    found = resolve(Plan("bert", full), candidate, knowledge).structure
-    assert found == Structure((Layer(1, (0, 1), (1,)), Layer(2, (), (1,)), Layer(3, (0,), (1,))))
+    structure = resolve(Plan("bert", full), candidate, knowledge).structure
+    assert structure == Structure(
+        (Layer(1, (0, 1), (1,)), Layer(2, (), (1,)), Layer(3, (0,), (1,)))
+    )
 
 
 def test_uncut_candidate_resolves_to_the_full_plan() -> None:
@@ -243,10 +245,10 @@ def test_pruning_by_latency_comes_after_the_layers_and_in_place_of_the_shares() 
     """Three layers take 128; three quarters of that stay, whatever share of heads and neurons is
     asked for."""
     chosen = {"layers.keep": [0, 2, 3], "width.latency": 0.75, "heads.keep": 0.5, "ffn.keep": 0.25}
-    found = resolved(chosen)
-    assert [layer.source for layer in found.layers] == [0, 2, 3]
-    assert 96 - 3 < latency(found) <= 96
-    assert found == resolved({"layers.keep": [0, 2, 3], "width.latency": 0.75})
+    structure = resolved(chosen)
+    assert [layer.source for layer in structure.layers] == [0, 2, 3]
+    assert 96 - 3 < latency(structure) <= 96
+    assert structure == resolved({"layers.keep": [0, 2, 3], "width.latency": 0.75})
 
 
 class Counting(Technique):
@@ -265,9 +267,9 @@ class Counting(Technique):
 def test_techniques_apply_in_their_order_and_may_leave_parts(first: bool, counted: int) -> None:
     techniques = (Counting(), *TECHNIQUES) if first else (*TECHNIQUES, Counting())
     candidate = vocabulary(techniques).candidate({"layers.keep": [0, 3], "counting.on": True})
-    found = resolve(Plan("bert", FULL), candidate, KNOWLEDGE, techniques)
-    assert found.parts == (Left("layers", counted),)
-    assert [layer.source for layer in found.structure.layers] == [0, 3]
+    plan = resolve(Plan("bert", FULL), candidate, KNOWLEDGE, techniques)
+    assert plan.parts == (Left("layers", counted),)
+    assert [layer.source for layer in plan.structure.layers] == [0, 3]
 
 
 class Training(Counting):
@@ -287,6 +289,6 @@ def test_of_the_training_is_how_a_student_begins_and_all_that_trains_it() -> Non
     beside = {"layers.keep": 0.5, "heads.keep": 0.5, "counting.on": True}
     formats = {"quantization.scheme": "int4-weights", "quantization.block_size": 128}
     candidate = vocabulary(techniques).candidate(trained | beside | formats)
-    found = training_of(candidate, techniques)
-    assert found.as_dict() == trained
-    assert found.number("recovery.learning_rate") == candidate.number("recovery.learning_rate")
+    training = training_of(candidate, techniques)
+    assert training.as_dict() == trained
+    assert training.number("recovery.learning_rate") == candidate.number("recovery.learning_rate")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-FOUND = {
+MUST_FAIL = {
     "Techniques": {
         "noisy": {"test_same_seed_same_weights"},
         "widening": {"test_students_never_grow"},
@@ -58,13 +58,13 @@ class Failures:
     """A plugin that keeps what failed: (suite, test, what it ran for)."""
 
     def __init__(self) -> None:
-        self.found: list[tuple[str, str, str]] = []
+        self.failed: list[tuple[str, str, str]] = []
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         if report.failed:
             _, suite, test = report.nodeid.split("::")
             name, _, given = test.partition("[")
-            self.found.append((suite.removeprefix("Test"), name, given))
+            self.failed.append((suite.removeprefix("Test"), name, given))
 
 
 @pytest.fixture(scope="module")
@@ -74,13 +74,13 @@ def failures(tmp_path_factory: pytest.TempPathFactory) -> list[tuple[str, str, s
     plugin = Failures()
     options = ["-q", "--tb=no", "--noconftest", "-p", "no:cacheprovider", "-c", str(settings)]
     pytest.main([str(Path(__file__).with_name("faulty_members.py")), *options], plugins=[plugin])
-    return plugin.found
+    return plugin.failed
 
 
 @pytest.mark.parametrize(
-    ("suite", "member"), [(suite, member) for suite, rows in FOUND.items() for member in rows]
+    ("suite", "member"), [(suite, member) for suite, rows in MUST_FAIL.items() for member in rows]
 )
 def test_faults_are_found(failures: list[tuple[str, str, str]], suite: str, member: str) -> None:
     of_suite = [(test, given) for own, test, given in failures if own == suite]
-    found = {test for test, given in of_suite if member in given}
-    assert FOUND[suite][member] <= found
+    failed = {test for test, given in of_suite if member in given}
+    assert MUST_FAIL[suite][member] <= failed

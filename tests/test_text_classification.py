@@ -48,11 +48,11 @@ def load(
 
 def answers(tokenizer: Any, task: TextClassification) -> dict[str, int]:
     """Label id of each text, by the text as its tokens read."""
-    found = {}
+    label_by_text = {}
     for split in (task.train, task.validation, task.test):
         for row, label in zip(split.rows, split.labels, strict=True):
-            found[tokenizer.decode(row[0], skip_special_tokens=True)] = int(label)
-    return found
+            label_by_text[tokenizer.decode(row[0], skip_special_tokens=True)] = int(label)
+    return label_by_text
 
 
 def test_the_task_is_listed() -> None:

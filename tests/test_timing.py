@@ -101,15 +101,15 @@ TIMES = np.array([14.0, 20.0, 10.0, 17.0, 12.0, 19.0, 11.0, 15.0, 18.0, 13.0, 16
 def test_a_machine_that_wavers_hits_all_models_alike() -> None:
     """The latency is uncertain, the ratio is not: rounds are drawn whole."""
     baseline, timing = summarise([np.stack([TIMES, TIMES / 2], axis=1)], PROFILE)
-    found = baseline.latency_ms
-    assert (found.value, found.p90, found.slowest, found.n) == (15.0, 19.0, 20.0, 11)
+    latency = baseline.latency_ms
+    assert (latency.value, latency.p90, latency.slowest, latency.n) == (15.0, 19.0, 20.0, 11)
     assert (timing.latency_ms.value, timing.latency_ms.p90, timing.latency_ms.slowest) == (
         7.5,
         9.5,
         10.0,
     )
     assert timing.speedup == 2.0 and timing.speedup_interval == (2.0, 2.0)
-    low, high = found.interval
+    low, high = latency.interval
     assert 10 < low < 15 < high < 20
 
 
@@ -134,9 +134,9 @@ def test_the_statistic_is_the_profiles(statistic: str, value: float) -> None:
 def test_more_confidence_is_a_wider_interval() -> None:
     intervals = []
     for confidence in (0.5, 0.8, 0.99):
-        [found] = summarise([TIMES[:, None]], replace(PROFILE, confidence=confidence))
-        assert found.latency_ms.confidence == confidence
-        intervals.append(found.latency_ms.interval)
+        [baseline] = summarise([TIMES[:, None]], replace(PROFILE, confidence=confidence))
+        assert baseline.latency_ms.confidence == confidence
+        intervals.append(baseline.latency_ms.interval)
     assert (
         intervals[2][0]
         < intervals[1][0]
@@ -205,11 +205,11 @@ def test_where_processes_differ_widely_intervals_are_still_of_times() -> None:
         np.tile([4.0, 1.0], (5, 1)),
     ]
     baseline, timing = summarise(processes, PROFILE)
-    for found in (baseline, timing):
-        low, high = found.latency_ms.interval
-        assert 0 < low < found.latency_ms.value < high
-        low, high = found.speedup_interval
-        assert 0 < low <= found.speedup <= high < 20
+    for model_timing in (baseline, timing):
+        low, high = model_timing.latency_ms.interval
+        assert 0 < low < model_timing.latency_ms.value < high
+        low, high = model_timing.speedup_interval
+        assert 0 < low <= model_timing.speedup <= high < 20
 
 
 def answer(wall: list[list[float]], cpu: list[list[float]], clock: str) -> dict[str, Any]:
@@ -307,10 +307,10 @@ def test_longer_texts_take_longer_and_lengths_count_alike(shallow: Path) -> None
 
 def test_a_model_of_few_tokens_can_be_timed(shallow: Path, tmp_path: Path) -> None:
     """Models of proteins and of characters have some 30 tokens."""
-    _, [found] = device().time(
+    _, [timing] = device().time(
         shallow, [graph(tmp_path / "model.onnx", vocabulary=30)], final=False
     )
-    assert found.latency_ms.n >= FEWEST
+    assert timing.latency_ms.n >= FEWEST
 
 
 @pytest.mark.parametrize("final", [False, True], ids=["trial", "final"])
@@ -436,8 +436,8 @@ def test_the_lengths_that_a_profile_wants() -> None:
 
 
 def test_a_profile_of_another_device_is_refused() -> None:
-    found = connect(PROFILE, (32,)).fingerprint
-    here = {key: value for key, value in found.items() if key in FINGERPRINT}
+    fingerprint = connect(PROFILE, (32,)).fingerprint
+    here = {key: value for key, value in fingerprint.items() if key in FINGERPRINT}
     same = replace(PROFILE, fingerprint={**here, "python": "2.7", "memory_bytes": 1})
     assert connect(same, (32,)).lengths == (32,)
     for key, value in (
@@ -471,8 +471,8 @@ def test_models_that_do_not_fit_the_memory_together_are_timed_in_groups(
     files = {size: tmp_path / f"{size}.onnx" for size in (1, 2, 3, 4, 10)}
     for size, file in files.items():
         file.write_bytes(bytes(size))
-    found = grouped([files[size] for size in (1, 2, 3, 4)], files[10], memory)
-    assert found == [[files[size] for size in group] for group in groups]
+    grouped_files = grouped([files[size] for size in (1, 2, 3, 4)], files[10], memory)
+    assert grouped_files == [[files[size] for size in group] for group in groups]
 
 
 def test_without_models_the_baseline_is_a_group_alone(tmp_path: Path) -> None:
@@ -492,7 +492,7 @@ def test_every_group_is_timed_in_turn_with_the_baseline(tmp_path: Path) -> None:
         return timed(baseline, models, final)
 
     device._timed = counted  # type: ignore[method-assign]
-    baseline, found = device.time(files[0], files[1:], final=False)
+    baseline, model_timings = device.time(files[0], files[1:], final=False)
     assert asked == [1, 1]
-    assert baseline.speedup == 1.0 and len(found) == 2
-    assert found[0].speedup > found[1].speedup > 1
+    assert baseline.speedup == 1.0 and len(model_timings) == 2
+    assert model_timings[0].speedup > model_timings[1].speedup > 1

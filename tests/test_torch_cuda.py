@@ -311,7 +311,7 @@ def request(models: int) -> dict[str, Any]:
 def paces(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
     """Milliseconds of each model; filled by tests. Loading takes as many bytes as the name has
     letters."""
-    found: dict[str, float] = {}
+    milliseconds: dict[str, float] = {}
 
     def runner(
         folder: str, precision: str, asked: Mapping[str, Any]
@@ -322,8 +322,8 @@ def paces(monkeypatch: pytest.MonkeyPatch) -> dict[str, float]:
         return run, len(folder)
 
     monkeypatch.setattr(torch_cuda, "_runner", runner)
-    monkeypatch.setattr(torch_cuda, "_block", lambda run, lengths: found[run.__name__])
-    return found
+    monkeypatch.setattr(torch_cuda, "_block", lambda run, lengths: milliseconds[run.__name__])
+    return milliseconds
 
 
 def test_the_answer_is_what_timings_reads(paces: dict[str, float]) -> None:

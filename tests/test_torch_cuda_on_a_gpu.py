@@ -80,16 +80,16 @@ def on_gpu(**change: Any) -> TorchCudaDevice:
 @pytest.mark.parametrize("cuda_graphs", [False, True])
 def test_models_are_timed_on_the_gpu(exports: Exports, cuda_graphs: bool) -> None:
     names = ("half", "bf16", "fp16")
-    baseline, found = on_gpu(cuda_graphs=cuda_graphs).time(
+    baseline, timings = on_gpu(cuda_graphs=cuda_graphs).time(
         exports["baseline"], [exports[name] for name in names], final=False
     )
-    assert [timing.precision for timing in (baseline, *found)] == ["fp32", "fp32", "bf16", "fp16"]
-    for timing in (baseline, *found):
+    assert [timing.precision for timing in (baseline, *timings)] == ["fp32", "fp32", "bf16", "fp16"]
+    for timing in (baseline, *timings):
         assert 0 < timing.latency_ms.value < 100 and timing.latency_ms.n >= 30
         assert timing.speedup_interval[0] <= timing.speedup <= timing.speedup_interval[1]
         assert timing.memory_bytes is not None and 30522 * 32 * 2 < timing.memory_bytes < 1e9
         assert timing.cpu_ms is None
-    half, bf16, _ = found
+    half, bf16, _ = timings
     assert half.speedup > 1.2  # two layers instead of four
     assert baseline.memory_bytes is not None and bf16.memory_bytes is not None
     assert bf16.memory_bytes < 0.8 * baseline.memory_bytes

@@ -35,16 +35,16 @@ def test_the_mask_is_transformers_own(name: str, length: int) -> None:
         "dtype": torch.float32,
     }
     expected = masking_utils.eager_mask(len(mask), length, 5, 5 - length, **given)
-    found = tracing._mask(len(mask), length, 5, 5 - length, **given)
-    assert torch.equal(found.expand_as(expected), expected)
+    traced_mask = tracing._mask(len(mask), length, 5, 5 - length, **given)
+    assert torch.equal(traced_mask.expand_as(expected), expected)
 
 
 def test_a_sliding_window_is_left_to_transformers() -> None:
     function = masking_utils.sliding_window_causal_mask_function(2)
-    found = tracing._mask(
+    traced_mask = tracing._mask(
         1, 4, 4, mask_function=function, attention_mask=torch.ones(1, 4, dtype=torch.bool)
     )
-    assert (found[0, 0] == 0).int().tolist() == [
+    assert (traced_mask[0, 0] == 0).int().tolist() == [
         [1, 0, 0, 0],
         [1, 1, 0, 0],
         [0, 1, 1, 0],

@@ -98,13 +98,13 @@ def test_same_seed_same_batches() -> None:
 @pytest.mark.parametrize(("steps", "warm_up"), [(100, 10), (50, 5), (400, 20), (5, 1), (1, 1)])
 def test_learning_rate_rises_then_falls_to_zero(model: nn.Module, steps: int, warm_up: int) -> None:
     optimizer, bias = Optimizer(model, 0.5, steps), model.get_parameter("classifier.bias")
-    found = []
+    rates = []
     for _ in range(steps + 1):
         optimizer.step(bias.sum())
-        found.append([part.param_groups[0]["lr"] for part in optimizer.parts])
+        rates.append([part.param_groups[0]["lr"] for part in optimizer.parts])
     expected = [0.5 * min((step + 1) / warm_up, 1 - step / steps) for step in range(steps + 1)]
-    np.testing.assert_allclose(found, np.stack([expected, expected], axis=1), rtol=1e-12)
-    assert found[-1] == [0, 0]
+    np.testing.assert_allclose(rates, np.stack([expected, expected], axis=1), rtol=1e-12)
+    assert rates[-1] == [0, 0]
 
 
 def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.Module) -> None:
@@ -206,9 +206,9 @@ def test_watch_removes_its_hooks_when_the_pass_fails(model: nn.Module) -> None:
 def test_forward_all_gives_every_row_once_and_right(model: nn.Module) -> None:
     some = rows(np.random.default_rng(1).integers(2, 30, 150).tolist())
     logits, values = np.full((150, 2), np.nan, np.float32), [np.zeros(0)] * 150
-    for where, found, seen in forward_all(model.train(), FAMILY, some, to_batch, ["value"]):
-        assert found.dtype == torch.float32 and np.isnan(logits[where]).all()
-        logits[where] = found.numpy()
+    for where, batch_logits, seen in forward_all(model.train(), FAMILY, some, to_batch, ["value"]):
+        assert batch_logits.dtype == torch.float32 and np.isnan(logits[where]).all()
+        logits[where] = batch_logits.numpy()
         for i, index in enumerate(where):
             values[index] = seen["value"][i, : some[index].shape[1]].float().numpy()
     assert not model.training and hooks(model) == 0

@@ -54,10 +54,10 @@ class TextGenerator(nn.Module):
         """
         size = self.embeddings.norm(dim=1).mean()
         tokens = torch.where(places.unsqueeze(-1), self.blank, self.embeddings[ids] / size)
-        found = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(
+        hidden = torch.conv1d(tokens.transpose(1, 2), self.beside, padding=_SEEN // 2).transpose(
             1, 2
         )
-        named: Tensor = self.norm(gelu(found[places])) / size
+        named: Tensor = self.norm(gelu(hidden[places])) / size
         return named @ self.embeddings.T
 
 
@@ -105,11 +105,11 @@ class AdversarialLogits(Objective):
         )
         with torch.enable_grad():
             ids, places, soft = self._changed()
-            found = []
+            logits = []
             for model in models:
                 with _straight_through(model, places, soft):
-                    found.append(self._rows(model, ids))
-            gradients = torch.autograd.grad(-self._divergence(*found), parameters)
+                    logits.append(self._rows(model, ids))
+            gradients = torch.autograd.grad(-self._divergence(*logits), parameters)
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
         self.optimizer.step()

@@ -154,8 +154,8 @@ class Attempt:
             for trial in self.open:
                 with self._failing_alone(trial):
                     shipped[trial.number] = self._ship(graph, student, trial)
-        found = self.scorer.time(list(shipped.values())) if shipped else []
-        for number, timings in zip(shipped, found, strict=True):
+        timed = self.scorer.time(list(shipped.values())) if shipped else []
+        for number, timings in zip(shipped, timed, strict=True):
             trial = next(own for own in self.trials if own.number == number)
             if isinstance(timings, CandidateFailed):
                 self._refuse(trial, "failed", str(timings))

@@ -81,7 +81,7 @@ class Converter:
             OSError: for none.
         """
         free = shutil.disk_usage(self.models.parent).free
-        found = free // (_LEAST_ROOM * (uncut / "model.onnx").stat().st_size)
-        if not found:
+        room = free // (_LEAST_ROOM * (uncut / "model.onnx").stat().st_size)
+        if not room:
             raise OSError(errno.ENOSPC, "no room for another model")
-        return found
+        return room

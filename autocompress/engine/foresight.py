@@ -63,12 +63,12 @@ class Foresight:
         baseline_ms = {
             name: score.timing.latency_ms.value for name, score in baseline.scores.items()
         }
-        found = tables.of(
+        latency_tables = tables.of(
             space,
             lambda done, of: stage("measuring the latency table", done, of),
             out_of_time,
         )
-        return cls(tables.maker, tables.measured, tables.scorer, baseline_ms, found)
+        return cls(tables.maker, tables.measured, tables.scorer, baseline_ms, latency_tables)
 
     def plan(self, candidate: Candidate) -> Plan:
         """The candidate's plan; raises as ``techniques.resolve`` and ``shape_of``."""
@@ -129,7 +129,7 @@ class Foresight:
     def summary(self, trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
         """Mean absolute relative error of the predictions, over the trials measured afterwards, by
         device."""
-        found = {}
+        errors = {}
         for name in self.tables:
             pairs = [
                 (t.predicted[name], 1 / t.scores[name].timing.speedup)
@@ -137,11 +137,11 @@ class Foresight:
                 if name in t.predicted and name in t.scores
             ]
             if pairs:
-                found[name] = {
+                errors[name] = {
                     "mean_abs_error": float(np.mean([abs(p / m - 1) for p, m in pairs])),
                     "n": len(pairs),
                 }
-        return found
+        return errors
 
     def _margin(self, name: str) -> float:
         return max(_LEAST_MARGIN, 3 * float(np.median(np.abs(self.tables[name].errors()))))

@@ -150,15 +150,15 @@ class Loop:
             self._search()
             self._refuse_all_failed()
             self.listener.stage("verifying the front")
-            found = verified(self.trials, self.scorer)
+            outcome = verified(self.trials, self.scorer)
         except (KeyboardInterrupt, UserError, CandidateFailed):
             if len(self.trials) > before:
                 with contextlib.suppress(OSError):
                     self._write_provisional()
                     write_report(self.run.folder)
             raise
-        fronts = found.fronts
-        for trial, reason in found.failed.items():
+        fronts = outcome.fronts
+        for trial, reason in outcome.failed.items():
             self.listener.stage(f"{trial} left out: {reason}")
         write_fronts(self.run, fronts)
         self.run.note(prediction=self.foresight.summary(self.trials))
@@ -167,7 +167,7 @@ class Loop:
         if not any(front.members for front in fronts):
             tried = len(self.trials) - 1
             raise RequestUnmet(
-                f"none of {tried} candidates meets the budget; {self._nearest(found.rejected)}"
+                f"none of {tried} candidates meets the budget; {self._nearest(outcome.rejected)}"
             )
         by_name = dict(zip(self.scorer.devices, fronts, strict=True))
         return SearchResult(by_name, self.run.folder, tuple(self.trials))
@@ -543,17 +543,17 @@ class Loop:
                     f"the nearest is {trial.id}, limited by its {limit}: {foretold_in_words}, "
                     "not trained"
                 )
-        _, found, name = min(timed, key=lambda one: (one[0], self._losses_of(one[1])))
-        score, budget = found.scores[name], self.scorer.budgets[name]
-        limits = " and ".join(budget.missed(facts(found, name, self.scorer))) or "verification"
-        size = f", {(found.weight_bytes or 0) / 1e6:.3g} MB" if budget.of_size else ""
+        _, trial, name = min(timed, key=lambda one: (one[0], self._losses_of(one[1])))
+        score, budget = trial.scores[name], self.scorer.budgets[name]
+        limits = " and ".join(budget.missed(facts(trial, name, self.scorer))) or "verification"
+        size = f", {(trial.weight_bytes or 0) / 1e6:.3g} MB" if budget.of_size else ""
         metric, scored = self.metric, score.quality
         quality = (
             f", {metric.name} {metric.text(scored.validation)} on the validation split"
             if scored
             else ", not trained"
         )
-        return f"the nearest is {found.id}, limited by its {limits}: {score.timing}{size}{quality}"
+        return f"the nearest is {trial.id}, limited by its {limits}: {score.timing}{size}{quality}"
 
 
 def outclassed(

@@ -43,17 +43,17 @@ FIRST_RUNG = 32
 README)."""
 _RUNG_FACTOR = 6
 _IMPORTANCE_BATCHES = 16
-_Found = TypeVar("_Found")
+_Measurement = TypeVar("_Measurement")
 
 
 def rungs(steps: int) -> list[int]:
     """Recovery steps at which a candidate of so many steps may be stopped: 32, 192, 1152, ..."""
-    found = []
+    stops = []
     rung = FIRST_RUNG
     while rung < steps:
-        found.append(rung)
+        stops.append(rung)
         rung *= _RUNG_FACTOR
-    return found
+    return stops
 
 
 class Measured(dict[str, Importance]):
@@ -65,7 +65,7 @@ class Measured(dict[str, Importance]):
     def __init__(self, task: Task, model: nn.Module, family: Family, compute: Compute) -> None:
         super().__init__()
         self.task, self.model, self.family, self.compute = task, model, family, compute
-        self._found: dict[object, Any] = {}
+        self._by_measure: dict[object, Any] = {}
 
     def __missing__(self, criterion: str) -> Importance:
         measures = {
@@ -78,13 +78,13 @@ class Measured(dict[str, Importance]):
             self[criterion] = measures[criterion]()
         return self[criterion]
 
-    def once(self, measure: Callable[[nn.Module, Family], _Found]) -> _Found:
+    def once(self, measure: Callable[[nn.Module, Family], _Measurement]) -> _Measurement:
         """See ``Knowledge.measured``."""
-        if measure not in self._found:
+        if measure not in self._by_measure:
             with reserved():
-                self._found[measure] = measure(self.model, self.family)
-        found: _Found = self._found[measure]
-        return found
+                self._by_measure[measure] = measure(self.model, self.family)
+        measurement: _Measurement = self._by_measure[measure]
+        return measurement
 
     def _batches(self) -> list[tuple[Batch, NDArray[np.int64]]]:
         rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
@@ -237,7 +237,7 @@ def recovery_of(
         seeds: of the search, and of the student.
     """
     lesson = _lesson(model, structure, candidate, teacher, seeds[1])
-    modifiers = [found for t in techniques if (found := t.modifier(lesson)) is not None]
+    modifiers = [modifier for t in techniques if (modifier := t.modifier(lesson)) is not None]
     chosen, known = candidate.get("recovery.objectives", ()), known_objectives or objectives()
     assert isinstance(chosen, tuple)
     pairs = [

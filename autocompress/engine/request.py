@@ -201,8 +201,8 @@ class Request:
             "sampler": sampler if isinstance(sampler, str) else type(sampler).__qualname__,
             "seed": self.seed,
             "devices": {
-                name: {key: value for key, value in found.items() if key not in _STATE}
-                for name, found in fingerprints.items()
+                name: {key: value for key, value in device_facts.items() if key not in _STATE}
+                for name, device_facts in fingerprints.items()
             },
         }
 

@@ -69,7 +69,7 @@ class Scorer:
         except CandidateFailed as error:
             if len(models) == 1:
                 return [error]
-            return [found for model in models for found in self.time([model])]
+            return [outcome for model in models for outcome in self.time([model])]
         return [
             {name: timings[i] for name, timings in by_device.items()} for i in range(len(models))
         ]

@@ -285,11 +285,11 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
 
 
 def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Listener) -> None:
-    for name, found in fingerprints.items():
-        if (found.get("busy_cores") or 0) > BUSY_SHARE * found.get("cores", 1):
+    for name, fingerprint in fingerprints.items():
+        if (fingerprint.get("busy_cores") or 0) > BUSY_SHARE * fingerprint.get("cores", 1):
             listener.stage(
-                f"{name}: other processes keep {found['busy_cores']:.1f} of {found['cores']} "
-                f"cores busy; training will be slow and "
+                f"{name}: other processes keep {fingerprint['busy_cores']:.1f} of "
+                f"{fingerprint['cores']} cores busy; training will be slow and "
                 "latencies less certain"
             )
 

@@ -150,12 +150,12 @@ class Tables:
         heads, ffn = max(full.head_counts), max(full.ffn_widths)
         formats = table_formats(space)
         shapes = probes(len(full.layers), heads, ffn, formats)
-        found = {shape: self._example(shape) for shape in shapes}
+        examples = {shape: self._example(shape) for shape in shapes}
         drawn = list(self._drawn(space))
         with_parts = [(plan, _in_format(name)) for name in formats for plan in drawn]
         for plan, wanted in with_parts[:_MOST_OF_PARTS]:
-            found.setdefault(shape_of(plan, wanted), (plan, wanted))
-        return found
+            examples.setdefault(shape_of(plan, wanted), (plan, wanted))
+        return examples
 
     def _drawn(self, space: SearchSpace) -> Iterator[Plan]:
         """A few plans of the space with each kind of part that the table must have terms for."""
@@ -266,7 +266,7 @@ def _rows(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) -
 def table_formats(space: SearchSpace) -> list[str]:
     """Every number format that a layer may have in a space, named as ``shape_of`` names them; fp32
     first."""
-    found = ["fp32"]
+    names = ["fp32"]
     for candidate in choices(space.parameters):
         scheme, block = (
             candidate.text("quantization.scheme"),
@@ -274,8 +274,8 @@ def table_formats(space: SearchSpace) -> list[str]:
         )
         spares = candidate.get("quantization.spared", "none") != "none"
         for name in (scheme, FORMATS[scheme].more_bits or scheme) if spares else (scheme,):
-            found.append(f"{name}/{block}" if FORMATS[name].in_blocks else name)
-    return list(dict.fromkeys(found))
+            names.append(f"{name}/{block}" if FORMATS[name].in_blocks else name)
+    return list(dict.fromkeys(names))
 
 
 def _in_format(name: str) -> Candidate:

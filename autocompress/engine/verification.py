@@ -60,8 +60,8 @@ def standing(trials: Sequence[Trial], name: str, scorer: Scorer) -> list[Trial]:
 
 def all_standing(trials: Sequence[Trial], scorer: Scorer) -> list[Trial]:
     """``standing`` on any device."""
-    found = {trial.id: trial for name in scorer.devices for trial in standing(trials, name, scorer)}
-    return list(found.values())
+    by_id = {trial.id: trial for name in scorer.devices for trial in standing(trials, name, scorer)}
+    return list(by_id.values())
 
 
 def _fits(trial: Trial, name: str, scorer: Scorer) -> bool:
@@ -155,10 +155,10 @@ def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
 
 def provisional(trials: Sequence[Trial], name: str, scorer: Scorer) -> Front:
     """A device's front so far, on the validation split and the timings made during the search."""
-    found = [_member(trial, name) for trial in standing(trials, name, scorer)]
+    standing_members = [_member(trial, name) for trial in standing(trials, name, scorer)]
+    points = [point(member, scorer.objectives) for member in standing_members]
     members = sorted(
-        (found[i] for i in non_dominated([point(m, scorer.objectives) for m in found])),
-        key=lambda m: m.latency_ms.value,
+        (standing_members[i] for i in non_dominated(points)), key=lambda m: m.latency_ms.value
     )
     return _front(
         name,
@@ -209,19 +209,19 @@ def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
     Raises:
         CandidateFailed: the baseline cannot be timed or scored.
     """
-    found = Verified()
+    outcome = Verified()
     tested = {
         trial.id: evidence
         for trial in (trials[0], *all_standing(trials, scorer))
         if (
-            evidence := found.attempted(
+            evidence := outcome.attempted(
                 trial, scorer.evidence, scorer.models / trial.id, scorer.task.test
             )
         )
     }
     for name, device in scorer.devices.items():
         there = [trial for trial in standing(trials, name, scorer) if trial.id in tested]
-        baseline_timing, timings = _timed(there, device, scorer, found)
+        baseline_timing, timings = _timed(there, device, scorer, outcome)
         reference = tested["t000"][name]
         uncut = _member(trials[0], name)
         baseline = replace(
@@ -232,7 +232,7 @@ def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
         members = []
         for trial in there:
             member, mine = _member(trial, name), tested[trial.id][name]
-            quality = found.attempted(trial, _tested, scorer, member.quality, reference, mine)
+            quality = outcome.attempted(trial, _tested, scorer, member.quality, reference, mine)
             if quality and trial.id in timings:
                 members.append(
                     baseline
@@ -241,18 +241,18 @@ def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
                 )
         limits, uncut_bytes, rivals = scorer.budgets[name], scorer.baseline_bytes, len(members)
         fit = [m for m in members if limits.admits(m.facts(uncut_bytes, rivals))]
-        found.rejected[name] = [member for member in members if member not in fit]
+        outcome.rejected[name] = [member for member in members if member not in fit]
         untied = without_ties(fit, _difference(trials, name, scorer), scorer.objectives)
         points = [point(member, scorer.objectives, together=True) for member in untied]
         stay = [untied[i] for i in non_dominated(points)]
         areas = _covered(stay, scorer)
-        found.fronts.append(_front(name, scorer, baseline, areas, stay, verified=True))
-    _annotate(found.fronts, scorer)
-    return found
+        outcome.fronts.append(_front(name, scorer, baseline, areas, stay, verified=True))
+    _annotate(outcome.fronts, scorer)
+    return outcome
 
 
 def _timed(
-    trials: Sequence[Trial], device: Device, scorer: Scorer, found: Verified
+    trials: Sequence[Trial], device: Device, scorer: Scorer, outcome: Verified
 ) -> tuple[Timing, dict[str, Timing]]:
     """The baseline and the trials, all in turn; each alone with the baseline where one of them
     fails."""
@@ -267,7 +267,7 @@ def _timed(
         return timed(*trials)
     except CandidateFailed:
         baseline, _ = timed()
-        alone = [found.attempted(trial, timed, trial) for trial in trials]
+        alone = [outcome.attempted(trial, timed, trial) for trial in trials]
         return baseline, {name: timing for one in alone if one for name, timing in one[1].items()}
 
 
@@ -304,12 +304,12 @@ def _annotate(fronts: Sequence[Front], scorer: Scorer) -> None:
     for front in fronts:
         for member in (front.baseline, *front.members):
             described = asdict(member)
-            found = {key: described[key] for key in ("quality", "timing", "weight_bytes")}
-            scores.setdefault(member.path, {})[front.hardware["name"]] = found | {
+            figures = {key: described[key] for key in ("quality", "timing", "weight_bytes")}
+            scores.setdefault(member.path, {})[front.hardware["name"]] = figures | {
                 "lengths": front.hardware["lengths"]
             }
-    for path, found_by_device in scores.items():
-        annotate(scorer.models.parent / path, {"scores": found_by_device})
+    for path, by_device in scores.items():
+        annotate(scorer.models.parent / path, {"scores": by_device})
 
 
 def keep_models(models: Path, names: Collection[str]) -> None:

@@ -181,9 +181,9 @@ class DecoderFamily(Streamed):
         return model
 
     def _blocks(self, model: nn.Module) -> nn.ModuleList:
-        found = model.get_submodule(self.layers)
-        assert isinstance(found, nn.ModuleList)
-        return found
+        blocks = model.get_submodule(self.layers)
+        assert isinstance(blocks, nn.ModuleList)
+        return blocks
 
     def _shrink(self, model: nn.Module, structure: Structure, reduce: Reduce = copied) -> None:
         """Cut the model itself, its config aside."""

@@ -94,11 +94,11 @@ class EncoderFamily(Streamed):
             if kind == "heads"
             else (("ffn_input",), "ffn_output")
         )
-        found = {
+        matrices = {
             role: self.part(model, layer, role).get_parameter("weight").detach()
             for role in (*inputs, output)
         }
-        return (*(found[role] for role in inputs), found[output].T)
+        return (*(matrices[role] for role in inputs), matrices[output].T)
 
     def stream(self, model: nn.Module) -> Iterator[Access]:
         for child in model.get_submodule(self.embeddings).children():
@@ -135,9 +135,9 @@ class EncoderFamily(Streamed):
         return model
 
     def _layers(self, model: nn.Module) -> nn.ModuleList:
-        found = model.get_submodule(self.layers)
-        assert isinstance(found, nn.ModuleList)
-        return found
+        layers = model.get_submodule(self.layers)
+        assert isinstance(layers, nn.ModuleList)
+        return layers
 
     def _replace(self, model: nn.Module, layers: Sequence[nn.Module]) -> None:
         parent, _, name = self.layers.rpartition(".")

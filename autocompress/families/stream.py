@@ -65,14 +65,16 @@ class Streamed(ABC):
             _restate(access.module)
 
     def hidden_weights(self, model: nn.Module) -> tuple[Tensor, ...]:
-        found = dict.fromkeys(
+        hidden_axes = dict.fromkeys(
             (access.module.get_parameter(name), axis)
             for access in self.stream(model)
             for name, axes in access.axes().items()
             for axis in axes
         )
         return tuple(
-            parameter.detach().movedim(axis, 0) for parameter, axis in found if parameter.dim() > 1
+            parameter.detach().movedim(axis, 0)
+            for parameter, axis in hidden_axes
+            if parameter.dim() > 1
         )
 
     def hidden_gates(self, model: nn.Module) -> tuple[nn.Module, ...]:

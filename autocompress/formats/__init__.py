@@ -101,11 +101,11 @@ def choices(parameters: Iterable[Parameter]) -> list[Candidate]:
         for setting in FORMAT_SETTINGS
     ]
     names = [setting.name for setting in FORMAT_SETTINGS]
-    found = (
+    candidates = (
         _SETTINGS.candidate(dict(zip(names, chosen, strict=True)))
         for chosen in itertools.product(*values)
     )
-    return list(dict.fromkeys(found))
+    return list(dict.fromkeys(candidates))
 
 
 def layer_formats(candidate: Candidate, layers: int) -> tuple[str, ...]:

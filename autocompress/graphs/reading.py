@@ -50,8 +50,8 @@ def _loaded(path: Path, *, weights: bool = True) -> onnx.ModelProto:
 def layer_of(node_name: str) -> int | None:
     """The layer a node belongs to, by the scope that torch's exporter writes, such as
     ``/model/bert/encoder/layer.3/``."""
-    found = re.search(r"/(?:layer|layers|h)\.(\d+)/", node_name)
-    return int(found[1]) if found else None
+    match = re.search(r"/(?:layer|layers|h)\.(\d+)/", node_name)
+    return int(match[1]) if match else None
 
 
 def layer_count(path: Path) -> int:
@@ -79,13 +79,13 @@ def input_ranges(
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
     }
-    found: dict[str, tuple[float, float]] = {}
+    by_tensor: dict[str, tuple[float, float]] = {}
     for module, (low, high) in ranges.items():
         if module not in tensors:
             raise ValueError(f"the graph has no product of {module}")
-        least, largest = found.get(tensors[module], (low, high))
-        found[tensors[module]] = min(low, least), max(high, largest)
-    return found
+        least, largest = by_tensor.get(tensors[module], (low, high))
+        by_tensor[tensors[module]] = min(low, least), max(high, largest)
+    return by_tensor
 
 
 _WRAPPER = ".model."

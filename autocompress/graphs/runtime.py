@@ -381,14 +381,14 @@ def _product_by_token(
 ) -> list[onnx.NodeProto]:
     """In place of a node, the product of such integers with int8 weights."""
     step, zero = _BY_TOKEN
-    found = f"{replaced.output[0]}_of_unit"
+    unscaled = f"{replaced.output[0]}_of_unit"
     inputs = [quantized, weights, step, scales, zero]
     return [
         onnx.helper.make_node(
-            "MatMulIntegerToFloat", inputs, [found], replaced.name, domain="com.microsoft"
+            "MatMulIntegerToFloat", inputs, [unscaled], replaced.name, domain="com.microsoft"
         ),
         onnx.helper.make_node(
-            "Mul", [found, largest], [replaced.output[0]], f"{replaced.name}_by_token"
+            "Mul", [unscaled, largest], [replaced.output[0]], f"{replaced.name}_by_token"
         ),
     ]
 
@@ -449,13 +449,13 @@ def quantize_tied_table(source: Path, target: Path) -> bool:
     rows = read("Transpose", columns.output, perm=[1, 2, 0])
     numbers = read("Cast", rows.output, to=onnx.TensorProto.FLOAT)
     factors = read("Gather", [by_row, embedding.input[1]])
-    found = onnx.helper.make_node(
+    embedded = onnx.helper.make_node(
         "Mul", [numbers.output[0], factors.output[0]], embedding.output, embedding.name
     )
     scaling, quantized, factor = _scaled_by_token(head.input[0])
     product = _product_by_token(quantized, factor, stored, by_product, head)
     replaced = {
-        embedding.name: [columns, rows, numbers, factors, found],
+        embedding.name: [columns, rows, numbers, factors, embedded],
         head.name: [*scaling, *product],
     }
     nodes = [new for node in graph.node for new in replaced.get(node.name, [node])]

@@ -82,14 +82,14 @@ def settle_shapes(graph: onnx.GraphProto) -> None:
     """
     shapes = _Shapes(graph)
     for node in graph.node:
-        if node.op_type == "Gather" and isinstance(found := shapes.measured(node.output[0]), int):
+        if node.op_type == "Gather" and isinstance(size := shapes.measured(node.output[0]), int):
             node.CopyFrom(
                 onnx.helper.make_node(
                     "Constant",
                     [],
                     node.output,
                     node.name,
-                    value=shapes.constant(node.output[0], found),
+                    value=shapes.constant(node.output[0], size),
                 )
             )
         sizes = shapes.producers.get(node.input[1]) if node.op_type == "Reshape" else None
@@ -131,10 +131,10 @@ class _Shapes:
         if known := self.values(name):
             return known[0]
         node = self.producers[name]
-        found = self.measured(node.input[0]) if node.op_type == "Unsqueeze" else None
-        if isinstance(found, int):
-            return found
-        return 0 if found == self.dimension(data, place) else None
+        dimension = self.measured(node.input[0]) if node.op_type == "Unsqueeze" else None
+        if isinstance(dimension, int):
+            return dimension
+        return 0 if dimension == self.dimension(data, place) else None
 
     def measured(self, name: str) -> int | tuple[str, int] | None:
         """The dimension that a number taken from a shape is."""

@@ -62,10 +62,10 @@ def _attention(
         query = _reshape(query, (0, heads // groups, -1, size))
         attention_mask = attention_mask.repeat(1, 1, groups, 1)
     weights = (query @ key.transpose(2, 3) * scaling + attention_mask).softmax(-1)
-    found: Tensor = weights @ value
+    attended: Tensor = weights @ value
     if groups > 1:
-        found = _reshape(found, (0, heads, -1, size))
-    return found.transpose(1, 2), None
+        attended = _reshape(attended, (0, heads, -1, size))
+    return attended.transpose(1, 2), None
 
 
 def _mask(

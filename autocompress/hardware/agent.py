@@ -251,21 +251,21 @@ def time_models(request: dict[str, Any]) -> dict[str, Any]:
     ]
     threads = request["threads"] or os.cpu_count() or 1
     clock = "cpu" if threads == 1 and request["runtime"] == "onnxruntime-cpu" else "wall"
-    found: list[dict[str, Any]] = []
+    by_process: list[dict[str, Any]] = []
     end = time.perf_counter() + request["seconds"]
     while True:
-        found.append(_in_child(rounds_of_one_process, request))
-        if len(found) >= FEWEST_PROCESSES:
-            processes = [np.array(one[clock]) for one in found]
+        by_process.append(_in_child(rounds_of_one_process, request))
+        if len(by_process) >= FEWEST_PROCESSES:
+            processes = [np.array(one[clock]) for one in by_process]
             precise = is_precise(
                 processes, request["statistic"], request["confidence"], request["target_precision"]
             )
             if precise or time.perf_counter() > end:
                 break
-    joules = np.mean([one["energy"] for one in found], axis=0)
+    joules = np.mean([one["energy"] for one in by_process], axis=0)
     return {
-        "wall_ms": [one["wall"] for one in found],
-        "cpu_ms": [one["cpu"] for one in found],
+        "wall_ms": [one["wall"] for one in by_process],
+        "cpu_ms": [one["cpu"] for one in by_process],
         "clock": clock,
         "energy_mj": [None if np.isnan(value) else float(value) for value in joules],
         "memory_bytes": memory,
@@ -287,11 +287,11 @@ def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     gc.disable()
     while len(rounds) < (FEWEST_TEXTS if texts else FEWEST_ROUNDS) or time.perf_counter() < end:
         rounds.append([_block(run, cpu_clock, per_inference, threads) for run in runs])
-    found = np.array(rounds)
+    readings = np.array(rounds)
     return {
-        "wall": found[:, :, 0].tolist(),
-        "cpu": found[:, :, 1].tolist(),
-        "energy": found[:, :, 2].mean(axis=0).tolist(),
+        "wall": readings[:, :, 0].tolist(),
+        "cpu": readings[:, :, 1].tolist(),
+        "energy": readings[:, :, 2].mean(axis=0).tolist(),
     }
 
 
@@ -306,13 +306,13 @@ def _in_child(work: Any, request: dict[str, Any]) -> dict[str, Any]:
     if child == 0:
         try:
             try:
-                found = work(request)
+                reply = work(request)
             except Refusal as refusal:
-                found = {"refused": str(refusal)}
+                reply = {"refused": str(refusal)}
             except MemoryError:
-                found = {"refused": "out of memory"}
+                reply = {"refused": "out of memory"}
             with os.fdopen(writing, "w") as file:
-                file.write(json.dumps(found))
+                file.write(json.dumps(reply))
         finally:  # never back into the caller's code
             if sys.exc_info()[0] is not None:
                 traceback.print_exc()
@@ -393,13 +393,13 @@ def log_probabilities(logits: Any, targets: Any) -> Any:
         logits: (tokens, vocabulary), of any runtime.
         targets: (tokens,).
     """
-    found = np.empty(len(targets))
+    logprobs = np.empty(len(targets))
     for start in range(0, len(targets), _TOKENS_AT_ONCE):
         here = slice(start, start + _TOKENS_AT_ONCE)
         shifted = logits[here] - logits[here].max(axis=1, keepdims=True)
         chosen = np.take_along_axis(shifted, targets[here, None], axis=1)[:, 0]
-        found[here] = chosen - np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
-    return found
+        logprobs[here] = chosen - np.log(np.exp(shifted, out=shifted).sum(axis=1, dtype=np.float64))
+    return logprobs
 
 
 def negative_log_likelihood(logits: Any, ids: Any, scored: Any) -> Any:
@@ -547,12 +547,12 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
         read = [*request.get("models", ()), *([request["batches"]] if "batches" in request else [])]
         hashes = [_sha256(file["path"]) for file in read]
         actions = {"describe": lambda _: describe(), "time": time_models, "score": score}
-        found = actions[request["action"]](request)
+        reply = actions[request["action"]](request)
     except Refusal as refusal:
         return {"nonce": request["nonce"], "refused": str(refusal)}
     except MemoryError:
         return {"nonce": request["nonce"], "refused": "out of memory"}
-    return {"nonce": request["nonce"], "sha256": hashes, **found}
+    return {"nonce": request["nonce"], "sha256": hashes, **reply}
 
 
 if __name__ == "__main__":

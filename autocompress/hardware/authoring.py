@@ -69,12 +69,12 @@ def _sped_up(values: Mapping[str, Any]) -> list[str]:
     """Number formats that are faster than fp32 on the device."""
     host = host_of(values["location"], values["python"], values["ssh_config"])
     try:
-        found = gains(host, values["runtime"])
+        speedups = gains(host, values["runtime"])
     except CandidateFailed as error:
         raise UserError(f"{values['location']}: {error}") from error
     finally:
         host.close()
-    return ["fp32", *(name for name, gain in found.items() if gain >= GAIN)]
+    return ["fp32", *(name for name, gain in speedups.items() if gain >= GAIN)]
 
 
 def _toml(values: Mapping[str, Any]) -> str:

@@ -71,16 +71,18 @@ class DatasheetDevice:
             passes: tokens of each.
             inferences: that the passes are in all.
         """
-        found = [self._estimate(path, precision, passes, inferences) for path, precision in pairs]
+        estimates = [
+            self._estimate(path, precision, passes, inferences) for path, precision in pairs
+        ]
         return [
             Timing(
                 Latency(ms, ms, ms, (ms, ms), 0, "estimate", basis="datasheet"),
-                found[0][0] / ms,
-                (found[0][0] / ms, found[0][0] / ms),
+                estimates[0][0] / ms,
+                (estimates[0][0] / ms, estimates[0][0] / ms),
                 precision,
                 memory_bytes=file_bytes,
             )
-            for ms, precision, file_bytes in found
+            for ms, precision, file_bytes in estimates
         ]
 
     def _precision(self, path: Path) -> str:

@@ -84,12 +84,12 @@ def connect(profile: HardwareProfile, lengths: Sequence[int]) -> Device:
     return device
 
 
-def _check_identity(profile: HardwareProfile, found: dict[str, Any]) -> None:
+def _check_identity(profile: HardwareProfile, fingerprint: dict[str, Any]) -> None:
     for key in IDENTITY:
-        wanted = profile.fingerprint.get(key, found.get(key))
-        if wanted != found.get(key):
+        wanted = profile.fingerprint.get(key, fingerprint.get(key))
+        if wanted != fingerprint.get(key):
             raise UserError(
                 f"hardware profile {profile.name} is of another device: its {key} is {wanted!r}, "
-                f"here it is {found.get(key)!r}; "
+                f"here it is {fingerprint.get(key)!r}; "
                 "make a profile with: autocompress profile new NAME"
             )

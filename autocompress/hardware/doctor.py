@@ -60,7 +60,7 @@ def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
         CandidateFailed: the device was lost, or cannot run the probe.
     """
     device = described(host)
-    found = gains(host, runtime)
+    format_gains = gains(host, runtime)
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "probe.onnx"
         onnx_graphs.write_probe(model)
@@ -68,7 +68,7 @@ def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
             _time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"] for _ in range(_TWINS)
         ]
     spread = float(np.std(speedups, ddof=1))
-    return Diagnosis(device, found, spread, tuple(_remarks(device, found, spread)))
+    return Diagnosis(device, format_gains, spread, tuple(_remarks(device, format_gains, spread)))
 
 
 def gains(host: Host, runtime: str) -> dict[str, float]:
@@ -79,17 +79,17 @@ def gains(host: Host, runtime: str) -> dict[str, float]:
         fp32 = folder / "fp32.onnx"
         onnx_graphs.write_probe(fp32)
         calibration = [{"input_ids": np.random.default_rng(0).integers(2, 20, (4, _TOKENS))}]
-        found = {"fp32": 1.0}
+        speedups = {"fp32": 1.0}
         for scheme in [name for name, known in FORMATS.items() if known.stored != "fp32"]:
             path = folder / f"{scheme}.onnx"
             chosen = {"quantization.scheme": scheme, "quantization.block_size": 128}
             convert(fp32, path, Settings(FORMAT_SETTINGS).candidate(chosen), calibration)
             try:
-                found |= _time(host, runtime, {"fp32": fp32, scheme: path}, 1.0)
+                speedups |= _time(host, runtime, {"fp32": fp32, scheme: path}, 1.0)
             except CandidateFailed as error:
                 if "onnxruntime cannot" not in str(error):
                     raise
-    return found
+    return speedups
 
 
 def _time(host: Host, runtime: str, models: Mapping[str, Path], seconds: float) -> dict[str, float]:
@@ -107,16 +107,16 @@ def _time(host: Host, runtime: str, models: Mapping[str, Path], seconds: float) 
         "seconds": seconds,
         "memory": [False] * len(models),
     }
-    found = timings(ask(host, request, list(models.values())), profile, list(models))
-    return {name: timing.speedup for name, timing in list(zip(models, found, strict=True))[1:]}
+    timed = timings(ask(host, request, list(models.values())), profile, list(models))
+    return {name: timing.speedup for name, timing in list(zip(models, timed, strict=True))[1:]}
 
 
 def _remarks(
-    device: Mapping[str, Any], found: Mapping[str, float], spread: float
+    device: Mapping[str, Any], format_gains: Mapping[str, float], spread: float
 ) -> list[tuple[bool, str]]:
     busy, cores, governor = device["busy_cores"], device["cores"], device["governor"]
     int8 = [feature for feature in _INT8_FEATURES if feature in device["features"]]
-    best = max(found, key=lambda name: found[name])
+    best = max(format_gains, key=lambda name: format_gains[name])
     return [
         (
             (busy or 0) <= 0.1 * cores,
@@ -152,7 +152,7 @@ def _remarks(
         (
             True,
             f"fastest number format: {best}, "
-            + ", ".join(f"{name} {gain:.2f}x" for name, gain in found.items()),
+            + ", ".join(f"{name} {gain:.2f}x" for name, gain in format_gains.items()),
         ),
         (
             spread <= STEADY,

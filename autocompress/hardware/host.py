@@ -139,7 +139,7 @@ def ask(
         with reserved(host.location) if request["action"] == "time" else nullcontext():
             output = host.run_agent(json.dumps(full))
     try:
-        answer = json.loads(output.splitlines()[-1])
+        answer: dict[str, Any] = json.loads(output.splitlines()[-1])
         fresh = answer["nonce"] == nonce
     except (ValueError, IndexError, KeyError, TypeError):
         raise CandidateFailed(f"the device answered what is no answer: {output[-200:]!r}") from None
@@ -149,5 +149,4 @@ def ask(
         raise CandidateFailed(str(answer["refused"]))
     if answer["sha256"] != hashes:
         raise CandidateFailed("the device read other files than those sent")
-    found: dict[str, Any] = answer
-    return found
+    return answer

@@ -57,14 +57,14 @@ def declared(cls: Any, **names: str) -> dict[str, Key]:
         names: by attribute, where a file has another.
     """
     hints = get_type_hints(cls, include_extras=True)
-    found = {}
+    keys = {}
     for item in dataclasses.fields(cls):
         if get_origin(hints[item.name]) is Annotated:
             domain, summary = hints[item.name].__metadata__
             name = names.get(item.name, item.name)
             default = item.default if item.default_factory is MISSING else item.default_factory()
-            found[name] = Key(name, domain, default, summary, attribute=item.name)
-    return found
+            keys[name] = Key(name, domain, default, summary, attribute=item.name)
+    return keys
 
 
 def check_names(

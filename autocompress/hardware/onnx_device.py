@@ -123,8 +123,8 @@ def answers_here(model: Path, batches: Sequence[Question]) -> NDArray[np.floatin
 
 def described(host: Host) -> dict[str, Any]:
     """What the agent says of its device; raises as ``ask``."""
-    found = ask(host, {"action": "describe"})
-    return {key: value for key, value in found.items() if key not in ("nonce", "sha256")}
+    answer = ask(host, {"action": "describe"})
+    return {key: value for key, value in answer.items() if key not in ("nonce", "sha256")}
 
 
 def _outputs(answer: Mapping[str, Any]) -> NDArray[np.floating[Any]]:

@@ -361,8 +361,10 @@ class HardwareProfile:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        found = dataclasses.asdict(self) | {"precisions": list(self.precisions)}
-        return {"class" if key == "device_class" else key: value for key, value in found.items()}
+        attributes = dataclasses.asdict(self) | {"precisions": list(self.precisions)}
+        return {
+            "class" if key == "device_class" else key: value for key, value in attributes.items()
+        }
 
 
 KEYS = declared(HardwareProfile, device_class="class")
@@ -387,7 +389,7 @@ def _extended(path: Path, before: tuple[Path, ...]) -> dict[str, Any]:
         return values
     if not isinstance(base, str):
         raise UserError(f"{path}: extends is {base!r}, it must be a profile's name or path")
-    found = resources.locate(
+    base_path = resources.locate(
         "hw_profiles", str(path.parent / base) if base.endswith(".toml") else base
     )
-    return {**_extended(found, (*before, resolved)), **values}
+    return {**_extended(base_path, (*before, resolved)), **values}

@@ -349,24 +349,24 @@ def _words(location: str, ssh_config: str | None) -> list[str]:
         UserError: malformed location, or no such ssh_config.
     """
     kind, _, wrapper = location.partition(":")
-    found = _SSH.fullmatch(location)
+    match = _SSH.fullmatch(location)
     try:
         words = shlex.split(wrapper) if kind == "cmd" else []
     except ValueError as error:
         raise UserError(f"device location {location!r}: {error}") from None
-    if not words and not (found and 1 <= int(found["port"] or 22) <= 65535):
+    if not words and not (match and 1 <= int(match["port"] or 22) <= 65535):
         shown = re.sub(r"(//[^:@]*):.*@", r"\1:...@", location)
         raise UserError(
             f"device location {shown!r} is malformed; allowed is ssh://[user@]host[:port] or "
             f"cmd:WRAPPER"
         )
-    if ssh_config is not None and not (found and Path(ssh_config).is_file()):
+    if ssh_config is not None and not (match and Path(ssh_config).is_file()):
         raise UserError(
             f"device location {location!r}: "
-            + (f"no file {ssh_config}" if found else "ssh_config is for ssh:// only")
+            + (f"no file {ssh_config}" if match else "ssh_config is for ssh:// only")
         )
-    if not found:
+    if not match:
         return words
     config = ["-F", ssh_config] if ssh_config is not None else []
-    port = ["-p", found["port"]] if found["port"] else []
-    return ["ssh", *config, *port, (found["user"] or "") + found["host"].strip("[]")]
+    port = ["-p", match["port"]] if match["port"] else []
+    return ["ssh", *config, *port, (match["user"] or "") + match["host"].strip("[]")]

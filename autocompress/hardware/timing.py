@@ -84,14 +84,15 @@ def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile
     ]
 
 
-def in_phases(found: Mapping[str, Sequence[Timing]]) -> list[Timing]:
+def in_phases(by_phase: Mapping[str, Sequence[Timing]]) -> list[Timing]:
     """One timing per language model: of the first phase, beside it those of the others.
 
     Args:
-        found: a timing per model, by phase.
+        by_phase: a timing per model, by phase.
     """
     named = [
-        [replace(timing, phase=phase) for timing in of_models] for phase, of_models in found.items()
+        [replace(timing, phase=phase) for timing in of_models]
+        for phase, of_models in by_phase.items()
     ]
     return [replace(first, others=tuple(others)) for first, *others in zip(*named, strict=True)]
 

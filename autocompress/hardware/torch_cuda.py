@@ -198,7 +198,7 @@ def _runner(
 
 def _block(run: Callable[[], None], lengths: int) -> float:
     """Median milliseconds per inference by CUDA events, after as long a time of untimed runs."""
-    found: list[float] = []
+    milliseconds: list[float] = []
     for timed in (False, True):
         total = 0.0
         while total < _BLOCK_MS:
@@ -210,8 +210,8 @@ def _block(run: Callable[[], None], lengths: int) -> float:
             elapsed = start.elapsed_time(end)
             total += elapsed
             if timed:
-                found.append(elapsed / lengths)
-    return float(np.median(found))
+                milliseconds.append(elapsed / lengths)
+    return float(np.median(milliseconds))
 
 
 def _time(request: Mapping[str, Any]) -> dict[str, Any]:

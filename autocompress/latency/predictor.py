@@ -208,10 +208,10 @@ def _least_squares(
     costs, active = np.zeros(matrix.shape[1]), np.abs(matrix).max(axis=0) > 0
     bound = np.arange(matrix.shape[1]) < matrix.shape[1] - free
     while active.any():
-        found = np.linalg.lstsq(matrix[:, active] / scale[active], target, rcond=1e-6)[0]
-        negative = np.where(bound[active], found, 0.0)
+        solution = np.linalg.lstsq(matrix[:, active] / scale[active], target, rcond=1e-6)[0]
+        negative = np.where(bound[active], solution, 0.0)
         if negative.min() >= 0:
-            costs[active] = found / scale[active]
+            costs[active] = solution / scale[active]
             break
         active[np.flatnonzero(active)[negative.argmin()]] = False
     return costs

@@ -78,10 +78,10 @@ def _flaw(line: str, seen: set[tuple[int, str]]) -> str | None:
 class _Tags(HTMLParser):
     """The parser behind theirs, BeautifulSoup's ``html.parser``."""
 
-    found = False
+    has_tag = False
 
     def handle_starttag(self, tag: str, attrs: object) -> None:
-        self.found = True
+        self.has_tag = True
 
 
 def _has_html(line: str) -> bool:
@@ -95,4 +95,4 @@ def _has_html(line: str) -> bool:
         AssertionError
     ):  # how HTMLParser gives up on a malformed declaration; they drop such lines too
         return True
-    return parser.found
+    return parser.has_tag

@@ -86,19 +86,19 @@ def load_examples(
             if choice is not None:
                 raise UserError(f"--{name} {choice}: the split has no labels")
             del splits[name]
-    found = _split(splits["train"], splits.get("validation"), splits.get("test"))
+    examples = _split(splits["train"], splits.get("validation"), splits.get("test"))
     for name, split in (
-        ("train", found.train),
-        ("validation", found.validation),
-        ("test", found.test),
+        ("train", examples.train),
+        ("validation", examples.validation),
+        ("test", examples.test),
     ):
         if len(split) < 10:
             raise UserError(
                 f"the {name} split has {len(split)} examples after dropping repeats, at least 10 "
                 f"are needed"
             )
-    found.label_names = _label_names(tables["train"][0], columns)
-    return found
+    examples.label_names = _label_names(tables["train"][0], columns)
+    return examples
 
 
 def load_documents(
@@ -123,16 +123,16 @@ def load_documents(
         texts = _documents(table, text_column, where)
         splits[name] = [(text, None, None) for text in texts if text.strip()]
         dropped[f"{name} empty"] = len(texts) - len(splits[name])
-    found = _split(splits["train"], splits.get("validation"), splits.get("test"))
+    examples = _split(splits["train"], splits.get("validation"), splits.get("test"))
     for name, split in (
-        ("train", found.train),
-        ("validation", found.validation),
-        ("test", found.test),
+        ("train", examples.train),
+        ("validation", examples.validation),
+        ("test", examples.test),
     ):
         if not split:
             lost = "".join(
                 f", {count} {reason}"
-                for reason, count in (dropped | found.dropped).items()
+                for reason, count in (dropped | examples.dropped).items()
                 if count
             )
             raise UserError(
@@ -145,9 +145,10 @@ def load_documents(
                 )
             )
     train, held_out, test_texts = (
-        [text for text, _, _ in split] for split in (found.train, found.validation, found.test)
+        [text for text, _, _ in split]
+        for split in (examples.train, examples.validation, examples.test)
     )
-    return Documents(train, held_out, test_texts, dropped | found.dropped)
+    return Documents(train, held_out, test_texts, dropped | examples.dropped)
 
 
 def _tables(
@@ -161,13 +162,13 @@ def _tables(
         tables = _read_hub(source)
     if "train" not in tables:
         raise UserError(f"--data {source} has no split 'train'; it has {', '.join(tables)}")
-    found = {"train": (tables["train"], source)}
+    by_split = {"train": (tables["train"], source)}
     for name, choice in (("validation", validation), ("test", test)):
         if choice is not None and choice not in tables:
-            found[name] = _read_file(choice, formats), choice
+            by_split[name] = _read_file(choice, formats), choice
         elif choice is not None or (name in tables and name not in (validation, test)):
-            found[name] = tables[choice or name], f"{source} ({choice or name})"
-    return found
+            by_split[name] = tables[choice or name], f"{source} ({choice or name})"
+    return by_split
 
 
 def _split(
@@ -216,10 +217,10 @@ def read_lines(path: str) -> list[str]:
         lines = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--unlabeled {path} cannot be read: {error}") from error
-    found = list(dict.fromkeys(line for line in lines if line))
-    if not found:
+    distinct = list(dict.fromkeys(line for line in lines if line))
+    if not distinct:
         raise UserError(f"--unlabeled {path} has no text")
-    return found
+    return distinct
 
 
 def _read_file(source: str, formats: Mapping[str, str]) -> Any:
@@ -265,13 +266,13 @@ def _read_hub(source: str) -> dict[str, Any]:
 
     name, _, configuration = source.partition(":")
     try:
-        found = datasets.load_dataset(name, configuration or None)
+        dataset = datasets.load_dataset(name, configuration or None)
     except (OSError, ValueError, datasets.exceptions.DatasetNotFoundError) as error:
         raise UserError(
             f"--data {source} is neither a file nor a dataset that can be loaded: "
             f"{str(error).splitlines()[0]}"
         ) from error
-    return dict(found)
+    return dict(dataset)
 
 
 def _label_names(table: Any, columns: Columns) -> list[str] | None:
@@ -317,8 +318,8 @@ def _examples(table: Any, columns: Columns, source: str) -> list[Example]:
     )
     _refuse_open_quotes(texts, source)
     for number, (text, pair, label) in enumerate(zip(texts, pairs, labels, strict=True), start=1):
-        for column, found in ((text_column, text), (columns.text_pair, pair)):
-            if column is not None and (not isinstance(found, str) or not found.strip()):
+        for column, cell in ((text_column, text), (columns.text_pair, pair)):
+            if column is not None and (not isinstance(cell, str) or not cell.strip()):
                 raise UserError(f"{source}: row {number} has no text in column {column!r}")
         if label == "" or _missing(label):
             raise UserError(f"{source}: row {number} has no label")

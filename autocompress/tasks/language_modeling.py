@@ -175,8 +175,8 @@ class LanguageModeling:
 
     def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """Perplexity."""
-        found = _score(evidence, part)
-        return _finite(found.perplexity, found.stderr)
+        score = _score(evidence, part)
+        return _finite(score.perplexity, score.stderr)
 
     def bits_per_byte(self, evidence: Evidence, part: HeldOut) -> float:
         """See ``Score``."""
@@ -244,13 +244,13 @@ def load(
     block_length = min(LENGTH, positions) if block_length is None else block_length
     context = min(LENGTH, positions) if context is None else context
     stride = max(1, context // 2) if stride is None else stride
-    for name, found, least, most, reason in (
+    for name, tokens, least, most, reason in (
         ("block_length", block_length, 2, positions, "the model's context"),
         ("context", context, 2, positions, "the model's context"),
         ("stride", stride, 1, context - 1, "one less than context"),
     ):
-        if not least <= found <= most:
-            raise UserError(f"{name} is {found}: allowed is {least} to {most}, {reason}")
+        if not least <= tokens <= most:
+            raise UserError(f"{name} is {tokens}: allowed is {least} to {most}, {reason}")
     end = _end_of_text(tokenizer)
     documents = load_documents(source, text_column, validation, test)
     report: dict[str, int] = {}
@@ -263,15 +263,15 @@ def load(
 
     def to_score(texts: list[str], name: str) -> Windows:
         stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
-        found = windows(
+        all_windows = windows(
             np.concatenate([[end], stream]),
             context,
             stride,
             sum(len(text.encode()) for text in texts),
         )
-        scored = found.spread(SCORED_TOKENS)
-        report[f"{name} windows not scored"] = len(found.rows) - len(scored)
-        return found.take(scored)
+        scored = all_windows.spread(SCORED_TOKENS)
+        report[f"{name} windows not scored"] = len(all_windows.rows) - len(scored)
+        return all_windows.take(scored)
 
     train, cleaned = to_learn(documents.train, "train"), None
     if with_cleaned:

@@ -168,13 +168,13 @@ def load(
     """
     examples = load_examples(source, columns, validation, test)
     if label_ids is None:
-        found = {
+        labels = {
             _plain(label)
             for part in (examples.train, examples.validation, examples.test)
             for _, _, label in part
         }
         ordered_labels = examples.label_names or sorted(
-            map(str, found), key=lambda name: (_number(name), name)
+            map(str, labels), key=lambda name: (_number(name), name)
         )
         label_ids = {name: i for i, name in enumerate(ordered_labels)}
     to_id = _label_reader(label_ids, examples.label_names)

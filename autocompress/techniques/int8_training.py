@@ -123,8 +123,8 @@ class Rounding(Modifier):
         return {name: torch.tensor(pair, dtype=torch.float64) for name, pair in self.ranges.items()}
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
-        found = {name: tuple(pair.tolist()) for name, pair in state.items()}
-        self.ranges = {name: found[name] for name in self.matrices if name in found}
+        ranges = {name: tuple(pair.tolist()) for name, pair in state.items()}
+        self.ranges = {name: ranges[name] for name in self.matrices if name in ranges}
 
 
 def _forward(module: nn.Module, inputs: Tensor, weight: Tensor | None = None) -> Tensor:
@@ -133,8 +133,8 @@ def _forward(module: nn.Module, inputs: Tensor, weight: Tensor | None = None) ->
 
     own: Any = module
     if weight is None:
-        found: Tensor = type(own).forward(own, inputs)
-        return found
+        outputs: Tensor = type(own).forward(own, inputs)
+        return outputs
     return linear(inputs, weight.T if hasattr(own, "nf") else weight, own.bias)
 
 

@@ -144,12 +144,12 @@ def output_matrices(
     """The output projections (hidden, inputs) of an uncut model by layer and role, and the inputs
     that belong to a head."""
     layers = family.structure(model).layers
-    found = {
+    matrices = {
         (i, role): matrix_of(family.part(model, i, role))[0].float().cpu().numpy()
         for i in range(len(layers))
         for role in ROLES
     }
-    return found, found[0, "attention_output"].shape[1] // len(layers[0].heads)
+    return matrices, matrices[0, "attention_output"].shape[1] // len(layers[0].heads)
 
 
 def _rank(matrix: NDArray[np.float32], share: float, *, by_energy: bool) -> int:

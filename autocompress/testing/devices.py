@@ -97,11 +97,11 @@ class DeviceSuite(Suite):
             pytest.skip("it runs no language models")
         ids = padded(texts((8, 8, 8))).inputs
         question = {**ids, "scored": np.array([7, 3, 1])}
-        found = device.predict(folders.language_model, [question])
+        nll = device.predict(folders.language_model, [question])
         logits = predict(onnx_file(folders.language_model), [ids]).astype(np.float64)
-        assert found.shape == (3,)
+        assert nll.shape == (3,)
         expected = _nll(logits, ids["input_ids"], question)
-        np.testing.assert_allclose(found, expected, rtol=1e-3, atol=self.tolerance)
+        np.testing.assert_allclose(nll, expected, rtol=1e-3, atol=self.tolerance)
 
     def test_what_it_cannot_run_fails_the_candidate(self, device: Device, folders: Folders) -> None:
         with pytest.raises(CandidateFailed):

@@ -95,7 +95,7 @@ class FamilySuite(Suite):
             views = {kind: family.weights(model, index, kind) for kind in ("heads", "ffn")}
             assert all(len(matrix) % len(layer.heads) == 0 for matrix in views["heads"])
             assert {len(matrix) for matrix in views["ffn"]} == {len(layer.ffn)}
-            claimed = [m.flatten() for found in views.values() for m in found]
+            claimed = [m.flatten() for matrices in views.values() for m in matrices]
             block = family.part(model, index, "block")
             there = [p.detach().flatten() for p in block.parameters() if p.dim() > 1]
             assert torch.equal(*(torch.cat(some).sort().values for some in (claimed, there)))
@@ -121,10 +121,10 @@ class FamilySuite(Suite):
     def test_what_is_left_computes_what_it_did(self, family: Family, model: Any, cut: Cut) -> None:
         """As the uncut model in which all else contributes nothing."""
         structure = cut(family.structure(model))
-        found, before = logits(family.cut(model, structure)), logits(model)
+        answers, before = logits(family.cut(model, structure)), logits(model)
         with _masked(family, model, structure):
             expected = logits(model)
-        torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
+        torch.testing.assert_close(answers, expected, rtol=0, atol=1e-4)
         assert (expected - before).abs().max() > 1e-3
 
     def test_a_blank_model_takes_the_weights(self, family: Family, model: Any, cut: Cut) -> None:
@@ -170,10 +170,10 @@ class FamilySuite(Suite):
         to_onnx(smaller, tmp_path / "model.onnx", BATCH)
         shorter = Batch({name: array[:1, :4] for name, array in BATCH.inputs.items()})
         for batch in (BATCH, shorter):
-            found = predict(tmp_path / "model.onnx", [batch.inputs])
-            if found.ndim == 3:
-                found = found[batch.inputs["attention_mask"] == 1]
-            np.testing.assert_allclose(found, logits(smaller, batch).numpy(), rtol=0, atol=1e-4)
+            answers = predict(tmp_path / "model.onnx", [batch.inputs])
+            if answers.ndim == 3:
+                answers = answers[batch.inputs["attention_mask"] == 1]
+            np.testing.assert_allclose(answers, logits(smaller, batch).numpy(), rtol=0, atol=1e-4)
 
 
 def _count(model: nn.Module) -> int:

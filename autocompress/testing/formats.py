@@ -81,9 +81,9 @@ class FormatSuite(Suite):
         for name, whole in (("whole", True), ("half", False)):
             source.convert(member, tmp_path / name, whole=whole)
         sizes = [(tmp_path / name).stat().st_size for name in ("whole", "half")]
-        found = (sizes[0] - sizes[1]) / source.weights
+        bytes_per_weight = (sizes[0] - sizes[1]) / source.weights
         stored = FORMATS[member.stored].bytes
-        assert stored <= found <= stored + _overhead(member)
+        assert stored <= bytes_per_weight <= stored + _overhead(member)
 
     def test_what_is_stored_is_a_format_of_its_own(self, member: Format) -> None:
         stored = FORMATS[member.stored]
@@ -107,9 +107,9 @@ class FormatSuite(Suite):
             sizes.append((tmp_path / "spared").stat().st_size)
             errors.append(source.error(tmp_path / "spared"))
         richer = FORMATS[FORMATS[member.more_bits].stored].bytes
-        found = (sizes[1] - sizes[0]) / source.weights
+        bytes_added = (sizes[1] - sizes[0]) / source.weights
         expected = richer - FORMATS[member.stored].bytes
-        assert found == pytest.approx(expected, abs=_overhead(member))
+        assert bytes_added == pytest.approx(expected, abs=_overhead(member))
         assert errors[2] <= errors[0]
 
     def test_the_same_bytes_again(self, member: Format, source: Source, tmp_path: Path) -> None:
@@ -182,9 +182,9 @@ def _batches(seed: int, rows: int) -> list[Any]:
 
 def _answers(path: Path) -> NDArray[np.floating[Any]]:
     """To all real texts, or tokens."""
-    found = []
+    by_batch = []
     for batch in _batches(1, 32):
         answers = predict(path, [batch.inputs])
         real = batch.inputs["attention_mask"] == 1
-        found.append(answers[real] if answers.ndim == 3 else answers)
-    return np.concatenate(found)
+        by_batch.append(answers[real] if answers.ndim == 3 else answers)
+    return np.concatenate(by_batch)

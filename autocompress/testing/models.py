@@ -104,8 +104,8 @@ def logits(model: nn.Module, batch: Batch = BATCH) -> Tensor:
     """Of all rows; of a language model of all real tokens, one below the other."""
     inputs = CPU.tensors(batch)
     with torch.no_grad():
-        found: Tensor = model(**inputs).logits
-    return found[inputs["attention_mask"] == 1] if found.dim() == 3 else found
+        answers: Tensor = model(**inputs).logits
+    return answers[inputs["attention_mask"] == 1] if answers.dim() == 3 else answers
 
 
 def weights(model: nn.Module) -> dict[str, Tensor]:

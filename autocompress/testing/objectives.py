@@ -79,9 +79,9 @@ class ObjectiveSuite(Suite):
         """And not the teacher."""
         bench.workshop.model.zero_grad()
         recovery = bench.recovery()
-        found = bench.loss(recovery)
-        assert found.shape == () and torch.isfinite(found) and found > 1e-4
-        found.backward()  # type: ignore[no-untyped-call]
+        loss = bench.loss(recovery)
+        assert loss.shape == () and torch.isfinite(loss) and loss > 1e-4
+        loss.backward()  # type: ignore[no-untyped-call]
         pulls = [p.grad for p in recovery.student.parameters() if p.grad is not None]
         assert all(torch.isfinite(_dense(pull)).all() for pull in pulls)
         assert max(_dense(pull).abs().max() for pull in pulls) > 1e-6
@@ -93,8 +93,8 @@ class ObjectiveSuite(Suite):
         """In the last step, where schedules have ended."""
         whole = bench.workshop.plans["uncut"].structure
         recovery = bench.recovery(copy.deepcopy(bench.workshop.model), whole)
-        found = bench.loss(recovery, _STEPS - 1).item()
-        assert (found == pytest.approx(0, abs=1e-4)) != (at[0] in self.never_zero)
+        loss = bench.loss(recovery, _STEPS - 1).item()
+        assert (loss == pytest.approx(0, abs=1e-4)) != (at[0] in self.never_zero)
 
     def test_the_same_seed_loses_the_same(self, bench: Bench) -> None:
         losses = [bench.loss(bench.recovery(), step).item() for step in (0, 0, 1, 1)]
@@ -154,7 +154,7 @@ class Bench:
         [(objective, _)] = recovery.objectives
         inputs = CPU.tensors(BATCH)
         lesson.inputs, lesson.step, lesson.training = inputs, step, True
-        found = []
+        features = []
         for model, names, learns in (
             (student, recovery.watched, True),
             (shop.model, recovery.taught, False),
@@ -162,8 +162,8 @@ class Bench:
             depth = len(shop.family.structure(model).layers)
             with watch(model, shop.family, depth, names) as seen, torch.set_grad_enabled(learns):
                 logits = model(**inputs).logits.flatten(0, -2)
-            found.append(Features(logits, inputs["attention_mask"], seen))
-        return objective.loss(*found)
+            features.append(Features(logits, inputs["attention_mask"], seen))
+        return objective.loss(*features)
 
 
 def _dense(gradient: Tensor) -> Tensor:

@@ -64,12 +64,12 @@ class SamplerSuite(Suite):
             assert SPACE.candidate(point)
         for name, parameter in parameters.items():
             if isinstance(parameter.values, Choices):
-                found = {point[name] for point in points if name in point}
-                assert found == set(parameter.values.values)
+                drawn = {point[name] for point in points if name in point}
+                assert drawn == set(parameter.values.values)
 
     def test_corners_come_first(self, member: Make) -> None:
-        found = [SPACE.candidate(point) for point in _played(member, 0, len(SPACE.corners))]
-        assert found == [SPACE.candidate(corner) for corner in SPACE.corners]
+        candidates = [SPACE.candidate(point) for point in _played(member, 0, len(SPACE.corners))]
+        assert candidates == [SPACE.candidate(corner) for corner in SPACE.corners]
 
     def test_the_seed_decides(self, member: Make) -> None:
         first, again, other = (_played(member, seed, 16) for seed in (1, 1, 2))

@@ -74,8 +74,8 @@ class TaskSuite(Suite):
         markers = {token for word, token in vocabulary if word.startswith(_ONLY)}
         rows = [{row.tobytes() for row in part} for part in parts]
         seen = [{int(token) for row in part for token in row[0]} & markers for part in parts]
-        for found in (rows, seen):
-            assert not found[0] & found[1] and not found[0] & found[2] and not found[1] & found[2]
+        for train, validation, test in (rows, seen):
+            assert not train & validation and not train & test and not validation & test
         held_out = rows[1] | rows[2]
         assert not held_out & {row.tobytes() for row in task.unlabeled}
 
@@ -93,9 +93,9 @@ class TaskSuite(Suite):
         expected = -math.log(3 / 4) - math.log(1 / 4)
         for reduction, share in (("mean", 2), ("sum", 1)):
             given = (logits[None], labels[None]) if task.head.generates else (logits, labels)
-            found = task.loss(*given, reduction=reduction)
-            assert found.item() == pytest.approx(expected / share)
-            [gradient] = torch.autograd.grad(found, [logits])
+            loss = task.loss(*given, reduction=reduction)
+            assert loss.item() == pytest.approx(expected / share)
+            [gradient] = torch.autograd.grad(loss, [logits])
             assert gradient[:2].abs().min() > 0 and gradient[2].abs().max() == 0
 
     @pytest.mark.parametrize("size", [1, 3, 1000])
@@ -111,12 +111,12 @@ class TaskSuite(Suite):
     def test_constant_answers_score_at_chance(self, task: Task, classes: int, split: str) -> None:
         """On average over the classes that are always answered."""
         part = getattr(task, split)
-        found = []
+        scores = []
         answers = np.zeros((1, classes)) if task.head.generates else np.eye(classes)
         for always in answers:
             evidence = _evidence(task, part, partial(np.broadcast_to, always), classes)
-            found.append(task.score(evidence, part)[0])
-        assert np.mean(found) == pytest.approx(self.chance(task, classes))
+            scores.append(task.score(evidence, part)[0])
+        assert np.mean(scores) == pytest.approx(self.chance(task, classes))
 
     def test_evidence_is_kept_for_each_example_and_survives_the_journal(
         self, task: Task, classes: int

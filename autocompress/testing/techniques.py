@@ -104,12 +104,12 @@ class TechniqueSuite(Suite):
         self, member: Technique, workshop: Workshop, given: str
     ) -> None:
         """It plans, or trains along."""
-        before, found = workshop.plans[given], []
+        before, acted = workshop.plans[given], []
         for bench, plan in self.fitting(member, workshop, before):
             recovery = bench.begun(plan)
-            found.append(plan != before or bool(recovery.modifiers))
+            acted.append(plan != before or bool(recovery.modifiers))
             recovery.finish()
-        assert any(found), f"{member.name}: say strengths to try"
+        assert any(acted), f"{member.name}: say strengths to try"
 
     def test_defaults_leave_the_plan_and_every_bit(
         self, member: Technique, workshop: Workshop, given: str
@@ -177,12 +177,12 @@ class TechniqueSuite(Suite):
         member, strength = at
         bench = Bench(workshop, member, strength)
         plan = bench.plan(workshop.plans["cut"])
-        found = []
+        student_weights = []
         for state in (0, 1):
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(state)
-                found.append(weights(bench.student(plan)))
-        assert same(*found)
+                student_weights.append(weights(bench.student(plan)))
+        assert same(*student_weights)
 
     def test_students_never_grow(self, member: Technique, workshop: Workshop, given: str) -> None:
         """And shrink at some strength, if any changes the plan."""
@@ -190,9 +190,9 @@ class TechniqueSuite(Suite):
         whole = real_bytes(Bench(workshop, member, {}).student(before))
         sizes = []
         for bench, plan in self.fitting(member, workshop, before):
-            found = real_bytes(bench.student(plan))
-            assert found <= whole
-            sizes += [found] if plan != before else []
+            size = real_bytes(bench.student(plan))
+            assert size <= whole
+            sizes += [size] if plan != before else []
         assert not sizes or member.name in self.same_size or min(sizes) < whole
 
     def test_stopping_and_going_on_changes_no_bit(
@@ -245,7 +245,7 @@ class Foreign(Part):
     """Of another technique."""
 
     technique: ClassVar[str] = "of another technique"
-    found: tuple[str, int]
+    pair: tuple[str, int]
 
 
 class Bench:
@@ -295,24 +295,24 @@ def _told(strength: Strength) -> str:
 
 def _values(setting: Setting) -> list[Value]:
     """Some that its domain allows."""
-    domain, found = setting.domain, list[Value]()
+    domain, values = setting.domain, list[Value]()
     if isinstance(domain, OneOf):
-        found = list(domain.values)
+        values = list(domain.values)
     elif isinstance(domain, Flag):
-        found = [False, True]
+        values = [False, True]
     elif isinstance(domain, SubsetOf):
-        found = [(name,) for name in domain.names]
+        values = [(name,) for name in domain.names]
     elif isinstance(domain, Real):
         span = domain.high - domain.low
-        found = [domain.low + share * span for share in (0.25, 0.5, 0.75)]
+        values = [domain.low + share * span for share in (0.25, 0.5, 0.75)]
     elif isinstance(domain, Integer):
-        found = [value for value in (domain.low, 2, 3) if domain.allows(value)]
-    return [value for value in found if value != setting.default]
+        values = [value for value in (domain.low, 2, 3) if domain.allows(value)]
+    return [value for value in values if value != setting.default]
 
 
 def _check_plan(plan: Plan, techniques: Sequence[Technique]) -> None:
-    found = plan_from(json.loads(json.dumps(plan.as_dict())), techniques)
-    assert found == plan and hash(found) == hash(plan) and found.as_dict() == plan.as_dict()
+    reread = plan_from(json.loads(json.dumps(plan.as_dict())), techniques)
+    assert reread == plan and hash(reread) == hash(plan) and reread.as_dict() == plan.as_dict()
     for part in plan.parts:
         for index, layer in enumerate(plan.structure.layers):
             assert all(math.isfinite(amount) for amount in part.terms(index, layer).values())

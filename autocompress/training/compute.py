@@ -38,13 +38,13 @@ class Compute:
         Raises:
             UserError: no such device here.
         """
-        found = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
-        if found is None:
+        match = re.fullmatch(r"auto|cpu|cuda(?::(\d+))?", name)
+        if match is None:
             raise UserError(f"--train-on is {name!r}, allowed is auto, cpu, cuda or cuda:N")
         gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
         if name == "auto":
             name = "cuda" if gpus else "cpu"
-        if name != "cpu" and int(found[1] or 0) >= gpus:
+        if name != "cpu" and int(match[1] or 0) >= gpus:
             raise UserError(f"--train-on {name}: torch sees {gpus} GPUs here")
         return cls(name, torch.bfloat16 if _has_bf16(name) else None, tf32)
 

@@ -41,18 +41,18 @@ class TransferSet:
 
     def answers(self, indices: Sequence[int]) -> Tensor:
         """The labels of these rows, one after the other; -100 for an unlabelled row."""
-        found = np.full((len(indices), *self.labels.shape[1:]), -100)
+        labels = np.full((len(indices), *self.labels.shape[1:]), -100)
         labelled = [i for i, index in enumerate(indices) if index < len(self.labels)]
-        found[labelled] = self.labels[[indices[i] for i in labelled]]
-        return torch.from_numpy(found).flatten()
+        labels[labelled] = self.labels[[indices[i] for i in labelled]]
+        return torch.from_numpy(labels).flatten()
 
     def digest(self) -> str:
         """Hex digest of all rows and labels."""
-        found = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
+        digest = hashlib.sha256(np.ascontiguousarray(self.labels).tobytes())
         for row in self.rows:
-            found.update(np.array(row.shape).tobytes())
-            found.update(np.ascontiguousarray(row).tobytes())
-        return found.hexdigest()
+            digest.update(np.array(row.shape).tobytes())
+            digest.update(np.ascontiguousarray(row).tobytes())
+        return digest.hexdigest()
 
 
 class Teacher:

@@ -89,21 +89,21 @@ class Recovery:
         Returns:
             What the modifiers learned, for its plan.
         """
-        found = [modifier.remove() for modifier in reversed(self.modifiers)]
-        return [part for part in reversed(found) if part is not None]
+        parts = [modifier.remove() for modifier in reversed(self.modifiers)]
+        return [part for part in reversed(parts) if part is not None]
 
     def state(self) -> dict[str, Tensor]:
         """All that steps change, the student's own weights included; shared tensors as copies."""
-        found = {
+        tensors = {
             f"student.{name}": tensor.detach().cpu().clone().contiguous()
             for name, tensor in self.student.state_dict().items()
         }
         for prefix, member in self._members():
-            found |= {
+            tensors |= {
                 f"{prefix}{name}": tensor.detach().cpu().clone().contiguous()
                 for name, tensor in member.state().items()
             }
-        return found | {"random": self.lesson.random.get_state(), "done": torch.tensor(self.done)}
+        return tensors | {"random": self.lesson.random.get_state(), "done": torch.tensor(self.done)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """The inverse of ``state``, on a recovery made of the same settings."""
@@ -148,12 +148,12 @@ class Recovery:
 
 
 def _transfer_set(teacher: Teacher, *, cleaned: bool) -> TransferSet:
-    found = teacher.cleaned if cleaned else teacher.transfer
-    if found is None:
+    transfer = teacher.cleaned if cleaned else teacher.transfer
+    if transfer is None:
         raise CandidateFailed(
             "recovery.cleaned is true, but there is no cleaned text: it is for language modeling"
         )
-    return found
+    return transfer
 
 
 def _batches(

@@ -148,8 +148,8 @@ def optimizer_state(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     dimensions."""
     return {
         f"{index}.{key}": torch.as_tensor(value)
-        for index, found in optimizer.state_dict()["state"].items()
-        for key, value in found.items()
+        for index, parameter_state in optimizer.state_dict()["state"].items()
+        for key, value in parameter_state.items()
     }
 
 
