@@ -114,6 +114,24 @@ def test_questions_hold_all_windows_in_order(task: LanguageModeling) -> None:
     assert len(task.questions(task.test, 1000)[0]["input_ids"]) == 1024 // 48
 
 
+@pytest.mark.parametrize(("words", "rows"), [(600, 21), (100_000, 13), (250_000, 5), (2**26, 1)])
+def test_a_question_of_a_large_vocabulary_has_less_text(
+    byte_tokenizer: Any, text_file: Path, words: int, rows: int
+) -> None:
+    """Its answer has at most 2^26 numbers, but for one window of 48 tokens."""
+
+    class Large(type(byte_tokenizer)):  # type: ignore[misc]
+        def __len__(self) -> int:
+            return words
+
+    tokenizer = Large(
+        tokenizer_object=byte_tokenizer._tokenizer, eos_token=byte_tokenizer.eos_token
+    )
+    task = load(tokenizer, str(text_file), positions=64, context=48, stride=20)
+    sizes = {len(question["input_ids"]) for question in task.questions(task.test, 1000)[:-1]}
+    assert sizes == {rows}
+
+
 def test_every_runtime_gives_the_same_evidence(
     task: LanguageModeling, model: Any, tmp_path: Path
 ) -> None:

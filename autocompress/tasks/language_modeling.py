@@ -41,6 +41,8 @@ while it trains."""
 STEP_TOKENS = 1024
 """Of a training step: each costs a row of the vocabulary in the student, in the teacher and in
 their losses."""
+_LOGITS_AT_ONCE = 2**26
+"""Numbers that a model answers one question with at most, but for a single window: 256 MB."""
 _DOCUMENTS_AT_ONCE = 1000
 """Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
 OPTIONS = (
@@ -113,6 +115,7 @@ class LanguageModeling:
         cleaned: ``train`` without the lines that ``clean`` drops.
         dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored,
             by reason.
+        tokens_at_once: of a question.
     """
 
     train: Blocks
@@ -120,6 +123,7 @@ class LanguageModeling:
     validation: Windows
     test: Windows
     dropped: dict[str, int]
+    tokens_at_once: int = STEP_TOKENS
     metric: ClassVar[Metric] = METRICS["perplexity"]
     head: ClassVar[Head] = Head.CAUSAL_LM
     labels: ClassVar[tuple[str, ...]] = ()
@@ -162,8 +166,8 @@ class LanguageModeling:
         return cross_entropy(logits.flatten(0, -2), labels.flatten(), reduction=reduction)
 
     def questions(self, part: HeldOut, size: int) -> list[Question]:
-        """At most ``STEP_TOKENS`` tokens at a time, or one window."""
-        size = min(size, _rows_of(STEP_TOKENS, part.rows[0]))
+        """At most ``tokens_at_once`` at a time, or one window."""
+        size = min(size, _rows_of(self.tokens_at_once, part.rows[0]))
         scored = cast(Windows, part).scored
         return [
             self.batch(part.rows[i : i + size]).inputs | {"scored": scored[i : i + size]}
@@ -284,7 +288,12 @@ def load(
         to_score(documents.test, "test"),
     )
     return LanguageModeling(
-        train, cleaned, validation_windows, test_windows, documents.dropped | report
+        train,
+        cleaned,
+        validation_windows,
+        test_windows,
+        documents.dropped | report,
+        min(STEP_TOKENS, _LOGITS_AT_ONCE // len(tokenizer)),
     )
 
 
