@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from autocompress.candidate import Candidate
 from autocompress.distillation import objectives
@@ -23,7 +25,7 @@ from autocompress.training import compute
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.outputs import Teacher, TransferSet
 from tests.test_recovery import padded
-from tests.tiny_models import MODELS, VOCABULARY, build
+from tests.tiny_models import MODELS, VOCABULARY, build, inputs
 
 BF16 = Compute(autocast=torch.bfloat16)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
@@ -36,7 +38,9 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> Any:
     def see(count: int, *, bf16: bool = True) -> None:
         monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
-        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: bf16)
+        monkeypatch.setattr(
+            torch.cuda, "is_bf16_supported", lambda including_emulation: bf16 or including_emulation
+        )
 
     return see
 
@@ -75,17 +79,31 @@ def test_the_device_that_is_chosen(gpus: Any, name: str, count: int, device: str
 
 
 @pytest.mark.parametrize("has_it", [True, False])
-@pytest.mark.parametrize("name", ["cpu", "cuda"])
-def test_bf16_is_on_where_the_device_has_it(
-    gpus: Any, name: str, has_it: bool, monkeypatch: pytest.MonkeyPatch
+def test_bf16_is_on_where_a_gpu_has_it(gpus: Any, has_it: bool) -> None:
+    gpus(1, bf16=has_it)
+    assert Compute.choose("cuda").autocast == (torch.bfloat16 if has_it else None)
+
+
+@pytest.mark.parametrize(
+    ("machine", "native", "emulated", "has_it"),
+    [
+        ("x86_64", True, True, True),
+        ("x86_64", False, True, False),
+        ("AMD64", False, True, False),
+        ("aarch64", False, True, True),
+        ("aarch64", False, False, False),
+    ],
+)
+def test_bf16_is_on_where_a_cpu_has_it_of_its_own(
+    machine: str, native: bool, emulated: bool, has_it: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gpus(1, bf16=has_it if name == "cuda" else not has_it)
-    if name == "cpu":
-        monkeypatch.setattr(
-            torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: has_it, raising=False
-        )
-        monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
-    assert Compute.choose(name).autocast == (torch.bfloat16 if has_it else None)
+    """mkldnn says yes on all of AVX-512, and emulates bf16 where it is not native."""
+    mkldnn = torch.ops.mkldnn
+    monkeypatch.setattr(mkldnn, "_is_mkldnn_bf16_supported", lambda: emulated, raising=False)
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    assert Compute.choose("cpu").autocast == (torch.bfloat16 if has_it else None)
 
 
 def test_without_mkldnn_a_cpu_has_no_fast_bf16(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,20 +113,56 @@ def test_without_mkldnn_a_cpu_has_no_fast_bf16(monkeypatch: pytest.MonkeyPatch) 
 
 def test_products_are_of_the_type_that_was_chosen_and_only_inside() -> None:
     a = torch.randn(4, 4, generator=torch.Generator().manual_seed(0))
-    with BF16.math():
+    with BF16.math(4):
         assert (a @ a).dtype == torch.bfloat16
-        with CPU.math():
+        with CPU.math(4):
             inside = a @ a
     assert torch.equal(inside, a @ a) and inside.dtype == torch.float32
 
 
-def test_attention_on_the_cpu_is_plain_products_inside() -> None:
+@pytest.mark.parametrize(("length", "fused"), [(2, False), (96, False), (97, True), (512, True)])
+def test_attention_of_short_texts_on_the_cpu_is_plain_products_inside(
+    length: int, fused: bool
+) -> None:
     cuda: Any = torch.backends.cuda
-    plain = cuda.math_sdp_enabled, cuda.flash_sdp_enabled
-    before = [own() for own in plain]
-    with CPU.math():
-        assert [own() for own in plain] == [True, False]
-    assert [own() for own in plain] == before and before[1]
+    before = cuda.math_sdp_enabled(), cuda.flash_sdp_enabled()
+    with CPU.math(length):
+        assert (cuda.math_sdp_enabled(), cuda.flash_sdp_enabled()) == (True, fused)
+    assert (cuda.math_sdp_enabled(), cuda.flash_sdp_enabled()) == before == (True, True)
+
+
+def test_long_texts_are_answered_alike_by_either_attention(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding is seen by neither, and gradients are the same."""
+    model, given = build("gpt2"), torch.randint(5, VOCABULARY, (3, 120))
+    mask = (torch.arange(120) < torch.tensor([[120], [97], [40]])).long()
+    answers, gradients = [], []
+    for longest in (96, 120):
+        monkeypatch.setattr(compute, "LONGEST_PLAIN", longest)
+        logits = CPU.logits(model, {"input_ids": given, "attention_mask": mask})
+        answers.append(logits)
+        gradients.append(torch.autograd.grad(logits.sum(), list(model.parameters())))
+    torch.testing.assert_close(answers[0], answers[1], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-3, atol=1e-4)
+
+
+LANGUAGE_MODELS = [name for name, tiny in MODELS.items() if tiny.auto is AutoModelForCausalLM]
+
+
+@pytest.mark.parametrize("name", LANGUAGE_MODELS)
+def test_logits_of_a_vocabulary_are_the_model_s_and_never_rounded_to_bf16(name: str) -> None:
+    """As large as those of a trained model, where bf16 is a quarter apart."""
+    model, given = build(name), inputs()
+    head: Any = model
+    with torch.no_grad():
+        head.get_output_embeddings().weight.mul_(20)
+        exact = model(**given).logits
+        torch.testing.assert_close(CPU.logits(model, given), exact, rtol=1e-4, atol=1e-4)
+        with BF16.math(7):
+            body = head.base_model(**given).last_hidden_state.float()
+        logits = BF16.logits(model, given)
+        torch.testing.assert_close(logits, head.get_output_embeddings()(body), rtol=1e-5, atol=1e-5)
+    assert logits.dtype == torch.float32 and exact.abs().max() > 30
+    assert (logits != logits.bfloat16().float()).float().mean() > 0.9
 
 
 @pytest.mark.parametrize("allowed", [True, False])
@@ -118,7 +172,7 @@ def test_a_gpu_rounds_to_tf32_only_where_allowed_and_only_inside(allowed: bool) 
     matmul.allow_tf32 = not allowed
 
     def fail() -> None:
-        with Compute("cuda", tf32=allowed).math():
+        with Compute("cuda", tf32=allowed).math(4):
             inside.append(matmul.allow_tf32)
             raise KeyError
 
@@ -140,16 +194,6 @@ def test_tensors_share_the_memory_of_arrays_on_the_cpu_and_are_moved_elsewhere()
     assert {(own.device.type, own.dtype, own.shape) for own in there.values()} == {
         ("meta", torch.int64, (2, 3))
     }
-
-
-def test_features_stay_on_a_gpu_that_has_four_times_the_room(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    free = {"cuda:1": (400, 1000)}
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: free[device])
-    gpu = Compute("cuda:1")
-    assert gpu.room_for(99) and not gpu.room_for(100)
-    assert not CPU.room_for(0)
 
 
 READING = [name for name in OBJECTIVES if name != "adversarial-logits"]
@@ -229,6 +273,6 @@ def test_a_student_of_the_gpu_answers_as_one_of_the_cpu(objective: str, tmp_path
 def test_products_on_the_gpu_are_of_the_type_that_was_chosen(tf32: bool) -> None:
     chosen = Compute.choose("cuda", tf32)
     a = chosen.moved(torch.randn(64, 64))
-    with chosen.math():
+    with chosen.math(64):
         assert (a @ a).dtype == (chosen.autocast or torch.float32)
     assert chosen.on_gpu and compute.CPU.moved(a).device.type == "cpu"

@@ -285,7 +285,7 @@ def test_a_live_teacher_and_shifted_tokens_by_hand(
     assert len(next(one.batches)) == 1024 // 32
     indices = [5, 0, 17]
     ids = torch.from_numpy(np.concatenate([task.train.rows[i] for i in indices]))
-    with torch.no_grad(), PLAIN.math():
+    with torch.no_grad(), PLAIN.math(32):
         mine, theirs = (
             m(**PLAIN.tensors(task.batch([task.train.rows[i] for i in indices]))).logits.float()
             for m in (one.student, model)

@@ -107,8 +107,7 @@ def test_without_a_teacher_it_is_never_asked(
     def refuse(*_: Any) -> Any:
         raise AssertionError("the teacher was asked")
 
-    for name in ("remember", "logits", "feature"):
-        monkeypatch.setattr(teacher, name, refuse)
+    monkeypatch.setattr(teacher, "features", refuse)
     one = recovery(teacher, hard_label_weight=1.0, objectives=["logits", "hidden-states"])
     one.advance(4)
     assert one.done == 4

@@ -299,14 +299,18 @@ def test_candidates_that_come_to_the_same_are_one_student(
     assert name(cut) == name(cut, recovery__steps=0, recovery__learning_rate=0.1)
 
 
-def test_draws_follow_from_the_name(teachers: Callable[[str], Teacher], tmp_path: Path) -> None:
-    """Students of different names are trained on different batches, were they else alike."""
+def test_draws_follow_from_the_name_and_batches_from_the_seed(
+    teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
     benches = [
         Bench(teachers("bert"), tmp_path / folder, chosen(), lineage, seed)
         for folder, lineage, seed in (("a", "x", 3), ("b", "x", 3), ("c", "y", 3), ("d", "x", 4))
     ]
-    one, alike, *others = (bench.train()[0].model() for bench in benches)
-    assert same(one, alike) and not any(same(one, other) for other in others)
+    recoveries = [recovery for bench in benches if (recovery := bench.begin().recovery)]
+    one, alike, *others = (recovery.lesson.random.initial_seed() for recovery in recoveries)
+    assert one == alike and len({one, *others}) == 3
+    drawn = [[next(recovery.batches) for _ in range(4)] for recovery in recoveries]
+    assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
 
 
 EVERY = {"recovery.objectives": list(OBJECTIVES), "recovery.label_phase": 0.2}

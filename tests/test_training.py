@@ -10,7 +10,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -19,7 +18,7 @@ from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
 from autocompress.training.compute import CPU
 from autocompress.training.steps import Optimizer, schedule
-from autocompress.training.taps import forward_all, watch
+from autocompress.training.taps import watch
 from autocompress.training.teacher import load_classifier
 from tests.tiny_models import build, inputs
 
@@ -201,19 +200,3 @@ def test_watch_removes_its_hooks_when_the_pass_fails(model: nn.Module) -> None:
     with pytest.raises(IndexError), watch(model, FAMILY, 4, ["hidden.2", "hidden.9", "value"]):
         model(input_ids=torch.tensor([[10**6]]))
     assert hooks(model) == 0
-
-
-def test_forward_all_gives_every_row_once_and_right(model: nn.Module) -> None:
-    some = rows(np.random.default_rng(1).integers(2, 30, 150).tolist())
-    logits, values = np.full((150, 2), np.nan, np.float32), [np.zeros(0)] * 150
-    for where, batch_logits, seen in forward_all(model.train(), FAMILY, some, to_batch, ["value"]):
-        assert batch_logits.dtype == torch.float32 and np.isnan(logits[where]).all()
-        logits[where] = batch_logits.numpy()
-        for i, index in enumerate(where):
-            values[index] = seen["value"][i, : some[index].shape[1]].float().numpy()
-    assert not model.training and hooks(model) == 0
-    for i in (0, 77, 149):
-        with torch.inference_mode(), watch(model, FAMILY, 4, ["value"]) as expected:
-            alone: NDArray[np.float32] = model(**CPU.tensors(to_batch([some[i]]))).logits[0].numpy()
-        np.testing.assert_allclose(logits[i], alone, atol=0.02)
-        np.testing.assert_allclose(values[i], expected["value"][0].numpy(), atol=0.05)

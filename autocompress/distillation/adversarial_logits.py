@@ -125,7 +125,7 @@ class AdversarialLogits(Objective):
         share = self.lesson.candidate.number("recovery.masked_share")
         drawn = torch.rand(ids.shape, generator=random).to(ids.device)
         places = (drawn < share) & (mask == 1)
-        with self.lesson.compute.math():
+        with self.lesson.compute.math(ids.shape[1]):
             logits = self.generator(ids, places).float()
         logits[:, self.padding] = -torch.inf
         noise = -torch.empty(logits.shape).exponential_(generator=random).log()
@@ -134,8 +134,7 @@ class AdversarialLogits(Objective):
 
     def _rows(self, model: nn.Module, ids: Tensor) -> Tensor:
         """Logits of a classifier, or of all real tokens in a language model, (rows, classes)."""
-        with self.lesson.compute.math():
-            logits: Tensor = model(**{**self.lesson.inputs, "input_ids": ids}).logits.float()
+        logits = self.lesson.compute.logits(model, {**self.lesson.inputs, "input_ids": ids})
         return logits[self.lesson.inputs["attention_mask"] == 1] if logits.dim() == 3 else logits
 
     def _divergence(self, student: Tensor, teacher: Tensor) -> Tensor:

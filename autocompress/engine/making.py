@@ -234,7 +234,8 @@ def recovery_of(
 
     Args:
         model: the student, on the teacher's device; modifiers are installed in it.
-        seeds: of the search, and of the student.
+        seeds: of the search, which batches are drawn by; and of the student, which its objectives
+            draw by.
     """
     lesson = _lesson(model, structure, candidate, teacher, seeds[1])
     modifiers = [modifier for t in techniques if (modifier := t.modifier(lesson)) is not None]
@@ -244,7 +245,7 @@ def recovery_of(
         (known[str(name)](lesson), candidate.number(weight_setting(str(name)), 1))
         for name in chosen
     ]
-    return Recovery(lesson, teacher, pairs, modifiers, seeds)
+    return Recovery(lesson, teacher, pairs, modifiers, seeds[0])
 
 
 def _lesson(

@@ -185,7 +185,7 @@ def torch_answer(
         for name, array in question.items()
         if name != "scored"
     }
-    with torch.inference_mode(), compute.math():
-        logits = model.eval()(**inputs).logits.float().cpu()
+    with torch.inference_mode():
+        logits = compute.logits(model.eval(), inputs).cpu()
     answer: NDArray[np.floating[Any]] = kept(logits.numpy(), question)
     return answer

@@ -68,9 +68,7 @@ def measure(
         try:
             inputs = compute.tensors(batch)
             answers = compute.moved(torch.from_numpy(labels))
-            with compute.math():
-                logits = model(**inputs).logits.float()
-            total = loss(logits, answers, reduction="sum")
+            total = loss(compute.logits(model, inputs), answers, reduction="sum")
             gradients = torch.autograd.grad(total, list(gates.values()))
         finally:
             for handle in handles:

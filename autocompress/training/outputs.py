@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
+import math
 import shutil
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,13 @@ from torch import Tensor, nn
 from autocompress.interfaces import Batch, Family, Features, Loss, Row
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.steps import BATCH_SIZE
-from autocompress.training.taps import forward_all, watch
+from autocompress.training.taps import watch
+
+MOST_KEPT = 2**31
+"""Bytes of a teacher's outputs on disk; of other batches it is asked each time."""
+LEFT_FREE = 2**30
+"""Bytes of the disk that they leave to everything else."""
+_LOGITS = "logits"
 
 
 @dataclass(frozen=True)
@@ -56,16 +63,15 @@ class TransferSet:
 
 
 class Teacher:
-    """The uncut model, and its outputs on the transfer set, each computed once, when first wanted;
-    those of a language model are computed each time.
+    """The uncut model, asked of a batch beside the student that learns from it.
 
-    Labelled and unlabelled rows are run apart, so that outputs do not depend on what was wanted
-    before.
+    What it says is kept for the students that learn from the same batch later, as far as there is
+    room. It would say the same again, to the bit, so that no student depends on others. A language
+    model is asked each time.
 
     Args:
         model: moved to the device of ``compute``.
-        scratch: folder for features, which are kept in fp16, all tokens one below the other;
-            emptied first. On a GPU that has the room they stay there instead.
+        scratch: folder for what is kept, features in fp16; emptied first.
         cleaned: what students learn from with ``recovery.cleaned``, of a language model only.
     """
 
@@ -78,7 +84,7 @@ class Teacher:
         cleaned: TransferSet | None = None,
         compute: Compute = CPU,
     ) -> None:
-        self.model = model.to(compute.device)
+        self.model = model.to(compute.device).eval()
         self.family = family
         self.transfer = transfer
         self.cleaned = cleaned
@@ -87,80 +93,83 @@ class Teacher:
         self.scratch = scratch
         shutil.rmtree(scratch, ignore_errors=True)
         scratch.mkdir(parents=True)
-        labelled = len(transfer.labels)
-        self._parts = (transfer.rows[:labelled], transfer.rows[labelled:])
-        self._starts = [np.cumsum([0, *(row.shape[1] for row in rows)]) for rows in self._parts]
-        self._logits: dict[int, Tensor] = {}
-        self._features: dict[tuple[str, int], Tensor] = {}
+        self._kept = Kept(scratch / "teacher")
 
-    def remember(self, names: Collection[str], unlabelled: bool) -> None:
-        """Compute and keep the logits and these features, of the unlabelled rows too where they are
-        wanted."""
-        if self.transfer.by_token:
-            return
-        for part in range(1 + unlabelled):
-            missing = [name for name in names if (name, part) not in self._features]
-            if missing or part not in self._logits:
-                self._run(missing, part)
+    def features(self, names: Sequence[str], inputs: Mapping[str, Tensor]) -> Features:
+        """Of the batch that these are the inputs of."""
+        batch, wanted = _digest(inputs), (_LOGITS, *names)
+        outputs = self._kept.found(batch, wanted) or self._asked(batch, names, inputs)
+        logits, *tokens = (self.compute.moved(outputs[name]).float() for name in wanted)
+        return Features(logits, inputs["attention_mask"], dict(zip(names, tokens, strict=True)))
 
-    def features(
-        self, names: Sequence[str], indices: Sequence[int], inputs: Mapping[str, Tensor]
-    ) -> Features:
-        """Of the rows, which the inputs are made of; ``remember`` these names first."""
-        mask = inputs["attention_mask"]
-        if not self.transfer.by_token:
-            tokens = {name: self.feature(name, indices, mask.shape[1]) for name in names}
-            return Features(self.logits(indices), mask, tokens)
+    def _asked(
+        self, batch: bytes, names: Sequence[str], inputs: Mapping[str, Tensor]
+    ) -> dict[str, Tensor]:
         depth = len(self.structure.layers)
-        with (
-            watch(self.model, self.family, depth, names) as seen,
-            torch.no_grad(),
-            self.compute.math(),
-        ):
-            logits = self.model(**inputs).logits.float()
-        tokens = {name: value.float() for name, value in seen.items()}
-        return Features(logits.flatten(0, -2), mask, tokens)
+        with watch(self.model, self.family, depth, names) as seen, torch.no_grad():
+            logits = self.compute.logits(self.model, inputs).flatten(0, -2)
+        if self.transfer.by_token:
+            return {_LOGITS: logits, **seen}
+        outputs = {_LOGITS: logits, **{name: _in_half(seen[name]) for name in names}}
+        self._kept.keep(batch, outputs)
+        return outputs
 
-    def logits(self, indices: Sequence[int]) -> Tensor:
-        """(rows, labels) in fp32; ``remember`` them first."""
-        return torch.stack([self._logits[part][i] for part, i in map(self._place, indices)])
 
-    def feature(self, name: str, indices: Sequence[int], length: int) -> Tensor:
-        """(rows, length, width) in fp32, zero on padding; ``remember`` it first."""
-        first = self._features[name, 0]
-        out = torch.zeros(len(indices), length, first.shape[1], device=first.device)
-        for i, (part, index) in enumerate(map(self._place, indices)):
-            start, end = self._starts[part][index : index + 2]
-            out[i, : end - start] = self._features[name, part][start:end]
-        return self.compute.moved(out)
+class Kept:
+    """Outputs of batches in one file, as long as there is room: of a batch that has none, nothing.
 
-    def _place(self, index: int) -> tuple[int, int]:
-        labelled = len(self._parts[0])
-        return (0, index) if index < labelled else (1, index - labelled)
+    It is written, never mapped into memory, where a full disk would end the process.
 
-    def _run(self, names: Sequence[str], part: int) -> None:
-        rows, starts = self._parts[part], self._starts[part]
-        every = forward_all(self.model, self.family, rows, self.transfer.batch, names, self.compute)
-        for where, logits, seen in every:
-            if part not in self._logits:
-                self._logits[part] = logits.new_empty(len(rows), logits.shape[1])
-            self._logits[part][torch.from_numpy(where)] = logits
-            for name in names:
-                values = seen[name].to(torch.float16)
-                if (name, part) not in self._features:
-                    self._features[name, part] = self._room_for(
-                        f"{name}.{part}", int(starts[-1]), values.shape[2]
-                    )
-                stored = self._features[name, part]
-                for i, index in enumerate(where):
-                    own = values[i, : rows[index].shape[1]]
-                    stored[starts[index] : starts[index + 1]] = own.to(stored.device)
+    Args:
+        file: not there yet.
+    """
 
-    def _room_for(self, name: str, tokens: int, width: int) -> Tensor:
-        size = 2 * tokens * width
-        if self.compute.room_for(size):
-            return torch.empty(tokens, width, dtype=torch.float16, device=self.compute.device)
-        if shutil.disk_usage(self.scratch).free < size:
-            raise OSError(errno.ENOSPC, "no room for the teacher's outputs")
-        file = self.scratch / f"{name}.f16"
-        return torch.from_numpy(np.memmap(file, np.float16, "w+", shape=(tokens, width)))
+    def __init__(self, file: Path) -> None:
+        self.file, self.room = file, MOST_KEPT
+        self._places: dict[bytes, dict[str, tuple[int, np.dtype[Any], tuple[int, ...]]]] = {}
+
+    def found(self, batch: bytes, names: Sequence[str]) -> dict[str, Tensor] | None:
+        """These outputs; None where not all of them are kept."""
+        places = self._places.get(batch, {})
+        if not all(name in places for name in names):
+            return None
+        outputs = {}
+        for name in names:
+            start, kind, shape = places[name]
+            values = np.fromfile(self.file, kind, math.prod(shape), offset=start)
+            outputs[name] = torch.from_numpy(values.reshape(shape))
+        return outputs
+
+    def keep(self, batch: bytes, outputs: Mapping[str, Tensor]) -> None:
+        """Those that are not kept yet, all or none."""
+        places = dict(self._places.get(batch, {}))
+        fresh = {name: value for name, value in outputs.items() if name not in places}
+        size = sum(value.nbytes for value in fresh.values())
+        free = shutil.disk_usage(self.file.parent).free - LEFT_FREE
+        if size > min(self.room, free):
+            return
+        self.room -= size
+        try:
+            with self.file.open("ab") as file:
+                for name, value in fresh.items():
+                    values = value.cpu().contiguous().numpy()
+                    places[name] = file.tell(), values.dtype, values.shape
+                    file.write(values.data)
+        except OSError:  # a quota, a limit of file sizes, a disk that others have filled
+            self.room = 0
+            return
+        self._places[batch] = places
+
+
+def _digest(inputs: Mapping[str, Tensor]) -> bytes:
+    digest = hashlib.sha256()
+    for name, tensor in sorted(inputs.items()):
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.cpu().numpy().tobytes())
+    return digest.digest()
+
+
+def _in_half(values: Tensor) -> Tensor:
+    """In fp16, where what is too large becomes the largest number."""
+    largest = torch.finfo(torch.float16).max
+    return values.float().clamp(-largest, largest).to(torch.float16)

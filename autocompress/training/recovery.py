@@ -27,7 +27,8 @@ class Recovery:
         lesson: of the student.
         objectives: with their weights.
         modifiers: installed in the student.
-        seed: of the search, which part of the data is used; and of the student, which batches.
+        seed: of the search: from the same shares of the data all its students draw the same
+            batches, so that they differ by what they are, and the teacher is asked once.
 
     Raises:
         CandidateFailed: the candidate wants text that there is none of.
@@ -39,7 +40,7 @@ class Recovery:
         teacher: Teacher,
         objectives: Sequence[tuple[Objective, float]],
         modifiers: Sequence[Modifier],
-        seed: tuple[int, int],
+        seed: int,
     ) -> None:
         self.lesson, self.teacher = lesson, teacher
         self.objectives, self.modifiers = list(objectives), list(modifiers)
@@ -61,8 +62,6 @@ class Recovery:
         pairs = [pair for objective, _ in self.objectives for pair in objective.features()]
         self.watched = sorted({mine for mine, _ in pairs})
         self.taught = sorted({theirs for _, theirs in pairs})
-        if self.objectives:
-            teacher.remember(self.taught, unlabelled_share > 0)
         data_share = candidate.number("recovery.data_share", 1)
         self.batches = _batches(self.transfer, data_share, unlabelled_share, seed)
 
@@ -125,8 +124,7 @@ class Recovery:
     def _loss(self, indices: list[int], seen: dict[str, Tensor]) -> Tensor:
         compute = self.lesson.compute
         inputs = compute.tensors(self.transfer.batch([self.transfer.rows[i] for i in indices]))
-        with compute.math():
-            logits = self.student(**inputs).logits.float().flatten(0, -2)
+        logits = compute.logits(self.student, inputs).flatten(0, -2)
         loss: Tensor = 0 * logits[0].sum()
         self.lesson.inputs = inputs
         labels_alone = self.lesson.steps <= self.done < self.steps
@@ -135,7 +133,7 @@ class Recovery:
             mask = inputs["attention_mask"]
             tokens = {name: value.float() for name, value in seen.items()}
             student = Features(logits, mask, tokens)
-            teacher = self.teacher.features(self.taught, indices, inputs)
+            teacher = self.teacher.features(self.taught, inputs)
             for objective, own_weight in self.objectives:
                 loss = loss + (1 - weight) * own_weight * objective.loss(student, teacher)
         answers = compute.moved(self.transfer.answers(indices))
@@ -157,7 +155,7 @@ def _transfer_set(teacher: Teacher, *, cleaned: bool) -> TransferSet:
 
 
 def _batches(
-    transfer: TransferSet, data_share: float, unlabelled_share: float, seed: tuple[int, int]
+    transfer: TransferSet, data_share: float, unlabelled_share: float, seed: int
 ) -> Iterator[list[int]]:
     """Rows of each step; of the labelled ones a share, of a batch a share of unlabelled ones."""
     labelled = len(transfer.labels)
@@ -169,8 +167,9 @@ def _batches(
         )
     size = transfer.batch_size
     unlabelled = round(unlabelled_share * size)
-    sources = [_part(labelled, data_share, seed[0]), np.arange(labelled, len(lengths))]
-    drawn = schedule([lengths[source] for source in sources], [size - unlabelled, unlabelled], seed)
+    sources = [_part(labelled, data_share, seed), np.arange(labelled, len(lengths))]
+    per_batch = [size - unlabelled, unlabelled]
+    drawn = schedule([lengths[source] for source in sources], per_batch, [seed])
     rows = np.concatenate(sources)
     return (rows[indices].tolist() for indices in drawn)
 

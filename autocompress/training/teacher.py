@@ -261,9 +261,7 @@ def finetune(
             indices = next(batches)
             inputs = compute.tensors(task.batch([task.train.rows[i] for i in indices]))
             labels = compute.moved(torch.from_numpy(task.train.labels[indices]))
-            with compute.math():
-                logits = model(**inputs).logits.float()
-            optimizer.step(task.loss(logits, labels))
+            optimizer.step(task.loss(compute.logits(model, inputs), labels))
             progress(step + 1, steps)
     model.cpu().eval()
 
