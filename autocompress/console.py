@@ -261,6 +261,9 @@ class Progressing:
             err.print(f"{name} ...", style="dim")
             self.last_stage = name
 
+    def said(self, line: str) -> None:
+        err.print(line)
+
     def trial(self, trial: Trial, remaining_s: float | None) -> None:
         self.progress.update(
             self.task,

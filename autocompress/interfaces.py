@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     import torch
 
     from autocompress.hardware.profile import HardwareProfile
+    from autocompress.reading import Reading
     from autocompress.training.compute import Compute
 
 Row = NDArray[np.int64]
@@ -410,13 +411,8 @@ class Task(Protocol):
     def test(self) -> HeldOut: ...
 
     @property
-    def dropped(self) -> Mapping[str, int]:
-        """What was left out of the data, by reason."""
-        ...
-
-    @property
-    def facts(self) -> Mapping[str, Any]:
-        """As JSON, what else a reader of the results should know of the data."""
+    def reading(self) -> Reading:
+        """What was read of the data, and what was left out."""
         ...
 
     @property
@@ -428,6 +424,11 @@ class Task(Protocol):
     def rung_examples(self) -> Sequence[int]:
         """The validation examples that candidates are compared on while they train, those of like
         lengths side by side."""
+        ...
+
+    def learned(self, most: int) -> HeldOut:
+        """So many examples of ``train`` at most, spread evenly, to be scored as held-out ones are:
+        what a model makes of text that it has learned."""
         ...
 
     def batch(self, rows: Sequence[Row]) -> Batch:

@@ -17,6 +17,7 @@ from autocompress.errors import UserError
 from autocompress.files import write_text
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
+from autocompress.reading import Reading
 from autocompress.scores import Score, Timing
 from autocompress.structure import describe_sizes
 
@@ -469,19 +470,16 @@ def _row(member: Member, front: Front, attributes: str) -> str:
 
 def _facts(description: dict[str, Any]) -> str:
     inputs, data = description["inputs"], description["data"]
-    dropped = (
-        ", ".join(f"{count} {reason}" for reason, count in data["dropped"].items() if count)
-        or "none"
-    )
+    timed = {
+        hardware["name"]: hardware["sequence_length"]
+        for hardware in inputs["hardware"]
+        if data.get("classes") and "sequence_length" in hardware
+    }
     facts = {
         "model": inputs["model"],
         "data": data["source"],
-        "examples": (
-            f"train {data['train']}, validation {data['validation']}, test "
-            f"{data['test']}, unlabelled {data['unlabeled']}"
-        ),
-        "examples dropped": dropped,
-        **({"text": data["text"]} if "text" in data else {}),
+        **Reading.from_json(data).lines(timed),
+        **({"doubts": "; ".join(data["doubts"])} if data.get("doubts") else {}),
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
         **{

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.candidate import Value
+from autocompress.engine.loop import Silent
 from autocompress.journal import Trial
 from autocompress.pareto import Member
 from autocompress.scores import Latency, Score, Timing
@@ -49,13 +50,11 @@ class Scripted:
         self.told[handle] = tuple(losses), violation
 
 
-class StopAfter:
+class StopAfter(Silent):
     """A listener that presses Ctrl-C after some trials."""
 
     def __init__(self, trials: int) -> None:
         self.left = trials
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None: ...
 
     def trial(self, trial: Trial, remaining_s: float | None) -> None:
         self.left -= 1

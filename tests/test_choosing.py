@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autocompress import Limits, search
 from autocompress.engine import verification
-from autocompress.engine.loop import SearchResult
+from autocompress.engine.loop import SearchResult, Silent
 from autocompress.errors import RequestUnmet
 from autocompress.interfaces import TaskInputs
 from autocompress.limits import CONFIDENCE
@@ -137,7 +137,7 @@ class Sealed:
         return self.split.labels
 
 
-class Opening:
+class Opening(Silent):
     """A listener that opens the split when the search has ended."""
 
     part: Sealed

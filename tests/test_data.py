@@ -23,6 +23,7 @@ from autocompress.tasks.data import (
     Examples,
     load_documents,
     load_examples,
+    once,
     read_lines,
 )
 
@@ -125,6 +126,9 @@ def test_what_is_dropped_to_keep_the_splits_apart(tmp_path: Path) -> None:
     test = write(tmp_path / "test.csv", rows(*range(60, 80), 37, 57, 58, 59))
     examples = load_examples(train, Columns(), validation, test)
     assert examples.dropped == {
+        "train empty": 0,
+        "validation empty": 0,
+        "test empty": 0,
         "train repeated": 3,
         "validation repeated": 1,
         "test repeated": 0,
@@ -193,6 +197,135 @@ def test_wrong_columns(tmp_path: Path, columns: Columns, message: str) -> None:
     )
     with pytest.raises(UserError, match=re.escape(source) + ":? " + re.escape(message)):
         load_examples(source, columns)
+
+
+def pairs_of(first: str, second: str) -> Rows:
+    return [
+        {second: f"partner {i}", "label": i % 2, first: f"sentence {i // 2}"} for i in range(50)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        ("sentence1", "sentence2"),
+        ("premise", "hypothesis"),
+        ("question1", "question2"),
+        ("question", "sentence"),
+    ],
+)
+@pytest.mark.parametrize("asked", [None, "first", "second", "both"])
+def test_a_usual_pair_is_found(tmp_path: Path, first: str, second: str, asked: str | None) -> None:
+    source = write(tmp_path / "data.csv", pairs_of(first, second))
+    text, pair = first if asked in ("first", "both") else None, None
+    if asked in ("second", "both"):
+        pair = second
+    examples = load_examples(source, Columns(text, pair))
+    assert examples.columns == Columns(first, second, "label")
+    assert set(everything(examples)) == {
+        (f"sentence {i // 2}", f"partner {i}", i % 2) for i in range(50)
+    }
+
+
+def test_half_a_pair_is_not_taken_for_a_text(tmp_path: Path) -> None:
+    source = write(tmp_path / "data.csv", pairs_of("sentence1", "reply"))
+    with pytest.raises(UserError, match="give --text-column, one of reply, label, sentence1"):
+        load_examples(source, Columns())
+    assert load_examples(source, Columns("sentence1", "reply")).columns.text_pair == "reply"
+    source = write(tmp_path / "data.csv", pairs_of("sentence1", "sentence2"))
+    alone = load_examples(source, Columns("sentence2", "none"))
+    assert {pair for _, pair, _ in everything(alone)} == {None}
+    test = write(tmp_path / "test.csv", rows(*range(20)))
+    message = "has the columns text, label, of which not the same are texts as in .*data.csv"
+    with pytest.raises(UserError, match=message):
+        load_examples(source, Columns(), test=test)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (Columns(text_pair="text"), "column 'text' is taken as text and text pair"),
+        (Columns(label="text"), "column 'text' is taken as text and label"),
+        (Columns(label="twice"), "has 2 columns 'twice'"),
+    ],
+)
+def test_a_column_is_one_thing(tmp_path: Path, columns: Columns, message: str) -> None:
+    table = "".join(f"sentence {i},{i % 2},{i},{i}\n" for i in range(50))
+    (tmp_path / "data.csv").write_text("text,label,twice,twice\n" + table, encoding="utf-8")
+    with pytest.raises(UserError, match="data.csv:? " + re.escape(message)):
+        load_examples(str(tmp_path / "data.csv"), columns)
+    assert len(everything(load_examples(str(tmp_path / "data.csv"), Columns()))) == 50
+
+
+@pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
+def test_labels_stay_as_they_are_written(tmp_path: Path, suffix: str) -> None:
+    table = [{"text": f"sentence {i}", "label": f"0{i % 2}"} for i in range(50)]
+    examples = load_examples(write(tmp_path / f"data{suffix}", table), Columns())
+    assert {label for _, _, label in everything(examples)} == {"00", "01"}
+
+
+def test_what_is_cut_has_its_share_of_every_label(tmp_path: Path) -> None:
+    """Of 500 rows every 25th is rare."""
+    table = [{"text": f"sentence {i}", "label": int(i % 25 == 0)} for i in range(500)]
+    source = write(tmp_path / "data.csv", table)
+    examples = load_examples(source, Columns())
+    rare = [
+        sum(label for _, _, label in split)
+        for split in (examples.train, examples.validation, examples.test)
+    ]
+    assert rare == [12, 4, 4] and examples.cut == ("validation", "test")
+    first = [label for _, _, label in examples.train]
+    assert first != sorted(first)
+    order = [int(text.split()[1]) for text, _, _ in examples.train]
+    assert abs(np.corrcoef(order, range(len(order)))[0, 1]) < 0.2
+
+
+def test_texts_that_a_model_sees_alike_are_the_same(tmp_path: Path) -> None:
+    def encode(texts: Sequence[tuple[str, str | None]]) -> list[Any]:
+        return [np.array([ord(letter) for letter in text.lower().strip()]) for text, _ in texts]
+
+    train = write(tmp_path / "train.csv", [*rows(*range(40)), {"text": "SENTENCE 3", "label": 1}])
+    held_out = [
+        {"text": f" Sentence {i}", "label": i % 2} for i in (*range(50, 70), 50 - 20, 50 - 20)
+    ]
+    test = write(tmp_path / "test.jsonl", held_out)
+    examples = load_examples(train, Columns(), train_free(tmp_path), test, encode)
+    assert examples.dropped["train repeated"] == examples.dropped["test repeated"] == 1
+    assert examples.dropped["train also in validation or test"] == 1
+    assert "sentence 30" not in texts(examples.train) and " Sentence 30" in texts(examples.test)
+    assert len(examples.train) == 39
+
+
+def train_free(folder: Path) -> str:
+    """Validation text that nothing else has."""
+    return write(folder / "validation.csv", rows(*range(80, 100)))
+
+
+def test_every_text_is_encoded_once() -> None:
+    asked: list[tuple[str, str | None]] = []
+
+    def encode(texts: Sequence[tuple[str, str | None]]) -> list[Any]:
+        asked.extend(texts)
+        return [np.array([len(text)]) for text, _ in texts]
+
+    encoded = once(encode)
+    many = [("a" * (i % 3000), None) for i in range(3500)]
+    assert [int(ids[0]) for ids in encoded(many)] == [i % 3000 for i in range(3500)]
+    assert [int(ids[0]) for ids in encoded([("aa", "b"), ("aa", None)])] == [2, 2]
+    assert len(asked) == len(set(asked)) == 3001
+
+
+@pytest.mark.parametrize(("empty", "accepted"), [(2, True), (3, False)])
+def test_a_few_rows_without_text_are_left_out(tmp_path: Path, empty: int, accepted: bool) -> None:
+    table = [*rows(*range(200 - empty)), *({"text": " ", "label": ""} for _ in range(empty))]
+    source = write(tmp_path / "data.csv", table)
+    if accepted:
+        examples = load_examples(source, Columns())
+        assert examples.dropped["train empty"] == empty
+        assert len(everything(examples)) == 200 - empty
+        return
+    with pytest.raises(UserError, match=r"row 198 has no text .* 3 of 200 rows, up to 1 %"):
+        load_examples(source, Columns())
 
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl", ".parquet"])
@@ -483,4 +616,4 @@ def test_unlabelled_lines_of_a_split_are_dropped(tmp_path: Path, tokenizer: Any)
     task = text_classification.load(tokenizer, source, Columns(), 16, None, unlabeled=str(lines))
     decoded = [tokenizer.decode(row[0], skip_special_tokens=True) for row in task.unlabeled]
     assert decoded == [f"sentence {i}" for i in range(50, 60)]
-    assert task.dropped["unlabeled also in a split"] == 5
+    assert task.reading.dropped["unlabeled also in a split"] == 5

@@ -23,6 +23,7 @@ from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedT
 from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.hardware.agent import log_probabilities, negative_log_likelihood
+from autocompress.reading import Reading
 from autocompress.tasks.language_modeling import (
     LanguageModeling,
     Score,
@@ -142,7 +143,7 @@ def test_splits_are_apart_complete_and_the_same_each_time(
     assert {*validation, *test, *train_texts(tokenizer, task)} <= set(documents)
     assert task.validation.text_bytes == sum(len(text.encode()) for text in validation)
     assert task.test.text_bytes == sum(len(text.encode()) for text in test)
-    assert set(task.dropped.values()) == {0}
+    assert set(task.reading.dropped.values()) == {0}
     for one, other in (
         (task.train, again.train),
         (task.validation, again.validation),
@@ -166,7 +167,7 @@ def test_splits_that_are_given(tokenizer: Any, documents: list[str], tmp_path: P
     assert scored_texts(tokenizer, task.validation) == documents[101:110]
     assert scored_texts(tokenizer, task.test) == documents[200:205]
     assert set(train_texts(tokenizer, task)) <= set(documents[:100])
-    assert task.dropped == {
+    assert task.reading.dropped == {
         "train empty": 2,
         "validation empty": 0,
         "test empty": 0,
@@ -221,11 +222,11 @@ def test_cleaning_is_of_the_training_documents_only(
     assert {line for text in train_texts(tokenizer, cleaned) for line in text.split("\n")} <= set(
         lines
     )
-    assert task.dropped["cleaned train lines with HTML"] == 1
-    assert task.dropped["cleaned train repeated lines"] >= 1
-    assert task.dropped["cleaned train documents left empty"] == 2
-    assert task.dropped["cleaned train then also in validation or test"] == 1
-    assert raw.dropped == {name: task.dropped[name] for name in raw.dropped}
+    assert task.reading.dropped["cleaned train lines with HTML"] == 1
+    assert task.reading.dropped["cleaned train repeated lines"] >= 1
+    assert task.reading.dropped["cleaned train documents left empty"] == 2
+    assert task.reading.dropped["cleaned train then also in validation or test"] == 1
+    assert raw.reading.dropped == {name: task.reading.dropped[name] for name in raw.reading.dropped}
 
 
 def test_where_cleaning_leaves_too_little_there_is_none(
@@ -236,7 +237,7 @@ def test_where_cleaning_leaves_too_little_there_is_none(
     )
     task = load(tokenizer, source, **LENGTHS, with_cleaned=True)
     assert task.cleaned is None and len(task.train.rows) > 0
-    assert task.dropped["cleaned train documents left empty"] == 36
+    assert task.reading.dropped["cleaned train documents left empty"] == 36
 
 
 @pytest.mark.parametrize(
@@ -331,7 +332,7 @@ def test_no_end_of_text_at_all(tokenizer: Any) -> None:
 
 def test_batches_by_hand() -> None:
     nothing = windows(np.arange(4), 3, 1, 0)
-    task = LanguageModeling(None, None, nothing, nothing, {})  # type: ignore[arg-type]
+    task = LanguageModeling(None, None, nothing, nothing, Reading({}, {}, {}))  # type: ignore[arg-type]
     inputs = task.batch([np.array([[1, 2, 3]]), np.array([[4, 5, 6]])]).inputs
     assert {name: array.tolist() for name, array in inputs.items()} == {
         "input_ids": [[1, 2, 3], [4, 5, 6]],

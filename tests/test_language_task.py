@@ -21,6 +21,7 @@ from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import kept
 from autocompress.hardware.host import LocalHost, ask
 from autocompress.interfaces import Task
+from autocompress.reading import Reading
 from autocompress.tasks import TASKS
 from autocompress.tasks.language_modeling import (
     LENGTH,
@@ -49,7 +50,9 @@ def model(tiny_gpt2: Path) -> Any:
 
 def by_hand(tokens: list[int]) -> tuple[LanguageModeling, Windows]:
     part = Windows([np.zeros((1, 5), np.int64)] * len(tokens), np.array(tokens), 100)
-    return LanguageModeling(Blocks([np.array([[3, 4, 5]])]), None, part, part, {}), part
+    return LanguageModeling(
+        Blocks([np.array([[3, 4, 5]])]), None, part, part, Reading({}, {}, {})
+    ), part
 
 
 def test_it_is_a_task(task: LanguageModeling) -> None:
@@ -71,7 +74,7 @@ def test_lengths_by_default(byte_tokenizer: Any, text_file: Path) -> None:
         assert loaded.train.rows[0].shape == loaded.validation.rows[0].shape == (1, length)
         assert loaded.validation.scored[1] == length // 2
         assert loaded.batch_size == 1024 // length
-        assert f"blocks of {length} tokens, scored in windows of {length}" in loaded.facts["text"]
+        assert f"blocks of {length} tokens, scored in windows of {length}" in loaded.reading.text
 
 
 def test_windows_that_are_taken_are_spread_evenly() -> None:
@@ -95,10 +98,10 @@ def test_too_much_text_is_scored_in_part_and_said(
     assert 40 <= len(part.validation.rows) <= 50 and part.validation.scored.sum() == pytest.approx(
         1000, abs=40
     )
-    assert part.dropped["validation windows not scored"] == len(task.validation.rows) - len(
+    assert part.reading.dropped["validation windows not scored"] == len(task.validation.rows) - len(
         part.validation.rows
     )
-    assert f"{part.validation.scored.sum()} of validation" in part.facts["text"]
+    assert f"{part.validation.scored.sum()} of validation" in part.reading.text
 
 
 def test_questions_hold_all_windows_in_order(task: LanguageModeling) -> None:

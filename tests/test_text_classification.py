@@ -4,6 +4,7 @@ chance."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,15 @@ import datasets
 import numpy as np
 import pandas
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, BertConfig
 
 from autocompress import demo
 from autocompress.errors import UserError
+from autocompress.interfaces import TaskInputs
+from autocompress.reading import SPLITS, Reading
 from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns
-from autocompress.tasks.text_classification import Split, TextClassification, correct
+from autocompress.tasks.text_classification import KIND, Split, TextClassification, correct
 from autocompress.tasks.text_classification import load as load_task
 
 WORDS = ("film", "plot", "actor", "scene", "music", "story", "joke", "end", "hero", "world")
@@ -205,6 +208,104 @@ def test_labels_that_cannot_be(
     )
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (
+            list(range(100)),
+            "column 'label' has 100 different labels in 100 rows, as identifiers or texts are; "
+            "allowed are classes",
+        ),
+        (
+            [f"about {text}" for text in TEXTS],
+            "column 'label' has 100 different labels in 100 rows, as identifiers or texts are; "
+            "allowed are classes",
+        ),
+        (
+            [0.25, 1.0],
+            "column 'label' has numbers such as 0.25, allowed are classes",
+        ),
+    ],
+)
+@pytest.mark.parametrize("suffix", [".csv", ".jsonl"])
+def test_a_new_head_needs_classes(
+    tokenizer: Any, labels: list[Any], message: str, suffix: str, tmp_path: Path
+) -> None:
+    source = table(labels, tmp_path / f"data{suffix}")
+    with pytest.raises(UserError) as caught:
+        load(tokenizer, source)
+    assert str(caught.value) == f"{source}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"problem_type": "multi_label_classification"}, "problem_type multi_label_classification"),
+        ({"problem_type": "regression"}, "problem_type regression"),
+        ({"num_labels": 1}, "1 label"),
+    ],
+)
+def test_a_head_of_another_kind(
+    tokenizer: Any, config: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    source = table([0, 1], tmp_path / "data.csv")
+    inputs = TaskInputs("mine", BertConfig(**config), tokenizer, 32, False, source)
+    with pytest.raises(UserError) as caught:
+        KIND.load(inputs)
+    assert str(caught.value) == (
+        f"--model mine has a head of {message}, wanted is one for single labels; --finetune "
+        f"trains one"
+    )
+    assert KIND.load(replace(inputs, fresh=True)).labels == ("0", "1")
+
+
+def test_splits_are_apart_as_the_model_reads_them(tokenizer: Any, tmp_path: Path) -> None:
+    """The tokenizer knows no capitals; a text that is cut is what is left of it."""
+    source = table([0, 1], tmp_path / "data.csv")
+    known = [text.upper() + "  " for text in TEXTS[:20]]
+    filled = ["film " * 40 + end for end in "ab"] + [f"new {word}" for word in WORDS]
+    test = tmp_path / "test.csv"
+    pandas.DataFrame({"text": known + filled, "label": [0, 1] * 16}).to_csv(test, index=False)
+    lines = tmp_path / "lines.txt"
+    lines.write_text("New  Film\nnew words\n", encoding="utf-8")
+    task = load(tokenizer, source, test=str(test), unlabeled=str(lines))
+    dropped = task.reading.dropped
+    assert dropped["train also in validation or test"] + dropped["validation also in test"] == 20
+    assert [tokenizer.decode(row[0], skip_special_tokens=True) for row in task.unlabeled] == [
+        "new words"
+    ]
+    seen = [{row.tobytes() for row in part.rows} for part in (task.train, task.test)]
+    assert not seen[0] & seen[1]
+
+
+def test_what_was_read(tokenizer: Any, tmp_path: Path) -> None:
+    """Texts of 5 words, one of 300; two labels of three."""
+    texts = [*TEXTS[:99], "film " * 300]
+    source = table(["b", "a", "b"], tmp_path / "data.csv", text=texts)
+    reading = load(tokenizer, source, {"a": 0, "b": 1, "c": 2}).reading
+    assert reading.columns == {"text": "text", "label": "label"}
+    assert reading.rows == {"train": 60, "validation": 20, "test": 20, "unlabeled": 0}
+    assert reading.cut == ("validation", "test")
+    assert [list(reading.classes[split].values()) for split in SPLITS] == [
+        [20, 40, 0],
+        [6, 14, 0],
+        [7, 13, 0],
+    ]
+    assert (reading.median_tokens, reading.longest_tokens) == (7, 32)
+    assert reading.majority("validation") == 0.7
+
+
+def test_rung_examples_are_spread_over_all_lengths(
+    by_hand: TextClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert by_hand.rung_examples == [1, 2, 0]
+    lengths = np.random.default_rng(0).permutation(np.arange(1, 101))
+    rows = [np.zeros((2, length), np.int64) for length in lengths]
+    task = replace(by_hand, validation=Split(rows, np.zeros(100, np.int64)))
+    monkeypatch.setattr("autocompress.tasks.text_classification.RUNG_EXAMPLES", 12)
+    assert [rows[i].shape[1] for i in task.rung_examples] == list(range(1, 101, 9))
+
+
 def test_one_class_in_the_test_split_only(tokenizer: Any, tmp_path: Path) -> None:
     train = table([0, 1], tmp_path / "data.csv")
     test = tmp_path / "test.csv"
@@ -273,7 +374,7 @@ def test_unlabelled_lines_of_a_split_are_dropped(tokenizer: Any, tmp_path: Path)
         "something new",
         "and another",
     ]
-    assert task.dropped["unlabeled also in a split"] == 2
+    assert task.reading.dropped["unlabeled also in a split"] == 2
 
 
 @pytest.fixture
@@ -281,7 +382,7 @@ def by_hand() -> TextClassification:
     rows = [np.array([[5, 6, 7], [0, 0, 1]]), np.array([[8], [1]]), np.array([[9, 10], [0, 1]])]
     split = Split(rows, np.array([0, 1, 0]))
     return TextClassification(
-        ("a", "b"), ("input_ids", "token_type_ids"), 3, split, split, split, [], {}
+        ("a", "b"), ("input_ids", "token_type_ids"), 3, split, split, split, [], Reading({}, {}, {})
     )
 
 

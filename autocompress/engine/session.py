@@ -18,6 +18,7 @@ from torch import nn
 from autocompress import environment
 from autocompress.candidate import Value
 from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
+from autocompress.engine import doubts
 from autocompress.engine.converting import Converter
 from autocompress.engine.loop import Clock, Listener, Loop, SearchResult, Silent
 from autocompress.engine.making import Maker, Measured, teacher_of
@@ -76,6 +77,9 @@ def search_for(
         Run.check_free(request.out)
     listener.stage("reading model and data")
     task, tokenizer = _load_data(request)
+    timed = {profile.name: profile.sequence_length for profile in request.hardware}
+    for name, line in task.reading.lines({} if task.head.generates else timed).items():
+        listener.said(f"{name}: {line}")
     request = _fitted(request, task, listener)
     model: Any = load_teacher(request.model, task, fresh=request.finetune)
     if task.pad_id is not None:
@@ -88,6 +92,8 @@ def search_for(
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
         description = _description(request, weights_digest(model), task, fingerprints)
+        if not request.resume:
+            description["data"]["doubts"] = _doubts(request, task, model, compute, listener)
         run = (
             Run.resume(request.out, description["inputs"])
             if request.resume
@@ -294,22 +300,28 @@ def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Liste
             )
 
 
+def _doubts(
+    request: Request, task: Task, model: nn.Module, compute: Compute, listener: Listener
+) -> list[str]:
+    """What the scores should be doubted for, once it is said."""
+    lines = doubts.of_lengths(request.hardware, task)
+    if not request.finetune:
+        listener.stage("asking the model of text that it may know")
+        lines += doubts.of_text_seen(request.data, task, model, compute)
+    for line in lines:
+        listener.said(line)
+    return lines
+
+
 def _description(
     request: Request, weights: str, task: Task, fingerprints: Mapping[str, Mapping[str, Any]]
 ) -> dict[str, Any]:
-    splits = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
     return {
         "schema": SCHEMA,
         "inputs": request.inputs(weights, fingerprints),
         "trials": request.most_trials,
         "time_limit_s": request.time_limit_s,
-        "data": {
-            "source": request.data,
-            **task.facts,
-            **splits,
-            "unlabeled": len(task.unlabeled),
-            "dropped": task.dropped,
-        },
+        "data": {"source": request.data, **task.reading.as_dict()},
         "versions": environment.versions(),
         "devices": fingerprints,
         "threads": torch.get_num_threads(),

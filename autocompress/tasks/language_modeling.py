@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, cast
@@ -26,8 +26,9 @@ from autocompress.interfaces import (
     TaskKind,
 )
 from autocompress.pareto import METRICS, Metric
+from autocompress.reading import Reading
 from autocompress.tasks.cleaning import clean
-from autocompress.tasks.data import TEXT_COLUMN, Documents, load_documents
+from autocompress.tasks.data import TEXT_COLUMN, Documents, Encode, Text, load_documents, once
 
 if TYPE_CHECKING:
     import torch
@@ -43,8 +44,6 @@ STEP_TOKENS = 1024
 their losses."""
 _LOGITS_AT_ONCE = 2**26
 """Numbers that a model answers one question with at most, but for a single window: 256 MB."""
-_DOCUMENTS_AT_ONCE = 1000
-"""Tokenized at a time: the tokenizer's own record of a token takes some hundred bytes."""
 OPTIONS = (
     TEXT_COLUMN,
     Option(
@@ -113,8 +112,8 @@ class LanguageModeling:
 
     Args:
         cleaned: ``train`` without the lines that ``clean`` drops.
-        dropped: documents dropped from the splits, lines dropped by cleaning, windows not scored,
-            by reason.
+        reading: what was read; dropped are documents, of cleaned text lines, and windows that are
+            not scored.
         tokens_at_once: of a question.
     """
 
@@ -122,7 +121,7 @@ class LanguageModeling:
     cleaned: Blocks | None
     validation: Windows
     test: Windows
-    dropped: dict[str, int]
+    reading: Reading
     tokens_at_once: int = STEP_TOKENS
     metric: ClassVar[Metric] = METRICS["perplexity"]
     head: ClassVar[Head] = Head.CAUSAL_LM
@@ -131,26 +130,16 @@ class LanguageModeling:
     unlabeled: ClassVar[tuple[Row, ...]] = ()
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        block, window = self.train.rows[0].shape[1], self.validation.rows[0].shape[1]
-        tokens = ", ".join(
-            f"{part.scored.sum()} of {name}"
-            for name, part in (("validation", self.validation), ("test", self.test))
-        )
-        return {
-            "text": (
-                f"trained on blocks of {block} tokens, scored in windows of {window}; tokens "
-                f"scored: {tokens}"
-            )
-        }
-
-    @property
     def batch_size(self) -> int:
         return _rows_of(STEP_TOKENS, self.train.rows[0])
 
     @property
     def rung_examples(self) -> Sequence[int]:
         return self.validation.spread(RUNG_TOKENS)
+
+    def learned(self, most: int) -> Windows:
+        rows = self.train.rows[:: math.ceil(len(self.train.rows) / most)]
+        return Windows(rows, np.array([row.shape[1] - 1 for row in rows]), 1)
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows of one length; there is nothing to pad."""
@@ -256,17 +245,26 @@ def load(
         if not least <= tokens <= most:
             raise UserError(f"{name} is {tokens}: allowed is {least} to {most}, {reason}")
     end = _end_of_text(tokenizer)
-    documents = load_documents(source, text_column, validation, test)
+
+    def encode(texts: Sequence[Text]) -> list[NDArray[np.int32]]:
+        listed = [text for text, _ in texts]
+        encoded = tokenizer(
+            listed, add_special_tokens=False, return_attention_mask=False, verbose=False
+        )
+        return [np.array(ids, np.int32) for ids in encoded["input_ids"]]
+
+    ids_of = once(encode)
+    documents = load_documents(source, text_column, validation, test, ids_of)
     report: dict[str, int] = {}
 
     def to_learn(texts: list[str], name: str) -> Blocks:
-        packed = _stream(tokenizer, texts, end, block_length, f"{source}: the {name} split")
+        packed = _stream(ids_of, texts, end, block_length, f"{source}: the {name} split")
         return Blocks(
             list(packed[: len(packed) // block_length * block_length].reshape(-1, 1, block_length))
         )
 
     def to_score(texts: list[str], name: str) -> Windows:
-        stream = _stream(tokenizer, texts, end, context, f"{source}: the {name} split")
+        stream = _stream(ids_of, texts, end, context, f"{source}: the {name} split")
         all_windows = windows(
             np.concatenate([[end], stream]),
             context,
@@ -287,14 +285,25 @@ def load(
         to_score(documents.validation, "validation"),
         to_score(documents.test, "test"),
     )
-    return LanguageModeling(
-        train,
-        cleaned,
-        validation_windows,
-        test_windows,
+    parts = {"train": documents.train, "validation": documents.validation, "test": documents.test}
+    lengths = [len(ids) for texts in parts.values() for ids in _encoded(ids_of, texts)]
+    rows = {"train": train.rows, "validation": validation_windows.rows, "test": test_windows.rows}
+    reading = Reading(
+        documents.columns.by_role,
+        {**{name: len(listed) for name, listed in rows.items()}, "unlabeled": 0},
         documents.dropped | report,
-        min(STEP_TOKENS, _LOGITS_AT_ONCE // len(tokenizer)),
+        documents.cut,
+        median_tokens=float(np.median(lengths)),
+        longest_tokens=max(lengths),
+        text=(
+            f"trained on blocks of {block_length} tokens, scored in windows of "
+            f"{validation_windows.rows[0].shape[1]}; tokens scored: "
+            f"{validation_windows.scored.sum()} of validation, {test_windows.scored.sum()} of "
+            f"test; documents: {', '.join(f'{len(texts)} of {n}' for n, texts in parts.items())}"
+        ),
     )
+    at_once = min(STEP_TOKENS, _LOGITS_AT_ONCE // len(tokenizer))
+    return LanguageModeling(train, cleaned, validation_windows, test_windows, reading, at_once)
 
 
 def _cleaned(documents: Documents) -> tuple[list[str], dict[str, int]]:
@@ -318,17 +327,15 @@ def _end_of_text(tokenizer: Any) -> int:
     )
 
 
+def _encoded(ids_of: Encode, texts: Sequence[str]) -> Sequence[NDArray[np.integer[Any]]]:
+    return ids_of([(text, None) for text in texts])
+
+
 def _stream(
-    tokenizer: Any, texts: Sequence[str], end: int, least: int, where: str
+    ids_of: Encode, texts: Sequence[str], end: int, least: int, where: str
 ) -> NDArray[np.int64]:
-    parts = [np.zeros(0, np.int64)]
-    for start in range(0, len(texts), _DOCUMENTS_AT_ONCE):
-        some = list(texts[start : start + _DOCUMENTS_AT_ONCE])
-        encoded = tokenizer(
-            some, add_special_tokens=False, return_attention_mask=False, verbose=False
-        )["input_ids"]
-        parts.extend(np.array([*ids, end], np.int64) for ids in encoded)
-    stream = np.concatenate(parts)
+    parts = [np.append(ids, end).astype(np.int64) for ids in _encoded(ids_of, texts)]
+    stream = np.concatenate([np.zeros(0, np.int64), *parts])
     if len(stream) < least:
         raise UserError(
             f"{where} has {len(stream)} tokens in {len(texts)} documents, at least {least} are "

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
@@ -23,17 +23,35 @@ from autocompress.interfaces import (
     TaskKind,
 )
 from autocompress.pareto import METRICS, Metric
-from autocompress.tasks.data import TEXT_COLUMN, Columns, Example, load_examples, read_lines
+from autocompress.reading import SPLITS, Reading
+from autocompress.tasks.data import (
+    NO_PAIR,
+    TEXT_COLUMN,
+    Columns,
+    Examples,
+    Text,
+    load_examples,
+    once,
+    read_lines,
+)
 
 if TYPE_CHECKING:
     import torch
 
 OPTIONS = (
     TEXT_COLUMN,
-    Option("text-pair-column", "C", "column of the second text of a pair"),
+    Option(
+        "text-pair-column",
+        "C",
+        f"column of the second text of a pair; a usual name is found, or {NO_PAIR}",
+    ),
     Option("label-column", "C", "column of the labels; a usual name is found"),
     Option("unlabeled", "FILE", "text for the teacher to label, a line each", is_file=True),
 )
+
+
+RUNG_EXAMPLES = 1500
+"""Of the validation split, on which candidates are compared while they train."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +73,7 @@ class TextClassification:
     Args:
         labels: names, by id.
         input_names: of the parts of a ``Row``.
-        dropped: examples dropped to keep the splits apart, by reason.
+        reading: what was read.
     """
 
     labels: tuple[str, ...]
@@ -65,22 +83,22 @@ class TextClassification:
     validation: Split
     test: Split
     unlabeled: list[Row]
-    dropped: dict[str, int]
+    reading: Reading
     metric: ClassVar[Metric] = METRICS["accuracy"]
     head: ClassVar[Head] = Head.SEQUENCE_CLASSIFICATION
     batch_size: ClassVar[int] = 32
     cleaned: ClassVar[None] = None
 
     @property
-    def facts(self) -> Mapping[str, Any]:
-        return {"labels": self.labels}
-
-    @property
     def rung_examples(self) -> Sequence[int]:
-        """All, shortest first."""
-        return sorted(
-            range(len(self.validation.rows)), key=lambda i: self.validation.rows[i].shape[1]
-        )
+        """``RUNG_EXAMPLES`` at most, spread evenly over all lengths, shortest first."""
+        lengths = [row.shape[1] for row in self.validation.rows]
+        by_length = sorted(range(len(lengths)), key=lengths.__getitem__)
+        places = np.linspace(0, len(lengths) - 1, min(len(lengths), RUNG_EXAMPLES))
+        return [by_length[int(place)] for place in places]
+
+    def learned(self, most: int) -> Split:
+        return self.train.take(range(0, len(self.train.rows), -(-len(self.train.rows) // most)))
 
     def batch(self, rows: Sequence[Row]) -> Batch:
         """Rows padded to the longest of them."""
@@ -166,68 +184,93 @@ def load(
     Raises:
         UserError: see ``load_examples``; one class only; a label that the model does not have.
     """
-    examples = load_examples(source, columns, validation, test)
-    if label_ids is None:
-        labels = {
-            _plain(label)
-            for part in (examples.train, examples.validation, examples.test)
-            for _, _, label in part
-        }
-        ordered_labels = examples.label_names or sorted(
-            map(str, labels), key=lambda name: (_number(name), name)
-        )
-        label_ids = {name: i for i, name in enumerate(ordered_labels)}
-    to_id = _label_reader(label_ids, examples.label_names)
-    splits = {}
     input_names = tuple(
         name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names
     )
 
-    def encode(texts: Sequence[str], pairs: Sequence[str | None]) -> list[Row]:
+    def encode(texts: Sequence[Text]) -> list[Row]:
+        pairs = [pair for _, pair in texts if pair is not None]
         encoded = tokenizer(
-            list(texts),
-            list(pairs) if pairs and pairs[0] is not None else None,
-            truncation=True,
-            max_length=max_length,
+            [text for text, _ in texts], pairs or None, truncation=True, max_length=max_length
         )
         return [
             np.stack([np.asarray(encoded[name][i], np.int64) for name in input_names])
             for i in range(len(texts))
         ]
 
-    def split(part: list[Example], name: str) -> Split:
+    rows_of = once(encode)
+    examples = load_examples(source, columns, validation, test, rows_of)
+    if label_ids is None:
+        label_ids = _classes(examples, source)
+    to_id = _label_reader(label_ids, examples.label_names)
+    names = tuple(sorted(label_ids, key=lambda name: label_ids[name]))
+    parts = [examples.train, examples.validation, examples.test]
+    splits, classes = {}, {}
+    for name, part in zip(SPLITS, parts, strict=True):
         ids = np.array([to_id(label, f"{source} ({name})") for _, _, label in part], np.int64)
-        return Split(encode([text for text, _, _ in part], [pair for _, pair, _ in part]), ids)
-
-    for name, part in (
-        ("train", examples.train),
-        ("validation", examples.validation),
-        ("test", examples.test),
-    ):
-        splits[name] = split(part, name)
-        if len(set(splits[name].labels.tolist())) < 2:
+        splits[name] = Split(rows_of([example[:2] for example in part]), ids)
+        counts = np.bincount(ids, minlength=len(names)).tolist()
+        classes[name] = dict(zip(names, counts, strict=True))
+        if np.count_nonzero(counts) < 2:
             raise UserError(
                 f"{source}: the {name} split has one class only, at least two are needed"
             )
-    dropped = dict(examples.dropped)
-    lines = read_lines(unlabeled) if unlabeled else []
-    known = {
-        text for part in (examples.train, examples.validation, examples.test) for text, _, _ in part
-    }
-    fresh = [line for line in lines if line not in known]
-    if lines:
+    dropped, fresh = dict(examples.dropped), []
+    if unlabeled:
+        lines: list[Text] = [(line, None) for line in read_lines(unlabeled)]
+        texts: list[Text] = [(text, None) for part in parts for text, _, _ in part]
+        known = {row.tobytes() for row in rows_of(texts)}
+        fresh = [row for row in rows_of(lines) if row.tobytes() not in known]
         dropped["unlabeled also in a split"] = len(lines) - len(fresh)
-    ordered = tuple(sorted(label_ids, key=lambda name: label_ids[name]))
+    lengths = [row.shape[1] for split in splits.values() for row in split.rows]
+    reading = Reading(
+        examples.columns.by_role,
+        {**{name: len(split.rows) for name, split in splits.items()}, "unlabeled": len(fresh)},
+        dropped,
+        examples.cut,
+        classes,
+        float(np.median(lengths)),
+        max(lengths),
+    )
     return TextClassification(
-        ordered,
+        names,
         input_names,
         int(tokenizer.pad_token_id or 0),
         splits["train"],
         splits["validation"],
         splits["test"],
-        encode(fresh, []) if fresh else [],
-        dropped,
+        fresh,
+        reading,
     )
+
+
+def _classes(examples: Examples, source: str) -> dict[str, int]:
+    """Ids of the labels that the data has, in order.
+
+    Raises:
+        UserError: they are no classes.
+    """
+    listed = [
+        _plain(label)
+        for part in (examples.train, examples.validation, examples.test)
+        for _, _, label in part
+    ]
+    names, column = examples.label_names, examples.columns.label
+    if names is None:
+        labels = set(listed)
+        numbers = [label for label in listed if isinstance(label, float)]
+        if numbers:
+            raise UserError(
+                f"{source}: column {column!r} has numbers such as {numbers[0]!r}, allowed are "
+                f"classes"
+            )
+        if len(labels) > len(listed) / 2:
+            raise UserError(
+                f"{source}: column {column!r} has {len(labels)} different labels in {len(listed)} "
+                f"rows, as identifiers or texts are; allowed are classes"
+            )
+        names = sorted(map(str, labels), key=lambda name: (_number(name), name))
+    return {name: i for i, name in enumerate(names)}
 
 
 def _plain(label: Any) -> Any:
@@ -267,8 +310,16 @@ def from_inputs(given: TaskInputs) -> TextClassification:
     """``load``, with the labels of the model, or with those of the data where its head is new.
 
     Raises:
-        UserError: as ``load``; a decoder whose tokenizer has no token to pad with.
+        UserError: as ``load``; a head that gives no single label; a decoder whose tokenizer has no
+            token to pad with.
     """
+    head, labels = given.config.problem_type, given.config.id2label
+    if not given.fresh and (head not in (None, "single_label_classification") or len(labels) < 2):
+        what = f"problem_type {head}" if head else f"{len(labels)} label"
+        raise UserError(
+            f"--model {given.model} has a head of {what}, wanted is one for single labels; "
+            f"--finetune trains one"
+        )
     if given.causal and given.tokenizer.pad_token_id is None:
         raise UserError(
             f"--model {given.model}: the tokenizer has neither a padding token nor an end-of-text "
@@ -280,7 +331,7 @@ def from_inputs(given: TaskInputs) -> TextClassification:
         given.data,
         Columns(*columns),
         min(given.tokenizer.model_max_length, given.positions),
-        None if given.fresh else {name: i for i, name in given.config.id2label.items()},
+        None if given.fresh else {name: i for i, name in labels.items()},
         given.validation,
         given.test,
         given.options.get("unlabeled"),

@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 
 from autocompress.hardware.agent import kept
 from autocompress.interfaces import Evidence, HeldOut, Task, TaskInputs, TaskKind
+from autocompress.reading import Reading
 from autocompress.testing.models import BERT, GPT2
 from autocompress.testing.suite import Suite
 
@@ -66,7 +67,7 @@ class TaskSuite(Suite):
     def test_it_is_of_its_kind(self, member: TaskKind, task: Task) -> None:
         assert (member.metric, member.head) == (task.metric, task.head)
         assert bool(task.labels) != member.head.generates
-        assert json.loads(json.dumps({**task.facts, **task.dropped}))
+        assert Reading.from_json(json.loads(json.dumps(task.reading.as_dict()))) == task.reading
 
     def test_splits_share_no_text(self, task: Task, given: TaskInputs) -> None:
         parts = [task.train.rows, task.validation.rows, task.test.rows]
@@ -137,6 +138,25 @@ class TaskSuite(Suite):
         assert there * back <= 0 and there_stderr > 0 and back_stderr > 0
         before, after = task.score(evidence, part)[0], task.score(other, part)[0]
         assert (task.metric.change(there) >= 0) == (after >= before)
+
+    def test_what_was_read_is_what_there_is(self, task: Task, given: TaskInputs) -> None:
+        reading = task.reading
+        rows = {name: len(getattr(task, name).rows) for name in ("train", "validation", "test")}
+        assert reading.rows == {**rows, "unlabeled": len(task.unlabeled)}
+        assert reading.columns["text"] == "text" and reading.cut == ("validation", "test")
+        assert reading.dropped["train repeated"] == 20
+        assert 1 <= reading.median_tokens <= reading.longest_tokens <= given.positions
+        for counts in reading.classes.values():
+            assert tuple(counts) == task.labels
+
+    def test_learned_examples_are_scored_as_held_out_ones_are(
+        self, task: Task, classes: int
+    ) -> None:
+        part = task.learned(7)
+        ours = {row.tobytes() for row in task.train.rows}
+        assert 2 <= len(part.rows) <= 7 and {row.tobytes() for row in part.rows} <= ours
+        evidence = _evidence(task, part, np.zeros, classes)
+        assert len(evidence) == len(part.rows) and math.isfinite(task.score(evidence, part)[0])
 
     def test_rung_examples_are_a_part_of_the_validation_split(
         self, task: Task, classes: int

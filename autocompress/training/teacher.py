@@ -181,7 +181,11 @@ def load_classifier(source: str, labels: tuple[str, ...] | None) -> nn.Module:
             "id2label": dict(enumerate(labels)),
             "label2id": {name: i for i, name in enumerate(labels)},
         }
-        new_head |= {"num_labels": len(labels), "ignore_mismatched_sizes": True}
+        new_head |= {
+            "num_labels": len(labels),
+            "problem_type": None,
+            "ignore_mismatched_sizes": True,
+        }
     return _load(AutoModelForSequenceClassification, source, **new_head)
 
 
