@@ -77,9 +77,6 @@ def search_for(
         Run.check_free(request.out)
     listener.stage("reading model and data")
     task, tokenizer = _load_data(request)
-    timed = {profile.name: profile.sequence_length for profile in request.hardware}
-    for name, line in task.reading.lines({} if task.head.generates else timed).items():
-        listener.said(f"{name}: {line}")
     request = _fitted(request, task, listener)
     model: Any = load_teacher(request.model, task, fresh=request.finetune)
     if task.pad_id is not None:
@@ -92,8 +89,6 @@ def search_for(
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
         description = _description(request, weights_digest(model), task, fingerprints)
-        if not request.resume:
-            description["data"]["doubts"] = _doubts(request, task, model, compute, listener)
         run = (
             Run.resume(request.out, description["inputs"])
             if request.resume
@@ -102,7 +97,12 @@ def search_for(
         try:
             stack.enter_context(run.locked())
             stack.callback(shutil.rmtree, run.folder / "scratch", ignore_errors=True)
-            run.note(trials=request.most_trials, time_limit_s=request.time_limit_s)
+            said = _say_what_was_read(request, task, model, compute, listener)
+            run.note(
+                trials=request.most_trials,
+                time_limit_s=request.time_limit_s,
+                data=description["data"] | {"doubts": said},
+            )
             if request.finetune:
                 listener.stage("fine-tuning the teacher")
                 model = finetuned(
@@ -300,10 +300,13 @@ def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Liste
             )
 
 
-def _doubts(
+def _say_what_was_read(
     request: Request, task: Task, model: nn.Module, compute: Compute, listener: Listener
 ) -> list[str]:
-    """What the scores should be doubted for, once it is said."""
+    """And return the doubts about it."""
+    timed = {profile.name: profile.sequence_length for profile in request.hardware}
+    for name, line in task.reading.lines({} if task.head.generates else timed).items():
+        listener.said(f"{name}: {line}")
     lines = doubts.of_lengths(request.hardware, task)
     if not request.finetune:
         listener.stage("asking the model of text that it may know")
