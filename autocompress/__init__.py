@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from autocompress.engine.loop import SearchResult as SearchResult
     from autocompress.engine.session import search as search
     from autocompress.errors import AutocompressError as AutocompressError
+    from autocompress.errors import DeviceLost as DeviceLost
     from autocompress.errors import RequestUnmet as RequestUnmet
     from autocompress.errors import SearchFailed as SearchFailed
     from autocompress.errors import UserError as UserError
@@ -36,6 +37,7 @@ _HOMES = {
     "AutocompressError": "errors",
     "Candidate": "candidate",
     "Columns": "tasks.data",
+    "DeviceLost": "errors",
     "Front": "pareto",
     "HardwareProfile": "hardware.profile",
     "Limits": "limits",

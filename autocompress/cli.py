@@ -37,7 +37,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command.
 
     Returns:
-        0 done; 1 no model meets the request; 2 the user's mistake; 130 stopped by Ctrl-C.
+        0 done; 1 no model meets the request, or a device was lost; 2 the user's mistake; 130
+        stopped by Ctrl-C.
     """
     from autocompress import console
 

@@ -4,6 +4,8 @@
     ├── UserError           the request is wrong: one clear line, exit code 2
     ├── RequestUnmet        no model of the front meets the request: exit code 1
     ├── SearchFailed        every trial failed: exit code 1
+    ├── DeviceLost          a device went away and did not come back: nothing is recorded, the
+    │                       search stops and can be resumed: exit code 1
     └── CandidateFailed     one candidate cannot be built or scored: the trial is recorded as
     failed, the search goes on
 
@@ -28,6 +30,10 @@ class RequestUnmet(AutocompressError):
 
 class SearchFailed(AutocompressError):
     """Every trial of a search failed; the message gives the reasons."""
+
+
+class DeviceLost(AutocompressError):
+    """A device that does not answer, whatever it is asked; no fault of any candidate."""
 
 
 class CandidateFailed(AutocompressError):

@@ -674,7 +674,8 @@ class Device(Protocol):
             The baseline's timing in this session, and one per model.
 
         Raises:
-            CandidateFailed: a model cannot run there, or the device was lost.
+            CandidateFailed: a model cannot run there.
+            DeviceLost: the device does not answer, whatever it is asked.
         """
         ...
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.artifact import facts, onnx_file
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.scores import Timing
@@ -36,7 +36,7 @@ def measure_latency(model: Path, profile: HardwareProfile) -> Timing:
             file = Path(folder) / "model.onnx"
             _export(model, file, profile, lengths)
             return device.time(file, [], final=True)[0]
-    except CandidateFailed as error:
+    except (CandidateFailed, DeviceLost) as error:
         raise UserError(f"{model} cannot be timed: {error}") from error
     finally:
         device.close()

@@ -465,14 +465,14 @@ def new_profile(options: argparse.Namespace) -> None:
 def doctor(options: argparse.Namespace) -> None:
     """``autocompress doctor``."""
     from autocompress import console
-    from autocompress.errors import CandidateFailed
+    from autocompress.errors import CandidateFailed, DeviceLost
     from autocompress.hardware.devices import host_of
     from autocompress.hardware.doctor import examine
 
     host = host_of(options.device, options.python, options.ssh_config)
     try:
         diagnosis = examine(host)
-    except CandidateFailed as error:
+    except (CandidateFailed, DeviceLost) as error:
         raise UserError(f"--device {options.device}: {error}") from error
     finally:
         host.close()

@@ -6,7 +6,9 @@ import ast
 import base64
 import io
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -24,6 +26,7 @@ from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.hardware import agent
 from autocompress.hardware.host import AGENT, LocalHost, ask
+from autocompress.hardware.patience import Patience
 from autocompress.interfaces import Batch
 
 BASE = {"runtime": "onnxruntime-cpu", "threads": 1}
@@ -304,7 +307,7 @@ def test_what_cannot_be_met_is_refused_in_one_line(
         "onnxruntime-cpu": "onnxruntime cannot load it: ",
         "onnxruntime-cuda": f"onnxruntime {onnxruntime.__version__} here has no CUDAExecutionProvider: {runtime} needs it",  # noqa: E501
     }
-    assert answer.keys() == {"nonce", "refused"} and answer["nonce"] == "n"
+    assert answer.keys() == {"nonce", "sha256", "refused"} and answer["nonce"] == "n"
     assert answer["refused"].startswith(reason[runtime]) and "\n" not in answer["refused"]
 
 
@@ -352,12 +355,37 @@ def test_a_child_answers_for_itself() -> None:
     assert agent._in_child(lambda request: {"pid": os.getpid()}, {})["pid"] != os.getpid()
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="no Linux here")
+def test_a_child_ends_with_the_agent(tmp_path: Path) -> None:
+    """An agent that took too long is killed, and its child must not disturb the next."""
+    code = (
+        "import os, time; from autocompress.hardware import agent;"
+        f"hang = lambda request: (open({str(tmp_path / 'child')!r}, 'w').write(str(os.getpid())), "
+        "time.sleep(600)); agent._in_child(hang, {})"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as process:
+        while not ((tmp_path / "child").exists() and (tmp_path / "child").read_text()):
+            assert process.poll() is None
+            time.sleep(0.02)
+        process.kill()
+        assert process.stdout is not None
+        assert process.stdout.read() == b""  # ends when the last that holds it does
+
+
+def test_a_local_timing_that_takes_too_long_fails_the_candidate(
+    model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Patience, "limit_s", lambda self, asked: 0.4 if asked["models"] else 30.0)
+    with pytest.raises(CandidateFailed, match=r"^local: no answer within 0 s$"):
+        ask(LocalHost(), BASE | SHAPE | PRECISION | {"action": "time", "seconds": 60.0}, [model])
+
+
 def test_no_memory_is_a_refusal(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(request: dict[str, Any]) -> dict[str, Any]:
         raise MemoryError
 
     monkeypatch.setattr(agent, "score", fail)
-    assert answered("score", model) == {"nonce": "n", "refused": "out of memory"}
+    assert answered("score", model)["refused"] == "out of memory"
 
 
 @pytest.mark.skipif(not Path("/proc/stat").exists(), reason="no /proc/stat here")

@@ -161,7 +161,7 @@ def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResul
     held: list[bool] = []
 
     class Host(LocalHost):
-        def run_agent(self, request: str) -> str:
+        def run_agent(self, request: str, limit_s: float) -> str:
             locks = list(temporary.glob("*.lock"))
             with (locks[0] if locks else temporary / "none").open("w") as file:
                 try:
@@ -169,7 +169,7 @@ def test_a_timing_waits_for_whoever_trains(temporary: Path, by_task: SearchResul
                     held.append(False)
                 except BlockingIOError:
                     held.append(True)
-            return super().run_agent(request)
+            return super().run_agent(request, limit_s)
 
     device = OnnxDevice(QUICK, [8], Host())
     device.time(by_task.run / "models" / "t000", [], final=False)

@@ -230,7 +230,7 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
     requests: list[Mapping[str, Any]] = []
 
     def answer(
-        _: object, request: Mapping[str, Any], models: Sequence[Path] = (), batches: object = ()
+        _: object, request: Mapping[str, Any], models: Sequence[Path] = (), **others: object
     ) -> dict[str, Any]:
         requests.append(request)
         if request["action"] == "describe":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +70,9 @@ class FakeHost:
     def place(self, file: Path, name: str) -> str:
         return str(file)
 
-    def run_agent(self, request: str) -> str:
+    def forget(self, names: Collection[str]) -> None: ...
+
+    def run_agent(self, request: str, limit_s: float) -> str:
         asked = json.loads(request)
         self.asked.append(asked)
         hashes = [sha256(Path(model["path"])) for model in asked["models"]]
@@ -80,7 +82,7 @@ class FakeHost:
         twin = hashes[0] == hashes[1]
         speedup = self.twins.pop(0) if twin else self.speedups[next(self.formats)]
         if isinstance(speedup, str):
-            return json.dumps({"nonce": asked["nonce"], "refused": speedup})
+            return json.dumps(answer | {"refused": speedup})
         processes = 3 * [np.tile([1.0, 1.0 / speedup], (10, 1)).tolist()]
         measured = {"wall_ms": processes, "cpu_ms": processes, "clock": "cpu"}
         return json.dumps(

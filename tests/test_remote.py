@@ -13,12 +13,13 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.hardware import agent, remote
 from autocompress.hardware.host import LocalHost, ask
 from autocompress.hardware.remote import Board
@@ -165,6 +166,15 @@ def is_running(pid: str) -> bool:
         return stat.read_text().split()[2] != "Z"
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def goes(folder: Path) -> bool:
+    """Whether it is removed by somebody else, who takes a moment."""
+    for _ in range(1500):
+        if not folder.exists():
+            return True
+        time.sleep(0.02)
+    return False
 
 
 def test_a_board_describes_itself(reach: Reach) -> None:
@@ -324,12 +334,12 @@ def test_a_connection_lost_once_is_made_again(
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="no /proc here")
-def test_a_connection_lost_always_fails_the_candidate(
+def test_a_connection_lost_always_is_a_lost_device(
     cutting: Callable[..., Board], model: Path, tmp_path: Path
 ) -> None:
     with cutting(99) as board:
         folder = folder_of(board)
-        with pytest.raises(CandidateFailed, match=rf"^{board.location}: connection lost: [^\n]+$"):
+        with pytest.raises(DeviceLost, match=rf"^{board.location}: connection lost: [^\n]+$"):
             ask(board, SCORE, [model], [BATCH])
         assert lines(tmp_path / "runs") == 3
     assert not folder.exists() and no_orphans(tmp_path)
@@ -356,3 +366,32 @@ def test_a_process_that_is_killed_is_no_lost_connection(reach: Reach, tmp_path: 
             == f"{board.location}: the process there was killed by signal 9 (out of memory?)"
         )
     assert lines(tmp_path / "runs") == 1
+
+
+KILLED = """
+import sys
+from pathlib import Path
+from autocompress.hardware.remote import Board
+location, config, file = sys.argv[1:]
+board = Board(location, ssh_config=config or None)
+print(board.place(Path(file), "probe"), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("way", ["ssh", "cmd"])
+def test_a_client_that_is_killed_leaves_nothing(
+    way: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    location, config = "cmd:sh -c", ""
+    if way == "ssh":
+        config = request.getfixturevalue("server").client(tmp_path / "ssh_config")
+        location = "ssh://board"
+    command = [sys.executable, "-c", KILLED, location, config, __file__]
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=Path(__file__).parents[1], **pipes) as client:
+        assert client.stdout is not None
+        folder = Path(client.stdout.readline().strip()).parent
+        assert (folder / "probe").exists()
+        client.kill()
+    assert goes(folder)

@@ -5,11 +5,13 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -352,9 +354,11 @@ class Elsewhere:
     def place(self, file: Path, name: str) -> str:
         return self.here.place(file, name)
 
-    def run_agent(self, request: str) -> str:
+    def forget(self, names: Collection[str]) -> None: ...
+
+    def run_agent(self, request: str, limit_s: float) -> str:
         self.asked.append(json.loads(request)["action"])
-        return self.here.run_agent(request)
+        return self.here.run_agent(request, limit_s)
 
     def close(self) -> None:
         self.closed += 1
@@ -381,6 +385,21 @@ def test_a_device_elsewhere_answers_as_this_one_does_in_requests_of_64_batches(
     assert host.closed == 1
 
 
+def test_weights_in_a_file_beside_the_model_are_refused_by_a_board(tmp_path: Path) -> None:
+    """Of which it would be sent the one file alone; here they are read."""
+    file = graph(tmp_path / "model.onnx")
+    onnx.save(
+        onnx.load(file), file, save_as_external_data=True, location="weights.bin", size_threshold=0
+    )
+    message = f"{file} keeps weights in weights.bin: a board is sent one file; save it whole, "
+    host = Elsewhere()
+    board = OnnxDevice(PROFILE, (8,), host)
+    for act in (lambda: board.time(file, [], final=False), lambda: board.predict(file, [])):
+        with pytest.raises(UserError, match="^" + re.escape(message)):
+            act()
+    assert host.asked == ["describe"]
+
+
 def test_devices_of_one_place_and_runtime_answer_alike() -> None:
     slower = device(replace(PROFILE, threads=2, batch_size=9, sequence_length=8))
     assert device().answers_like == slower.answers_like
@@ -398,7 +417,7 @@ def test_a_device_that_cannot_be_asked_or_lacks_the_provider_is_the_users_mistak
     )
     with pytest.raises(UserError, match="^" + re.escape(message) + "$"):
         OnnxDevice(gpu, (32,), LocalHost())
-    monkeypatch.setattr(Elsewhere, "run_agent", lambda self, request: "no answer")
+    monkeypatch.setattr(Elsewhere, "run_agent", lambda self, request, limit_s: "no answer")
     with pytest.raises(
         UserError,
         match=r"^hardware profile test: the device answered what is no answer: 'no answer'$",

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 import torch
 
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.hardware import torch_cuda
+from autocompress.hardware.patience import Patience, until
 from autocompress.hardware.profile import HardwareProfile, precision_of
 from autocompress.hardware.timing import timings
 from autocompress.hardware.torch_cuda import TorchCudaDevice
@@ -154,6 +155,26 @@ def test_a_refusal_fails_the_candidate(interpreter: Interpreter) -> None:
         """cat >/dev/null; echo noise; echo '{"refused": "the device ran out of memory"}'"""
     )
     with pytest.raises(CandidateFailed, match=r"^torch-cuda: the device ran out of memory$"):
+        torch_cuda._ask({"action": "time"})
+
+
+@pytest.mark.parametrize(
+    ("left", "error", "end"),
+    [(9.0, CandidateFailed, ""), (0.0, DeviceLost, ", and the time is up")],
+)
+def test_a_process_that_hangs_is_ended(
+    left: float,
+    error: type[Exception],
+    end: str,
+    interpreter: Interpreter,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    interpreter("exec sleep 600")
+    monkeypatch.setattr(Patience, "limit_s", lambda self, request: 0.1)
+    with (
+        until(lambda: left),
+        pytest.raises(error, match=f"^torch-cuda: no answer within 0 s{end}$"),
+    ):
         torch_cuda._ask({"action": "time"})
 
 

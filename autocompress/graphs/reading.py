@@ -35,6 +35,17 @@ def _has_cache(path: Path, _: int) -> bool:
     return any(item.name.startswith(PAST) for item in inputs)
 
 
+def external_files(path: Path) -> list[str]:
+    """Names of the files beside it that hold weights of an ONNX file; what is no ONNX file has
+    none."""
+    try:
+        graph = _loaded(path, weights=False).graph
+    except UserError:
+        return []
+    entries = [entry for tensor in graph.initializer for entry in tensor.external_data]
+    return sorted({entry.value for entry in entries if entry.key == "location"})
+
+
 def _loaded(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     """Raises:
     UserError: no ONNX file.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from autocompress.environment import versions
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.files import write_text
 from autocompress.hardware.devices import connect, host_of
 from autocompress.hardware.doctor import GAIN, gains
@@ -70,7 +70,7 @@ def _sped_up(values: Mapping[str, Any]) -> list[str]:
     host = host_of(values["location"], values["python"], values["ssh_config"])
     try:
         speedups = gains(host, values["runtime"])
-    except CandidateFailed as error:
+    except (CandidateFailed, DeviceLost) as error:
         raise UserError(f"{values['location']}: {error}") from error
     finally:
         host.close()

@@ -57,7 +57,8 @@ def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
     """Describe the device and time the probe on it; some 25 seconds.
 
     Raises:
-        CandidateFailed: the device was lost, or cannot run the probe.
+        CandidateFailed: the device cannot run the probe.
+        DeviceLost: it does not answer.
     """
     device = described(host)
     format_gains = gains(host, runtime)

@@ -11,13 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.artifact import onnx_file, scheme_of
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.artifact import facts, onnx_file, scheme_of
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.formats import FORMATS
-from autocompress.graphs.reading import has_cache
+from autocompress.graphs.reading import external_files, has_cache
 from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
+from autocompress.hardware.patience import Patience
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.hardware.timing import grouped, in_phases, timings
 from autocompress.interfaces import Question
@@ -35,10 +36,10 @@ class OnnxDevice:
 
     def __init__(self, profile: HardwareProfile, lengths: Sequence[int], host: Host) -> None:
         self.profile, self.lengths, self.host = profile, tuple(lengths), host
-        self.is_local = isinstance(host, LocalHost)
+        self.is_local, self.patience = isinstance(host, LocalHost), Patience()
         try:
             self.fingerprint = described(host)
-        except CandidateFailed as error:
+        except (CandidateFailed, DeviceLost) as error:
             host.close()
             raise UserError(f"hardware profile {profile.name}: {error}") from error
         provider = PROVIDERS[profile.runtime]
@@ -64,7 +65,7 @@ class OnnxDevice:
     def _timed(
         self, baseline: Path, models: Sequence[Path], final: bool
     ) -> tuple[Timing, list[Timing]]:
-        profile, files = self.profile, [onnx_file(path) for path in (baseline, *models)]
+        profile, files = self.profile, [self._file(path) for path in (baseline, *models)]
         precisions = [FORMATS[scheme_of(path)].stored for path in (baseline, *models)]
         request = {
             "action": "time",
@@ -81,7 +82,8 @@ class OnnxDevice:
         }
 
         def timed(phase: Mapping[str, Any]) -> list[Timing]:
-            return timings(ask(self.host, {**request, **phase}, files), profile, precisions)
+            answer = ask(self.host, {**request, **phase}, files, patience=self.patience)
+            return timings(answer, profile, precisions)
 
         if has_cache(files[0]):
             workload = {**profile.generation(self.lengths), "lengths": [1]}
@@ -105,9 +107,25 @@ class OnnxDevice:
             batches[i : i + _BATCHES_PER_REQUEST]
             for i in range(0, len(batches), _BATCHES_PER_REQUEST)
         ]
+        files = [self._file(model)]
         return np.concatenate(
-            [_outputs(ask(self.host, request, [onnx_file(model)], piece)) for piece in pieces]
+            [_outputs(ask(self.host, request, files, piece, self.patience)) for piece in pieces]
         )
+
+    def _file(self, model: Path) -> Path:
+        """The model's one file.
+
+        Raises:
+            UserError: it has others beside it, and would have to go to a board.
+        """
+        file = onnx_file(model)
+        beside = [] if self.is_local or facts(model) else external_files(file)
+        if beside:
+            raise UserError(
+                f"{file} keeps weights in {beside[0]}: a board is sent one file; save it whole, "
+                "onnx.save(onnx.load(PATH), NEW_PATH)"
+            )
+        return file
 
     def close(self) -> None:
         self.host.close()

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import atexit
-import json
 import re
 import secrets
 import shlex
@@ -16,18 +15,17 @@ from pathlib import Path
 from tempfile import TemporaryFile
 from typing import IO, Self
 
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.hardware.host import AGENT, AGENT_ENVIRONMENT
+from autocompress.hardware.patience import time_left
 
 PAUSES = (1.0, 3.0)
 """Seconds before the second and the third attempt after a lost connection."""
-_PATIENCE = 60.0
-"""Seconds that a command on the device may take beyond its work."""
-_PER_MODEL, _PER_BATCH = 1800.0, 60.0
-"""Seconds that the slowest board may take, whatever the time that was asked for: 30 rounds of a
-large model, a batch to score."""
-_SLOWEST = 100_000
-"""Bytes per second of the slowest line that is waited for."""
+_PATIENCE, _LEAST_PATIENCE = 60.0, 15.0
+"""Seconds that a command on the device may take beyond its work, while there is time left and at
+any rate."""
+_SLOWEST, _USUAL = 100_000, 1_000_000
+"""Bytes per second of the slowest line that is waited for, likewise."""
 _GONE = 75
 """Exit status of our own lines when the folder is not there."""
 
@@ -52,9 +50,25 @@ _BASE = 'd=${TMPDIR:-/tmp}; [ -w "$d" ] || [ ! -w /data/local/tmp ] || d=/data/l
 _STOP = 'for p in /proc/[0-9]*; do [ "$p/cwd" -ef "$f" ] && kill -9 "${p#/proc/}"; done 2>/dev/null'
 """Ends agents that outlived their connection: they work in our folder, and would disturb the next
 measurement."""
+_ABANDONED_MINUTES = 10
+"""Since a folder changed in which nothing runs, after which its client counts as gone."""
+_CLEAN = (
+    '[ ! -e /proc/self ] || for g in "${f%/*}"/autocompress-' + 32 * "?" + "; do "
+    '[ -O "$g" ] && [ ! -L "$g" ] && '
+    f'[ -n "$(find "$g" -prune -mmin +{_ABANDONED_MINUTES})" ] || continue; '
+    'used=; for p in /proc/[0-9]*; do [ "$p/cwd" -ef "$g" ] && used=1; done; '
+    '[ "$used" ] || rm -rf "$g"; done 2>/dev/null'
+)
+"""Removes what clients left behind whose end nobody there saw."""
+_WATCH = (
+    'cd "$f" && { while read -r _; do :; done; [ . -ef "$f" ] || exit; cd /; '
+    + _STOP
+    + '; rm -rf "$f"; }'
+)
+"""Stays until its client is gone, then ends what runs in the folder and removes it."""
 _MAKE = (
-    _STOP
-    + '; { [ -d "$f" ] || mkdir -m 700 "$f"; } && [ -O "$f" ] && [ ! -L "$f" ] && cd "$f" || exit 1'
+    f"{_STOP}; {_CLEAN}"
+    '; { [ -d "$f" ] || mkdir -m 700 "$f"; } && [ -O "$f" ] && [ ! -L "$f" ] && cd "$f" || exit 1'
 )
 
 
@@ -62,9 +76,14 @@ class _Lost(Exception):
     """The connection broke or the folder is gone: worth another attempt."""
 
 
+class _Silent(_Lost):
+    """No answer in time."""
+
+
 class Board:
     """A device with a shell, Python, numpy and onnxruntime, asked one thing at a time. Also a
-    context manager; what it placed is removed at the end of the process at the latest.
+    context manager; what it placed is removed at the end of the process at the latest: a line that
+    waits there sees to it when the process is killed, the next contact when the device was off.
 
     Every line that runs there ends by printing its exit status: an answer without one came over a
     connection that was lost.
@@ -100,8 +119,9 @@ class Board:
         )
         self._where = f"{_BASE}; f=$d/autocompress-{secrets.token_hex(16)}"
         self._folder = ""
-        self._answered = False
+        self._answered = self._served = False
         self._connected = False
+        self._watcher: subprocess.Popen[bytes] | None = None
         self._to_remove = False
         self._files: dict[str, Path] = {}
         self._there: set[str] = set()
@@ -111,7 +131,8 @@ class Board:
 
         Raises:
             UserError: a name with odd characters, or a device that cannot be reached as given.
-            CandidateFailed: connection lost three times, or no room on the device.
+            CandidateFailed: no room on the device.
+            DeviceLost: connection lost three times, or nothing can be written there.
         """
         if not _NAME.fullmatch(name):
             raise UserError(
@@ -127,21 +148,20 @@ class Board:
 
         return self._persist(step)
 
-    def run_agent(self, request: str) -> str:
+    def forget(self, names: Collection[str]) -> None:
+        """See ``Host``."""
+        self._there.difference_update(names)
+
+    def run_agent(self, request: str, limit_s: float) -> str:
         """See ``Host``; what the request names is sent again if the device lost it.
 
         Raises:
             UserError: a device that cannot be reached as given, or that lacks Python, numpy or
                 onnxruntime.
-            CandidateFailed: connection lost three times, or the process died.
+            CandidateFailed: the process died.
+            DeviceLost: connection lost three times.
+            TimeoutError: no answer in time.
         """
-        asked = json.loads(request)
-        limit = (
-            300
-            + 10 * asked.get("seconds", 0)
-            + _PER_MODEL * len(asked.get("models", ()))
-            + _PER_BATCH * asked.get("count", 0)
-        )
         needed = [name for name in self._files if name in request]
 
         def step() -> str:
@@ -150,7 +170,11 @@ class Board:
                 self._send(name, keep=needed)
             settings = " ".join(f"{name}={value}" for name, value in AGENT_ENVIRONMENT.items())
             line = f'cd "$f" || exit {_GONE}; {settings} exec {shlex.quote(self.python)} agent.py'
-            status, output, complaints = self._shell(line, limit, request.encode())
+            try:
+                status, output, complaints = self._shell(line, limit_s, request.encode())
+            except _Silent:
+                self._connected = False
+                raise TimeoutError from None
             reason = _last_line(complaints)
             if status in (126, 127) or (status != 0 and _UNFIT.search(complaints)):
                 needs = "it needs Python 3.9 or newer with onnxruntime and numpy; run there:"
@@ -167,6 +191,7 @@ class Board:
                 raise CandidateFailed(
                     f"{self.location}: {reason or f'the process there ended with {status}'}"
                 )
+            self._served = True
             return output
 
         return self._persist(step)
@@ -178,7 +203,8 @@ class Board:
         if self._to_remove:
             self._to_remove = self._connected = False
             with suppress(_Lost, UserError):
-                self._shell(f'{_STOP}; rm -rf "$f"', _PATIENCE)
+                self._shell(f'{_STOP}; rm -rf "$f"', _LEAST_PATIENCE)
+            self._unwatch()
 
     def __enter__(self) -> Self:
         return self
@@ -187,7 +213,11 @@ class Board:
         self.close()
 
     def _persist(self, step: Callable[[], str]) -> str:
-        """The step's result, tried again after each pause when the connection is lost."""
+        """The step's result, tried again after each pause when the connection is lost.
+
+        Raises:
+            DeviceLost: it stays lost, or what served before cannot be reached any more.
+        """
         pauses = iter(PAUSES)
         while True:
             try:
@@ -195,14 +225,18 @@ class Board:
             except _Lost as lost:
                 self._connected = False
                 pause = next(pauses, None)
-                if pause is None:
-                    raise CandidateFailed(f"{self.location}: {lost}") from None
+                if pause is None or pause > time_left():
+                    raise DeviceLost(f"{self.location}: {lost}") from None
                 time.sleep(pause)
+            except UserError as error:
+                if not self._served:
+                    raise
+                raise DeviceLost(str(error)) from error
 
     def _connect(self) -> None:
-        """Make the folder unless it is there, with the agent in it, and see which other files it
-        holds."""
-        if self._connected:
+        """Make the folder unless it is there, with the agent in it and watched, and see which other
+        files it holds."""
+        if self._connected and self._watcher and self._watcher.poll() is None:
             return
         if not self._to_remove:
             self._to_remove = True
@@ -210,20 +244,41 @@ class Board:
         agent = AGENT.read_bytes()
         try:
             status, output, complaints = self._shell(
-                f"{_MAKE}; {_receive(AGENT.name, len(agent))}; ls && pwd", _PATIENCE, agent
+                f"{_MAKE}; {_receive(AGENT.name, len(agent))}; ls && pwd",
+                _patience(len(agent)),
+                agent,
             )
         except UserError:
             self._to_remove = self._answered
             raise
         if status != 0:
-            raise CandidateFailed(
+            raise DeviceLost(
                 f"{self.location}: no folder with the agent can be made there: "
                 f"{_reason(complaints)}"
             )
         *files, self._folder = output.splitlines()
         self._where = f"f={shlex.quote(self._folder)}"
         self._there = set(files) & self._files.keys()
+        self._watch()
         self._connected = True
+
+    def _watch(self) -> None:
+        """Have somebody there who sees it when this process is gone, whatever ended it."""
+        self._unwatch()
+        self._watcher = subprocess.Popen(
+            self._reaching(_WATCH),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C is for this process, which closes
+        )
+
+    def _unwatch(self) -> None:
+        if self._watcher and self._watcher.stdin:
+            self._watcher.stdin.close()
+            self._watcher.kill()
+            self._watcher.wait()
+            self._watcher = None
 
     def _send(self, name: str, keep: Collection[str] = ()) -> None:
         """Copy a file unless it is there; it appears under its name only when whole.
@@ -236,12 +291,12 @@ class Board:
         size = file.stat().st_size
         with file.open("rb") as content:
             line = f'cd "$f" || exit {_GONE}; {_receive(name, size)}'
-            status, _, complaints = self._shell(line, _PATIENCE + size / _SLOWEST, content)
+            status, _, complaints = self._shell(line, _patience(size), content)
         spare = self._there.difference(keep)
         if status == 0:
             self._there.add(name)
         elif spare:
-            self._shell(f'cd "$f" && rm -f {shlex.join(spare)}', _PATIENCE)
+            self._shell(f'cd "$f" && rm -f {shlex.join(spare)}', _patience())
             self._there -= spare
             self._send(name, keep)
         else:
@@ -264,8 +319,7 @@ class Board:
             _Lost: no exit status came back, or the folder is gone.
             UserError: the device cannot be reached as given.
         """
-        script = f"( {self._where}; {line} ); printf '\\nautocompress %d\\n' $?"
-        command = [*self._command, f"exec sh -c {shlex.quote(script)}"]
+        command = self._reaching(line)
         data, stream = (given, None) if isinstance(given, bytes) else (None, given)
         with TemporaryFile() as output_file, TemporaryFile() as complaints_file:
             try:
@@ -278,7 +332,7 @@ class Board:
                     timeout=limit,
                 )
             except subprocess.TimeoutExpired:
-                raise _Lost(f"connection lost: no answer within {limit:.0f} s") from None
+                raise _Silent(f"connection lost: no answer within {limit:.0f} s") from None
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"{self.location}: {command[0]} cannot be started: {error}"
@@ -293,6 +347,11 @@ class Board:
         if int(end[1]) == _GONE:
             raise _Lost("its folder is gone")
         return int(end[1]), output[: end.start()], complaints
+
+    def _reaching(self, line: str) -> list[str]:
+        """What runs a line on the device and prints its exit status."""
+        script = f"( {self._where}; {line} ); printf '\\nautocompress %d\\n' $?"
+        return [*self._command, f"exec sh -c {shlex.quote(script)}"]
 
     def _lost(self, complaints: str, reason: str) -> Exception:
         """What a connection that ended early means: a mistake in how the device is reached, or a
@@ -318,6 +377,12 @@ class Board:
         if not self._answered and _UNREACHABLE.search(complaints):
             return UserError(f"{self.location}: {reason}")
         return _Lost(f"connection lost: {reason}")
+
+
+def _patience(size: int = 0) -> float:
+    """Seconds that a short command may take, which is given so many bytes."""
+    most, least = _PATIENCE + size / _SLOWEST, _LEAST_PATIENCE + size / _USUAL
+    return min(most, max(least, time_left()))
 
 
 def _receive(name: str, size: int) -> str:

@@ -25,10 +25,11 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import load_model, scheme_of
 from autocompress.cores import reserved
-from autocompress.errors import AutocompressError, CandidateFailed, UserError
+from autocompress.errors import AutocompressError, CandidateFailed, DeviceLost, UserError
 from autocompress.graphs.decoding import generates
 from autocompress.hardware.agent import describe, is_precise, kept
 from autocompress.hardware.host import save_batches
+from autocompress.hardware.patience import Patience, time_left
 from autocompress.hardware.profile import HardwareProfile, precision_of
 from autocompress.hardware.timing import grouped, timings
 from autocompress.interfaces import Question
@@ -37,6 +38,7 @@ from autocompress.scores import Timing
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BLOCK_MS = 5.0
 _BATCH_ROUNDS = 30
+_PATIENCE = Patience(model_s=120.0, batch_s=10.0)
 
 
 class TorchCudaDevice:
@@ -119,7 +121,16 @@ class TorchCudaDevice:
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
     command = [sys.executable, "-m", "autocompress.hardware.torch_cuda"]
     with reserved() if request["action"] == "time" else nullcontext():
-        done = subprocess.run(command, input=json.dumps(request), capture_output=True, text=True)
+        limit_s = _PATIENCE.limit_s(request)
+        try:
+            done = subprocess.run(
+                command, input=json.dumps(request), capture_output=True, text=True, timeout=limit_s
+            )
+        except subprocess.TimeoutExpired:
+            silent = f"torch-cuda: no answer within {limit_s:.0f} s"
+            if time_left() <= 0:
+                raise DeviceLost(f"{silent}, and the time is up") from None
+            raise CandidateFailed(silent) from None
     try:
         answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     except (ValueError, IndexError):
