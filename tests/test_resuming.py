@@ -19,11 +19,11 @@ import pytest
 
 from autocompress.artifact import onnx_file
 from autocompress.candidate import Value
-from autocompress.engine import loop
-from autocompress.engine.loop import SearchResult
+from autocompress.engine import loop, waiting
+from autocompress.engine.loop import SearchResult, Silent
 from autocompress.engine.making import Maker, Making
 from autocompress.engine.session import search
-from autocompress.errors import UserError
+from autocompress.errors import DeviceLost, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
 from autocompress.journal import Run
@@ -97,6 +97,76 @@ def test_a_finished_run_can_be_extended(
     assert timeless(longer.trials) == timeless(whole.trials)
     assert longer.front == whole.front
     assert json.loads((out / "run.json").read_text())["trials"] == 8
+
+
+class Away(SizeDevice):
+    """Is gone from the fourth timing on, so often in a row."""
+
+    times = 1
+
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
+        if self.calls >= 3 and self.times:
+            self.times -= 1
+            raise DeviceLost("no route to board")
+        return super().time(baseline, models, final=final)
+
+
+class AwayForGood(Away):
+    times = 10**6
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(waiting, "PAUSE_S", 0.0)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_device_that_comes_back_changes_nothing(
+    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    heard: list[tuple[str, int]] = []
+
+    class Hearing(Silent):
+        def stage(self, name: str, done: int = 0, of: int = 0) -> None:
+            heard.append((name, of))
+
+    found = search(
+        tiny_model,
+        data_file,
+        CPU,
+        space(),
+        tmp_path / "run",
+        trials=8,
+        connect=Away,
+        listener=Hearing(),
+    )
+    assert timeless(found.trials) == timeless(whole.trials)
+    i = heard.index((f"waiting for {CPU}: no route to board", int(waiting.WAIT_S)))
+    assert heard[i + 1] == (f"{CPU} is back", 0)
+
+
+@pytest.mark.usefixtures("no_pauses")
+def test_a_device_that_stays_away_stops_the_search_which_then_ends_the_same(
+    whole: SearchResult,
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """No trial fails for it."""
+    monkeypatch.setattr(waiting, "WAIT_S", 0.05)
+    out = tmp_path / "run"
+    with pytest.raises(DeviceLost, match=rf"^{CPU}: no route to board; .* --resume goes on$"):
+        search(tiny_model, data_file, CPU, space(), out, trials=8, connect=AwayForGood)
+    assert timeless(Run(out).trials()) == timeless(whole.trials[: len(Run(out).trials())])
+    assert not load_front(out).verified and (out / "report.html").is_file()
+    resumed = search(
+        tiny_model, data_file, CPU, space(), out, trials=8, connect=SizeDevice, resume=True
+    )
+    assert timeless(resumed.trials) == timeless(whole.trials)
+    assert resumed.front == whole.front
 
 
 KILLED = """

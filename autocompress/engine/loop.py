@@ -26,7 +26,13 @@ from autocompress.engine.verification import (
     verified,
     write_fronts,
 )
-from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
+from autocompress.errors import (
+    CandidateFailed,
+    DeviceLost,
+    RequestUnmet,
+    SearchFailed,
+    UserError,
+)
 from autocompress.formats import choices
 from autocompress.interfaces import Sampler
 from autocompress.journal import Run, Trial
@@ -157,7 +163,7 @@ class Loop:
             self._refuse_all_failed()
             self.listener.stage("verifying the front")
             outcome = verified(self.trials, self.scorer)
-        except (KeyboardInterrupt, UserError, CandidateFailed):
+        except (KeyboardInterrupt, UserError, CandidateFailed, DeviceLost):
             if len(self.trials) > before:
                 with contextlib.suppress(OSError):
                     self._write_provisional()

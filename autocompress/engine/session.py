@@ -25,9 +25,11 @@ from autocompress.engine.making import Maker, Measured, teacher_of
 from autocompress.engine.request import Request
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.tables import Tables
+from autocompress.engine.waiting import WaitedFor
 from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.hardware.devices import connect, lengths_of
+from autocompress.hardware.patience import until
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device, Task, TaskInputs, TaskKind, Technique
 from autocompress.journal import SCHEMA, Run
@@ -69,6 +71,7 @@ def search_for(
             then.
         RequestUnmet: no model meets the budget of any device; the run folder shows what was tried.
         SearchFailed: every trial failed.
+        DeviceLost: a device went away for long; the run is left as by KeyboardInterrupt.
         KeyboardInterrupt: stopped; the fronts so far are written, and the run can be resumed.
     """
     listener = listener or Silent()
@@ -83,9 +86,11 @@ def search_for(
         model.config.pad_token_id = task.pad_id
     with contextlib.ExitStack() as stack:
         devices: dict[str, Device] = {}
+        stack.enter_context(until(lambda: clock.left(0)))
         for profile in request.hardware:
-            devices[profile.name] = connect(profile, _lengths(profile, task))
-            stack.callback(devices[profile.name].close)
+            device = WaitedFor(connect(profile, _lengths(profile, task)), listener.stage)
+            devices[profile.name] = device
+            stack.callback(device.close)
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
         description = _description(request, weights_digest(model), task, fingerprints)
