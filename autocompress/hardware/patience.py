@@ -10,9 +10,9 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
-_START_S = 15.0
+_START_S = 5.0
 """Of a process that loads its libraries on a slow board."""
-_MOST, _LEAST = 10.0, 3.0
+_MOST, _LEAST = 10.0, 2.0
 """Times what is expected that an answer may take, while there is time left and at any rate."""
 _LEFT: ContextVar[Callable[[], float]] = ContextVar("_LEFT", default=lambda: math.inf)
 
