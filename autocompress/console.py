@@ -224,6 +224,10 @@ def diagnosis(device_diagnosis: Diagnosis) -> Text:
     return Text("\n").join([Text(title), *lines])
 
 
+_LINE_EVERY_S = 60.0
+"""How far a stage is, where there is no terminal."""
+
+
 class _ToGo(ProgressColumn):
     def render(self, task: Task) -> Text:
         end = task.fields["end"]
@@ -231,7 +235,12 @@ class _ToGo(ProgressColumn):
 
 
 class Progressing:
-    """A ``Listener`` that prints a line per trial, and on a terminal a bar with the time to go."""
+    """A ``Listener`` that prints a line per stage and trial, and how far it is with the time to go:
+    on a terminal as a bar, elsewhere as a line a minute.
+
+    Args:
+        time_limit_s: of the whole search.
+    """
 
     def __init__(self, time_limit_s: float | None, metric: Metric) -> None:
         self.metric = metric
@@ -243,9 +252,10 @@ class Progressing:
             transient=True,
             disable=not err.is_terminal,
         )
-        end = time.monotonic() + time_limit_s if time_limit_s else None
-        self.task = self.progress.add_task("starting", total=None, end=end)
+        self.end = time.monotonic() + time_limit_s if time_limit_s else None
+        self.task = self.progress.add_task("starting", total=None, end=self.end)
         self.last_stage = ""
+        self.stage_began = self.last_line = time.monotonic()
 
     def __enter__(self) -> Progressing:
         self.progress.start()
@@ -256,20 +266,24 @@ class Progressing:
         sys.stderr.flush()
 
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-        self.progress.update(self.task, description=name, completed=done, total=of or None)
+        now = time.monotonic()
         if name != self.last_stage:
             err.print(f"{name} ...", style="dim")
-            self.last_stage = name
+            self.last_stage, self.stage_began, self.last_line = name, now, now
+        to_go = (now - self.stage_began) * (of - done) / done if done else None
+        end = self.end if to_go is None else now + to_go
+        self.progress.update(self.task, description=name, completed=done, total=of or None, end=end)
+        if to_go is not None and now - self.last_line >= _LINE_EVERY_S and not err.is_terminal:
+            err.print(f"{name}: {done} of {of}, {clock(to_go)} to go", style="dim")
+            self.last_line = now
 
     def said(self, line: str) -> None:
         err.print(line)
 
     def trial(self, trial: Trial, remaining_s: float | None) -> None:
+        self.end = None if remaining_s is None else time.monotonic() + remaining_s
         self.progress.update(
-            self.task,
-            description=f"{trial.number} tried",
-            total=None,
-            end=None if remaining_s is None else time.monotonic() + remaining_s,
+            self.task, description=f"{trial.number} tried", total=None, end=self.end
         )
         to_go = "" if remaining_s is None else f"  {clock(remaining_s)} to go"
         line = Text.assemble(f"{trial.id}  ", *_outcome(trial, self.metric), "  ")

@@ -1,9 +1,9 @@
 """The run folder: inputs, one line per event, resume.
 
-What happens to a trial is a line each: it is asked for, its student reaches a rung and is sealed,
-and each of its number formats is scored, refused or fails. A killed process loses at most what it
-was at: files are renamed into place before their line is appended and flushed, and a line cut short
-by the kill is dropped on resume. Trials follow from events whatever their order.
+What happens to a trial is a line each: it is asked for or passed over, its student reaches a rung
+and is sealed, and each of its number formats is scored, refused or fails. A killed process loses at
+most what it was at: files are renamed into place before their line is appended and flushed, and a
+line cut short by the kill is dropped on resume. Trials follow from events whatever their order.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from autocompress.errors import UserError
 from autocompress.files import write_json
 from autocompress.scores import Score
 
-SCHEMA = 2
-"""Of ``run.json`` and its events; runs of schema 1 are read, not gone on with."""
-State = Literal["asked", "complete", "stopped", "over-budget", "failed"]
+SCHEMA = 3
+"""Of ``run.json`` and its events; runs of schema 1 and 2 are read, not gone on with."""
+State = Literal["asked", "passed-over", "complete", "stopped", "over-budget", "failed"]
 _EVENTS: dict[State, str] = {
     "complete": "scored",
     "stopped": "refused",
@@ -42,10 +42,11 @@ class Trial:
         number: 0 is the baseline.
         candidate: the settings that differ from their defaults.
         sizes: see ``Plan.sizes``; None when the candidate could not be planned.
-        state: ``asked``: nothing has come of it yet; ``complete``: recovered in full and scored;
-            ``stopped``: another trial was better at the same short recovery, or the rest of it
-            would not fit the time left; ``over-budget``: misses a limit of latency, size or memory
-            on every device; ``failed``: see reason.
+        state: ``asked``: nothing has come of it yet; ``passed-over``: the time left was too short
+            for it, and it is asked again when the run goes on; ``complete``: recovered in full and
+            scored; ``stopped``: another trial was better at the same short recovery, or the rest of
+            it would not fit the time left; ``over-budget``: misses a limit of latency, size or
+            memory on every device; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
         rungs: (recovery steps, drop on validation examples) each time it was scored, the last one
             included; on the worst device.
@@ -201,9 +202,10 @@ class Run:
         """Record what was asked for, one trial for each number format of a student."""
         self._append({"event": "asked", "trials": [asdict(trial) for trial in trials]})
 
-    def rung(self, student: str, steps: int, drop: float) -> None:
-        """Record, once, how a student does after so many recovery steps."""
-        self._append_once({"event": "rung", "student": student, "steps": steps, "drop": drop})
+    def rung(self, student: str, steps: int, drop: float, answers: str) -> None:
+        """Record, once, how a student does after so many recovery steps, and what it answered."""
+        told = {"student": student, "steps": steps, "drop": drop, "answers": answers}
+        self._append_once({"event": "rung", **told})
 
     def sealed(self, student: str) -> None:
         """Record, once, that a student is trained."""
@@ -226,9 +228,17 @@ class Run:
         return [by_number[number] for number in sorted(by_number)]
 
     def proposals(self) -> list[list[Trial]]:
-        """What was asked for, in that order: the trials of each student, as they were asked; raises
-        as ``trials``."""
+        """What was asked for, or in state ``passed-over`` would have been, in that order: the
+        trials of each student, as they were asked; raises as ``trials``."""
         return [trials for trials in _read(self.events_file, _asked) if trials]
+
+    def passed_over(self, trials: Sequence[Trial]) -> None:
+        """Record what would have been asked for, had there been the time."""
+        self._append({"event": "passed-over", "trials": [asdict(trial) for trial in trials]})
+
+    def answers(self) -> dict[tuple[str | None, int], str]:
+        """What students answered, by id and recovery steps, as they did; raises as ``trials``."""
+        return {key: text for told in _read(self.events_file, _answers) for key, text in told}
 
     def _append_once(self, event: Mapping[str, Any]) -> None:
         if event not in list(_read(self.events_file, dict)):
@@ -254,8 +264,14 @@ def _ended(event: Mapping[str, Any]) -> Trial | None:
 
 
 def _asked(event: Mapping[str, Any]) -> list[Trial]:
-    trials = event["trials"] if event["event"] == "asked" else []
+    trials = event["trials"] if event["event"] in ("asked", "passed-over") else []
     return [Trial.from_json(trial) for trial in trials]
+
+
+def _answers(event: Mapping[str, Any]) -> list[tuple[tuple[str | None, int], str]]:
+    if event["event"] != "rung":
+        return []
+    return [((event["student"], event["steps"]), event["answers"])]
 
 
 def _read(file: Path, what: Callable[[Any], _Parsed]) -> Iterator[_Parsed]:

@@ -11,6 +11,8 @@ from autocompress.scores import Metric
 
 CONFIDENCE = 0.9
 """That the model chosen by a limit of quality truly meets it, when nothing is said."""
+QUALITY = ("drop", "quality", "perplexity")
+"""Of ``Limits.misses``."""
 _MORE_THAN_ZERO = ("max_latency_ms", "min_speedup", "max_bytes", "min_compression", "max_memory_mb")
 
 

@@ -34,6 +34,7 @@ from autocompress.techniques import TECHNIQUES
 WEIGHTS = "model.safetensors"
 _TRAINING = "training.safetensors"
 _RECORD = "student.json"
+Rung = tuple[int, float, str]
 
 
 def student_id(lineage: str, plan: Plan, training: Candidate, seed: int) -> str:
@@ -112,8 +113,8 @@ class Student:
         plan: what it is made of; what training learned joins it at the end.
         config: of the teacher.
         steps: of recovery, done so far.
-        rungs: (recovery steps, drop on validation examples, its standard error) each time it was
-            compared with others.
+        rungs: (recovery steps, drop on validation examples, packed evidence of its answers) each
+            time it was compared with others, and at the end of its training.
         sealed: whether nothing is to be trained any more.
     """
 
@@ -121,7 +122,7 @@ class Student:
     plan: Plan
     config: Mapping[str, Any]
     steps: int = 0
-    rungs: tuple[tuple[int, float, float], ...] = ()
+    rungs: tuple[Rung, ...] = ()
     sealed: bool = False
 
     @property
@@ -135,7 +136,7 @@ class Student:
         """
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         plan = plan_from(record["plan"], techniques)
-        rungs = tuple((steps, drop, stderr) for steps, drop, stderr in record["rungs"])
+        rungs = tuple((steps, drop, answers) for steps, drop, answers in record["rungs"])
         return cls(folder, plan, record["config"], record["steps"], rungs, record["sealed"])
 
     def model(self, techniques: Sequence[Technique] = TECHNIQUES) -> nn.Module:
@@ -147,13 +148,18 @@ class Student:
         file = self.folder / _TRAINING
         return load_file(file) if file.is_file() else {}
 
-    def paused(self, rung: tuple[int, float, float], state: Mapping[str, Tensor]) -> Student:
+    def paused(self, rung: Rung, state: Mapping[str, Tensor]) -> Student:
         """Write how far it is; whole or not at all."""
         return self._written(replace(self, steps=rung[0], rungs=(*self.rungs, rung)), None, state)
 
-    def as_sealed(self, model: nn.Module, plan: Plan, steps: int) -> Student:
-        """Write the trained weights, without the state of training."""
-        return self._written(replace(self, plan=plan, steps=steps, sealed=True), model, {})
+    def as_sealed(
+        self, model: nn.Module, plan: Plan, steps: int, rungs: Sequence[Rung] = ()
+    ) -> Student:
+        """Write the trained weights, without the state of training; with what is more to its
+        rungs."""
+        rungs = (*self.rungs, *rungs)
+        after = replace(self, plan=plan, steps=steps, rungs=rungs, sealed=True)
+        return self._written(after, model, {})
 
     def begun(self, model: nn.Module) -> Student:
         """Write its first weights."""

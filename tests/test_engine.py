@@ -3,11 +3,12 @@ machine."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +21,21 @@ from transformers import AutoConfig, AutoModelForSequenceClassification
 from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
-from autocompress.engine.loop import SearchResult, Silent, outclassed
+from autocompress.engine.clock import Pace
+from autocompress.engine.loop import SearchResult, Silent
 from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
 from autocompress.files import sha256
 from autocompress.graphs.runtime import predict
-from autocompress.journal import Trial
+from autocompress.journal import Run, Trial
 from autocompress.limits import Limits
-from autocompress.pareto import METRICS, load_front, load_fronts, non_dominated
+from autocompress.pareto import load_front, load_fronts, non_dominated
+from autocompress.plan import Plan
 from autocompress.scores import Timing
 from autocompress.shipping import Graph
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
-from tests.searching import CPU, SPACE, Scripted, scheme, space, timed
+from tests.searching import CPU, SPACE, Scripted, scheme, space, timeless
 
 
 def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -> None:
@@ -380,6 +383,22 @@ def test_a_latency_budget_is_a_constraint(
     assert {trial.state for trial in outcome.trials[1:]} == {"complete", "over-budget"}
 
 
+def test_a_space_that_holds_nothing_within_the_limits_ends_the_search(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Long before its time; where something is within them it goes on."""
+    monkeypatch.setattr(engine, "_MOST_REFUSED", 5)
+    options: dict[str, Any] = {"connect": SizeDevice, "trials": 9, "time_limit_s": 3600}
+    for speedup, tried in ((99.0, 5), (1.01, 9)):
+        run = tmp_path / f"run-{speedup}"
+        budget = Limits(min_speedup=speedup)
+        nothing = "none of .* candidates meets the budget; the nearest is t0"
+        with pytest.raises(RequestUnmet, match=nothing) if tried == 5 else contextlib.nullcontext():
+            search(tiny_model, data_file, CPU, space(), run, budget=budget, **options)
+        asked = [trial for trial in Run(run).trials()[1:] if trial.asked is None]
+        assert len(asked) == tried
+
+
 def test_a_budget_that_nothing_meets_names_the_nearest(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
@@ -427,63 +446,6 @@ def test_texts_in_two_splits_are_dropped_and_counted(
     assert data["train"] + data["validation"] + 24 == 400
 
 
-LONG = {"recovery.steps": 253}
-
-
-def timings(**speedups: float) -> dict[str, Timing]:
-    return {name: score.timing for name, score in timed(**speedups).items()}
-
-
-def test_a_slower_and_clearly_worse_candidate_is_outclassed() -> None:
-    trials = [Trial(1, LONG, "complete", rungs=((32, 7.5), (100, 5.0)), scores=timed(a=4.0))]
-    points, percent = METRICS["accuracy"], METRICS["perplexity"]
-    assert (
-        outclassed(trials, 32, 253, (8.4, 1.0), timings(a=3.0), points) is None
-    )  # within one standard error
-    assert (
-        outclassed(trials, 32, 253, (9.5, 1.0), timings(a=5.0), points) is None
-    )  # worse but faster
-    slower = timings(a=3.0)
-    assert (
-        outclassed(trials, 32, 253, (9.5, 1.0), slower, points)
-        == "drop 9.50 points after 32 steps, where t001 had 7.50 and is no slower"
-    )
-    reason = "increase 9.50 percent after 32 steps, where t001 had 7.50 and is no slower"
-    assert outclassed(trials, 32, 253, (9.5, 1.0), slower, percent) == reason
-    assert (
-        outclassed(trials, 192, 253, (90.0, 1.0), slower, points) is None
-    )  # nothing to compare with after 192 steps
-    assert outclassed(trials, 32, 1000, (90.0, 1.0), slower, points) is not None
-    twice_as_fast = {
-        "a": replace(slower["a"], latency_ms=replace(slower["a"].latency_ms, value=0.5))
-    }
-    assert (
-        outclassed(trials, 32, 253, (90.0, 1.0), twice_as_fast, points) is None
-    )  # by latency; the baseline had a slow moment
-    short = [replace(trials[0], candidate={"recovery.steps": 127})]
-    assert outclassed(short, 32, 127, (90.0, 1.0), slower, points) is not None
-    assert (
-        outclassed(short, 32, 128, (90.0, 1.0), slower, points) is None
-    )  # the other's learning rate was further down
-
-
-def test_faster_on_one_device_a_candidate_is_not_outclassed() -> None:
-    trials, worse = (
-        [Trial(1, LONG, "complete", rungs=((32, 7.5),), scores=timed(a=4.0, b=2.0))],
-        (17.5, 1.0),
-    )
-    metric = METRICS["accuracy"]
-    assert outclassed(trials, 32, 253, worse, timings(a=3.0, b=2.1), metric) is None
-    assert outclassed(trials, 32, 253, worse, timings(a=4.2, b=1.0), metric) is None
-    assert outclassed(trials, 32, 253, worse, timings(a=4.0, b=2.0), metric) is not None
-    assert (
-        outclassed(
-            [Trial(1, LONG, "complete", rungs=((32, 7.5),))], 32, 253, worse, timings(a=1.0), metric
-        )
-        is None
-    )  # never timed
-
-
 def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
@@ -511,12 +473,46 @@ def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
     assert re.fullmatch(
         r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or ""
     )
-    assert sorted((trial.state, trial.candidate["recovery.steps"]) for trial in others) == [
-        ("complete", 8),
-        ("failed", 500_000),
-    ]
+    assert [(t.state, t.candidate["recovery.steps"]) for t in others] == [("complete", 8)]
     kept = {folder.name for folder in (outcome.run / "models").iterdir()}
-    assert kept <= {"t000", "t002", "t003"}
+    assert kept <= {"t000", "t002"}
+
+
+def test_what_the_time_was_too_short_for_is_asked_again(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It counts as no trial and tells the sampler nothing; a run that goes on tries it first, and
+    one that goes on from there knows in which order."""
+    asked: list[dict[str, Value]] = [
+        {"heads.keep": 0.5, "recovery.steps": steps} for steps in (4, 40, 6, 8)
+    ]
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [4, 40, 6, 8]}}
+    pace = Pace.seconds
+
+    def searched(trials: int, *, hours: bool, **more: Any) -> tuple[SearchResult, Scripted]:
+        def seconds(self: Pace, plan: Plan, steps: float) -> float:
+            return 3600.0 * steps if hours and steps == 40 else pace(self, plan, steps)
+
+        monkeypatch.setattr(Pace, "seconds", seconds)
+        sampler = Scripted(*asked)
+        given: dict[str, Any] = {"trials": trials, "time_limit_s": 600, "sampler": sampler} | more
+        run = tmp_path / "run"
+        found = search(tiny_model, data_file, CPU, space(values), run, connect=SizeDevice, **given)
+        return found, sampler
+
+    def steps(result: SearchResult) -> list[object]:
+        return [trial.candidate["recovery.steps"] for trial in result.trials[1:]]
+
+    short, sampler = searched(2, hours=True)
+    assert steps(short) == [4, 6] and sorted(sampler.told) == [1, 3]
+    events = [json.loads(line) for line in (short.run / "events.jsonl").read_text().splitlines()]
+    [passed] = [event["trials"][0] for event in events if event["event"] == "passed-over"]
+    assert (passed["candidate"]["recovery.steps"], passed["state"]) == (40, "passed-over")
+    longer, sampler = searched(4, hours=False, resume=True)
+    assert steps(longer) == [4, 6, 40, 8] and list(sampler.told) == [1, 3, 2, 4]
+    again, sampler = searched(4, hours=True, resume=True)
+    assert timeless(again.trials) == timeless(longer.trials)
+    assert list(sampler.told) == [1, 3, 2, 4]
 
 
 class FailsAtLast(SizeDevice):
@@ -564,7 +560,10 @@ def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_tra
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(engine, "_LAST_SHARE", 1.0)
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 1_000_000}}
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [8, 1_000_000]}}
+    asked: list[dict[str, Value]] = [
+        {"heads.keep": 0.5, "recovery.steps": steps} for steps in (8, 1_000_000)
+    ]
     outcome = search(
         tiny_model,
         data_file,
@@ -573,9 +572,31 @@ def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_tra
         tmp_path / "run",
         time_limit_s=600,
         connect=SizeDevice,
+        sampler=Scripted(*asked),
     )
-    assert [trial.id for trial in outcome.trials] == ["t000"]
-    assert [folder.name for folder in (outcome.run / "models").iterdir()] == ["t000"]
+    assert [trial.id for trial in outcome.trials] == ["t000", "t001"]
+    assert {folder.name for folder in (outcome.run / "models").iterdir()} <= {"t000", "t001"}
+
+
+@pytest.mark.parametrize(("limit_s", "steps"), [(0.5, 8), (600, 1_000_000)])
+def test_a_time_limit_that_no_candidate_fits_says_what_is_needed(
+    limit_s: float, steps: int, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """And the run goes on with more."""
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": steps}}
+
+    def searched(limit_s: float, steps: int, **more: Any) -> SearchResult:
+        asked: dict[str, Value] = {"heads.keep": 0.5, "recovery.steps": steps}
+        given: dict[str, Any] = {"time_limit_s": limit_s, "sampler": Scripted(asked)} | more
+        run = tmp_path / "run"
+        return search(tiny_model, data_file, CPU, space(values), run, connect=SizeDevice, **given)
+
+    with pytest.raises(SearchFailed, match="is too short to try a candidate") as caught:
+        searched(limit_s, steps)
+    needed = re.search(r"takes about ([0-9:]+) in all", str(caught.value))
+    assert needed and (len(needed[1]) > len("59:59")) == (steps == 1_000_000)
+    if steps == 8:
+        assert len(searched(60, steps, resume=True, trials=1).trials) == 2
 
 
 def test_unlabelled_share_is_not_searched_without_text(

@@ -105,7 +105,7 @@ def test_what_was_asked_for_comes_back_and_is_no_trial_yet(run: Run) -> None:
 def test_trials_are_by_number_whatever_the_order_of_their_events(run: Run) -> None:
     first, second = FAILED, COMPLETE
     for event in (second, first):
-        run.rung(str(event.student), 32, 1.5)
+        run.rung(str(event.student), 32, 1.5, "7f")
         run.ended(event)
     assert run.trials() == [first, second]
 
@@ -114,17 +114,28 @@ def test_a_student_gets_a_line_for_a_rung_and_for_its_end_however_often_they_are
     run: Run,
 ) -> None:
     for _ in range(2):
-        run.rung("a", 32, 1.5)
-        run.rung("a", 192, 0.5)
-        run.rung("b", 32, 1.5)
+        run.rung("a", 32, 1.5, "7f")
+        run.rung("a", 192, 0.5, "ff")
+        run.rung("b", 32, 1.5, "7f")
         run.sealed("a")
     lines = run.events_file.read_text(encoding="utf-8").splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
-        ("rung", "a", 32, 1.5),
-        ("rung", "a", 192, 0.5),
-        ("rung", "b", 32, 1.5),
+        ("rung", "a", 32, 1.5, "7f"),
+        ("rung", "a", 192, 0.5, "ff"),
+        ("rung", "b", 32, 1.5, "7f"),
         ("sealed", "a"),
     ]
+    assert run.answers() == {("a", 32): "7f", ("a", 192): "ff", ("b", 32): "7f"}
+
+
+def test_what_was_passed_over_comes_back_in_its_place_and_is_no_trial(run: Run) -> None:
+    first, second = ([Trial(n, {}, "asked", student=f"{n}")] for n in (1, 2))
+    late = [replace(second[0], state="passed-over")]
+    run.asked(first)
+    run.passed_over(late)
+    run.asked(second)
+    assert run.proposals() == [first, late, second]
+    assert run.trials() == []
 
 
 def test_one_line_per_trial(run: Run) -> None:
@@ -198,7 +209,7 @@ def test_a_run_of_the_first_schema_is_read_and_not_gone_on_with(tmp_path: Path) 
     baseline = Trial(0, {"layers.keep": 1.0}, "complete", rungs=((0, 0.0),), weight_bytes=5)
     assert run.trials() == [replace(baseline, seconds=2.5, path="models/t000")]
     with pytest.raises(
-        UserError, match=r"^--resume: the run in .* \(schema 1, this one writes 2\)"
+        UserError, match=r"^--resume: the run in .* \(schema 1, this one writes 3\)"
     ):
         Run.resume(run.folder, INPUTS)
 

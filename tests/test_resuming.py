@@ -243,9 +243,7 @@ def test_killed_before_any_line_is_whole_it_ends_the_same(
         {"layers.keep": 0.5, "recovery.steps": 36, "quantization.scheme": "int8-dynamic"},
     ]
     profile = replace(HardwareProfile.load(CPU), memory_limit_mb=2.0)
-    monkeypatch.setattr(
-        loop, "outclassed", lambda _, rung, steps, *__: "worse" if steps == 36 else None
-    )
+    monkeypatch.setattr(loop, "outclassed", lambda own, *_: "worse" if own.steps == 36 else None)
     advance, trained = Maker.advance, list[int]()
 
     def counted(maker: Maker, making: Making, until: int) -> None:

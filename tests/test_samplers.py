@@ -7,10 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from autocompress.candidate import Value, thaw
+from autocompress.candidate import Value, freeze, thaw
 from autocompress.engine.samplers import SAMPLERS
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.interfaces import Sampler
@@ -93,6 +94,27 @@ print(json.dumps(thawed))
         for a in SAMPLERS
     ]
     assert json.loads(there) == here
+
+
+@pytest.mark.parametrize(
+    ("values", "ordinal"),
+    [([800, 0, 1600, 200], True), ([0.5, 1.0, [0, 2]], False), (["fp32", "int8-static"], False)],
+)
+def test_numbers_to_choose_from_are_in_order_for_tpe(values: list[Any], ordinal: bool) -> None:
+    """So that what it learns of one tells of its neighbours; names and lists have none."""
+    name = {800: "recovery.steps", 0.5: "layers.keep", "fp32": "quantization.scheme"}[values[0]]
+    section, key = name.split(".")
+    space = SearchSpace.from_mapping("test", {section: {key: values}})
+    sampler = OptunaSampler(space, "tpe", 0)
+    points = [sampler.ask()[1] for _ in range(40)]
+    [kind] = {type(trial.distributions[name]) for trial in sampler.trials.values()}
+    assert kind.__name__ == ("IntDistribution" if ordinal else "CategoricalDistribution")
+    assert {point[name] for point in points} == {freeze(value) for value in values}
+    if ordinal:
+        proposals = sampler.study.trials
+        assert {t.params[name]: points[t.number][name] for t in proposals} == dict(
+            enumerate(sorted(values))
+        )
 
 
 @pytest.mark.parametrize("seed", range(3))

@@ -11,7 +11,6 @@ from rich.console import Console
 
 from autocompress import Limits, RequestUnmet, SearchResult, console, load_front, search
 from autocompress.artifact import onnx_file
-from autocompress.engine.loop import outclassed
 from autocompress.engine.verification import losses
 from autocompress.journal import Run, Trial
 from autocompress.pareto import METRICS, OBJECTIVES, Front, hypervolume
@@ -160,33 +159,3 @@ def test_losses_by_objective() -> None:
     assert losses(trial, accuracy, ("latency", "quality"), 4000) == (0.5, 0.25, 1.5)
     unseen = Trial(2, {}, "over-budget", predicted={"a": 0.7})
     assert losses(unseen, accuracy, OBJECTIVES, 4000) == (0.7, 1.0, 100.0)
-
-
-@pytest.mark.parametrize(
-    ("objectives", "weight_bytes", "words"),
-    [
-        (("latency", "quality"), 500, "is no slower"),
-        (OBJECTIVES, 500, None),
-        (OBJECTIVES, 1000, "is no slower or larger"),
-        (OBJECTIVES, 995, "is no slower or larger"),
-        (("quality", "size"), 500, None),
-        (("quality", "size"), 2000, "is no larger"),
-    ],
-)
-def test_a_smaller_candidate_is_not_outclassed_where_size_counts(
-    objectives: tuple[str, ...], weight_bytes: int, words: str | None
-) -> None:
-    other = Trial(
-        1,
-        {"recovery.steps": 253},
-        "complete",
-        rungs=((32, 1.0),),
-        scores=timed(a=4.0),
-        weight_bytes=1000,
-    )
-    mine = {"a": timed(a=2.0)["a"].timing}
-    reason = outclassed(
-        [other], 32, 253, (9.0, 1.0), mine, METRICS["accuracy"], objectives, weight_bytes
-    )
-    assert (reason is None) == (words is None)
-    assert words is None or (reason or "").endswith(words)

@@ -37,7 +37,8 @@ TIED, UNTIED = "gpt2 with its head tied", "llama with a language head"
 CUT = {"layers.keep": 0.67, "heads.keep": 0.5, "ffn.keep": 0.5}
 STEPS = 12
 """The generator of texts learns in the first and in the eleventh."""
-DROP = (0.25, 0.01)
+ANSWERED = (0.25, "7f00")
+"""A drop, and packed answers."""
 DISTURBED = {"recovery.unlabeled_share": 0.25, "recovery.redraw_steps": 5}
 
 
@@ -111,7 +112,7 @@ class Bench:
         for rung in rungs:
             making = self.begin()
             self.maker.advance(making, rung)
-            self.maker.pause(making, DROP)
+            self.maker.pause(making, *ANSWERED)
         making = self.begin()
         self.maker.advance(making, STEPS)
         assert making.recovery is not None
@@ -140,21 +141,22 @@ def test_a_student_is_begun_paused_and_sealed(
     assert begun.state() == {} and same(begun.model(), untrained) and not begun.model().training
 
     bench.maker.advance(making, 5)
-    bench.maker.pause(making, DROP)
+    bench.maker.pause(making, *ANSWERED)
     paused = Student.load(bench.folder)
-    assert (paused.steps, paused.rungs, paused.sealed) == (5, ((5, *DROP),), False)
+    assert (paused.steps, paused.rungs, paused.sealed) == (5, ((5, *ANSWERED),), False)
     assert paused.state() and same(paused.model(), untrained)
 
     bench.maker.advance(making, 100)
-    bench.maker.seal(making)
+    bench.maker.seal(making, (0.125, "7f01"))
     sealed = Student.load(bench.folder)
-    assert (sealed.steps, sealed.rungs, sealed.sealed) == (STEPS, ((5, *DROP),), True)
+    assert sealed.rungs == ((5, *ANSWERED), (STEPS, 0.125, "7f01"))
+    assert (sealed.steps, sealed.sealed) == (STEPS, True)
     assert sealed.state() == {} and making.done == STEPS
     assert same(sealed.model(), making.model) and not same(sealed.model(), untrained)
 
     again, before = bench.begin(), bench.files()
     bench.maker.advance(again, 100)
-    bench.maker.pause(again, DROP)
+    bench.maker.pause(again, *ANSWERED)
     assert again.recovery is None and again.done == STEPS
     assert bench.maker.seal(again) == sealed and bench.files() == before
     assert sorted(before) == [WEIGHTS, "student.json"]
@@ -340,7 +342,7 @@ def test_stopping_after_every_step_changes_no_bit(
     assert state.keys() == state_in_parts.keys()
     assert [key for key in state if not torch.equal(state[key], state_in_parts[key])] == []
     assert at_once.id == in_parts.id and same(at_once.model(), in_parts.model())
-    assert in_parts.rungs == tuple((step, *DROP) for step in range(1, STEPS + 1))
+    assert in_parts.rungs == tuple((step, *ANSWERED) for step in range(1, STEPS + 1))
     assert replace(in_parts, rungs=(), folder=at_once.folder) == at_once
     assert (at_once.steps, at_once.sealed) == (STEPS, True)
     by_int8 = at_once.plan.part("int8-training") is not None
@@ -353,7 +355,7 @@ def test_a_pause_that_cannot_be_written_leaves_the_one_before(
     bench = Bench(teachers("bert"), tmp_path, chosen())
     making = bench.begin()
     bench.maker.advance(making, 4)
-    bench.maker.pause(making, DROP)
+    bench.maker.pause(making, *ANSWERED)
     before = bench.files()
 
     def full(*_: Any) -> None:
@@ -362,7 +364,7 @@ def test_a_pause_that_cannot_be_written_leaves_the_one_before(
     monkeypatch.setattr(student, "save_file", full)
     bench.maker.advance(making, 8)
     with pytest.raises(OSError, match="no space"):
-        bench.maker.pause(making, DROP)
+        bench.maker.pause(making, *ANSWERED)
     assert bench.files() == before
     assert [path.name for path in tmp_path.iterdir()] == [bench.folder.name]
 
@@ -373,7 +375,7 @@ def test_killed_while_the_pause_before_is_deleted_it_is_whole(
     bench = Bench(teachers("bert"), tmp_path, chosen())
     making = bench.begin()
     bench.maker.advance(making, 4)
-    bench.maker.pause(making, DROP)
+    bench.maker.pause(making, *ANSWERED)
 
     def killed(folder: Path, **_: Any) -> None:
         if (folder / WEIGHTS).is_file():
@@ -383,7 +385,7 @@ def test_killed_while_the_pause_before_is_deleted_it_is_whole(
     monkeypatch.setattr(shutil, "rmtree", killed)
     bench.maker.advance(making, 8)
     with pytest.raises(KeyboardInterrupt):
-        bench.maker.pause(making, DROP)
+        bench.maker.pause(making, *ANSWERED)
     monkeypatch.undo()
     assert bench.begin().done == 8
 

@@ -47,12 +47,12 @@ from autocompress.tasks.text_classification import load as load_task
 from autocompress.training import teacher
 from autocompress.training.compute import CPU
 from autocompress.training.teacher import (
+    digest_of,
     finetune,
     finetuned,
     load_classifier,
     load_config,
     load_tokenizer,
-    weights_digest,
 )
 
 VOCABULARY = 30522
@@ -311,10 +311,10 @@ def test_a_tokenizer_without_padding_pads_with_the_token_that_ends_texts(
 
 def test_the_digest_is_of_names_and_values(tiny_model: Path) -> None:
     model, other = (load_classifier(str(tiny_model), None) for _ in range(2))
-    assert weights_digest(model) == weights_digest(other)
+    assert digest_of(model) == digest_of(other)
     with torch.no_grad():
         other.get_parameter("classifier.bias")[0] += 1e-6
-    assert weights_digest(model) != weights_digest(other)
+    assert digest_of(model) != digest_of(other)
 
 
 def test_fine_tuning_learns_what_can_be_learned(

@@ -21,7 +21,7 @@ from autocompress.journal import Trial
 from autocompress.plan import Plan
 from autocompress.scores import Score
 from autocompress.shipping import Graph
-from autocompress.student import Student
+from autocompress.student import Rung, Student
 
 
 class Attempt:
@@ -92,7 +92,8 @@ class Attempt:
         self.converter.room(self.scorer.baseline)
         self.making: Making = self.maker.begin(self.plan, self.candidate)
         if self.making.recovery is None:
-            self._reached = tuple((steps, drop) for steps, drop, _ in self.making.student.rungs)
+            rungs_before = self.making.student.rungs
+            self._reached = tuple((at, drop) for at, drop, _ in rungs_before if at < self.steps)
             return
         with self.converter.graph_of(self.making.student) as graph:
             failed: CandidateFailed | None = None
@@ -113,26 +114,27 @@ class Attempt:
                 raise failed
         self._counted = min((trial.number for trial in self.open), default=self._counted)
 
-    def advance(self, rung: int) -> tuple[float, float]:
+    def advance(self, rung: int) -> Rung:
         """Train up to a rung, unless it was there before.
 
         Returns:
-            The drop on validation examples, with its standard error.
+            How the student does there.
         """
-        known = {steps: (drop, stderr) for steps, drop, stderr in self.making.student.rungs}
-        lost = known[rung] if rung in known else self._trained(rung)
-        self._reached = (*self._reached, (rung, lost[0]))
-        return lost
+        reached = [at for at, _, _ in self.making.student.rungs]
+        if rung not in reached:
+            before, begun = self.making.done, time.monotonic()
+            self.maker.advance(self.making, rung)
+            self.rate_s = (time.monotonic() - begun) / (rung - before)
+            self.maker.pause(self.making, *self._answered())
+        there = next(own for own in self.making.student.rungs if own[0] == rung)
+        self._reached = (*self._reached, there[:2])
+        return there
 
-    def _trained(self, rung: int) -> tuple[float, float]:
-        before, begun = self.making.done, time.monotonic()
-        self.maker.advance(self.making, rung)
-        self.rate_s = (time.monotonic() - begun) / (rung - before)
+    def _answered(self) -> tuple[float, str]:
+        """The drop of the model in training on validation examples, and its answers."""
         first = next(iter(self.baseline.scores.values()))
-        compute = self.maker.teacher.compute
-        lost = self.scorer.drop_in_training(self.making.model, first, compute)
-        self.maker.pause(self.making, lost)
-        return lost
+        answers = self.scorer.in_training(self.making.model, self.maker.teacher.compute)
+        return self.scorer.drop_in_training(self.scorer.at_rungs(first), answers)[0], answers
 
     def stop(self, reason: str) -> None:
         """Nothing more comes of it."""
@@ -140,8 +142,10 @@ class Attempt:
 
     def seal(self) -> Student:
         """Train to the end."""
+        if self.making.recovery is None:
+            return self.maker.seal(self.making)
         self.maker.advance(self.making, self.steps)
-        return self.maker.seal(self.making)
+        return self.maker.seal(self.making, self._answered())
 
     def convert_and_score(self, student: Student) -> None:
         """Every open trial gets its artifact, its timings and its scores.

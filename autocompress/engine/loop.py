@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import statistics
 import time
 from collections import deque
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
 from autocompress.candidate import Candidate
 from autocompress.engine.attempt import Attempt
+from autocompress.engine.clock import Clock, Pace
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.request import Request
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.stopping import Answers, Contender, outclassed
 from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
     all_standing,
@@ -36,10 +37,11 @@ from autocompress.errors import (
 from autocompress.formats import choices
 from autocompress.interfaces import Sampler
 from autocompress.journal import Run, Trial
-from autocompress.pareto import LATENCY_AND_QUALITY, SAME_SIZE, Front, Member, Metric, nearest
+from autocompress.limits import QUALITY
+from autocompress.pareto import Front, Member, Metric, nearest
 from autocompress.plan import Plan
 from autocompress.report import write_report
-from autocompress.scores import Timing
+from autocompress.student import Rung
 from autocompress.techniques import FORMAT_NAMES
 from autocompress.units import clock
 
@@ -47,13 +49,12 @@ _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
 _MOST_UNFIT = 10
 """Candidates in a row that the time left is too short for, after which the search ends."""
+_MOST_REFUSED = 100
+"""Candidates of which none could be built and met the limits of latency and size, after which the
+space counts as holding none."""
 _LAST_SHARE = 0.1
 """Of the time limit: a candidate that does not fit the time left then ends the search."""
-_TIMING_NOISE = 0.03
-"""Share by which two timings of one model differ by chance."""
 _TIME_IS_UP = "the time is up"
-_UNFIT = "its training would take"
-"""Begins the reason of a candidate that the time left is too short for."""
 
 
 class Listener(Protocol):
@@ -103,22 +104,6 @@ class SearchResult:
         return next(iter(self.fronts.values()))
 
 
-class Clock:
-    """Time left under the request's limit; time spent before a resume counts."""
-
-    def __init__(self, request: Request) -> None:
-        self.started = time.monotonic()
-        self.limit = request.time_limit_s
-        self.before = 0.0
-
-    @property
-    def spent(self) -> float:
-        return self.before + time.monotonic() - self.started
-
-    def left(self, reserve: float) -> float:
-        return float("inf") if self.limit is None else self.limit - self.spent - reserve
-
-
 class Loop:
     """One search: asks, plans, has students made, converted and scored, and tells; then verifies.
 
@@ -141,7 +126,10 @@ class Loop:
         self._ended = {trial.number: trial for trial in run.trials()}
         self._written = set(self._ended)
         self._known: dict[object, Trial] = {}
-        self._rates: list[tuple[float, float]] = []
+        self._passed_over: dict[Candidate, int] = {}
+        self._too_long_s: list[float] = []
+        self._answers = run.answers()
+        self._pace = Pace(self.maker.full.structure)
 
     @property
     def metric(self) -> Metric:
@@ -160,9 +148,13 @@ class Loop:
         self.clock.before = sum(trial.seconds for trial in self._ended.values())
         try:
             self._search()
+            self._refuse_too_short()
             self._refuse_all_failed()
-            self.listener.stage("verifying the front")
-            outcome = verified(self.trials, self.scorer)
+            stage = f"verifying the front, which takes about {clock(self._verification_s())}"
+            self.listener.stage(stage)
+            outcome = verified(
+                self.trials, self.scorer, lambda done, of: self.listener.stage(stage, done, of)
+            )
         except (KeyboardInterrupt, UserError, CandidateFailed, DeviceLost):
             if len(self.trials) > before:
                 with contextlib.suppress(OSError):
@@ -205,25 +197,40 @@ class Loop:
             self.listener.stage,
             lambda: self.clock.left(0) < half,
         )
-        uncut = self._uncut_formats(baseline, recorded)
-        if not uncut:
-            return
+        if self._uncut_formats(baseline, recorded):
+            self._try_candidates(baseline, recorded)
+
+    def _try_candidates(self, baseline: Trial, recorded: deque[list[Trial]]) -> None:
+        """As many as were asked for and fit the time."""
         repeats = unfit = 0
         most = self.request.most_trials
-        while repeats < _MOST_REPEATS and (most is None or self.asked < most or recorded):
-            handle, chosen = self.sampler.ask()
-            candidate = self.request.space.candidate(chosen)
+        asked = self._asked(recorded)
+        while (
+            repeats < _MOST_REPEATS
+            and not self._holds_nothing()
+            and (most is None or self.asked < most or recorded)
+        ):
+            handle, candidate = next(asked)
             plan, problem = self._planned(candidate)
-            identity = self._identity(plan, candidate) if plan else candidate
-            known = self._known.get(identity) or self._known.get(candidate)
+            known = self._trial_of(candidate, plan)
             if known is not None:
                 self._tell(handle, known)
+            if known is not None or candidate in self._passed_over:
                 repeats += 1
                 continue
             repeats = 0
-            if not recorded and self.clock.left(self._verification_s()) <= 0:
+            if not recorded and self._left <= 0:
                 break
             proposal = self._proposal(candidate, plan, recorded)
+            if proposal is None:
+                break
+            if proposal[0].state == "passed-over":
+                self._passed_over[candidate] = handle
+                unfit = 0 if recorded else unfit + 1
+                if unfit > _MOST_UNFIT:
+                    break
+                continue
+            unfit = 0
             if plan is None:
                 trials = [replace(proposal[0], state="failed", reason=problem)]
                 trials = [self._ended.get(trial.number, trial) for trial in trials]
@@ -233,12 +240,33 @@ class Loop:
                     break
                 trials = tried
             self.asked += 1
-            unfit = unfit + 1 if trials[0].reason and _UNFIT in trials[0].reason else 0
             self._record(trials, plan)
             self._known[candidate] = trials[0]
             self._tell(handle, trials[0])
-            if unfit > _MOST_UNFIT:
-                break
+
+    def _asked(self, recorded: deque[list[Trial]]) -> Iterator[tuple[int, Candidate]]:
+        """Handles and candidates: those of a run that goes on as they were asked for, then what it
+        passed over once more, then whatever the sampler wants."""
+        while recorded:
+            wanted = self._candidate(recorded[0][0])
+            again = self._passed_over.pop(wanted, None)
+            yield self._sampled() if again is None else (again, wanted)
+        for candidate, handle in [*self._passed_over.items()]:
+            del self._passed_over[candidate]
+            if self._trial_of(candidate, self._planned(candidate)[0]) is None:
+                yield handle, candidate
+        while True:
+            yield self._sampled()
+
+    def _sampled(self) -> tuple[int, Candidate]:
+        handle, chosen = self.sampler.ask()
+        return handle, self.request.space.candidate(chosen)
+
+    def _holds_nothing(self) -> bool:
+        """Whether so many candidates were refused, and all there were, that none is to be
+        expected."""
+        met = any(trial.state in ("complete", "stopped") for trial in self.trials[1:])
+        return not met and self.asked >= _MOST_REFUSED
 
     def _baseline(self, recorded: Sequence[Trial] | None) -> Trial:
         """The uncut model in fp32, timed and scored; what all else is compared with."""
@@ -316,8 +344,9 @@ class Loop:
 
     def _proposal(
         self, candidate: Candidate, plan: Plan | None, recorded: deque[list[Trial]]
-    ) -> list[Trial]:
-        """What this candidate is to be tried as; the same as before in a run that goes on.
+    ) -> list[Trial] | None:
+        """What this candidate is to be tried as, or passed over as for want of time; the same as
+        before in a run that goes on. None when the time is up.
 
         Raises:
             UserError: the run that goes on asked for something else here.
@@ -325,16 +354,35 @@ class Loop:
         own = candidate.only(FORMAT_NAMES)
         formats = [own, *(wanted for wanted in self.formats if wanted != own)]
         trials = self._trials(plan, candidate, formats)
-        if not recorded:
-            self.run.asked(trials)
+        if recorded:
+            before = recorded.popleft()
+            if [replace(trial, state="asked") for trial in before] != trials:
+                raise UserError(
+                    f"--resume: trial {before[0].id} cannot be replayed; was the run made with "
+                    "other library versions?"
+                )
+            return before
+        problem = self._unfit(trials, plan, candidate)
+        if problem == _TIME_IS_UP:
+            return None
+        if problem is not None:
+            self.listener.stage(f"a candidate is passed over: {problem}")
+            trials = [replace(trial, state="passed-over") for trial in trials]
+            self.run.passed_over(trials)
             return trials
-        before = recorded.popleft()
-        if before != trials:
-            raise UserError(
-                f"--resume: trial {before[0].id} cannot be replayed; was the run made with other "
-                "library versions?"
-            )
+        self.run.asked(trials)
         return trials
+
+    def _unfit(
+        self, trials: Sequence[Trial], plan: Plan | None, candidate: Candidate
+    ) -> str | None:
+        """Why what is to be trained of a candidate does not fit the time left, as ``_too_long``."""
+        if plan is None or all(trial.state != "asked" for trial in self._foretold(trials, plan)):
+            return None
+        return self._too_long(self._pace.seconds(plan, candidate.number("recovery.steps", 0)))
+
+    def _foretold(self, trials: Sequence[Trial], plan: Plan) -> list[Trial]:
+        return [self.foresight.foretold(t, plan, self._candidate(t)) for t in trials]
 
     def _tried(
         self, proposal: Sequence[Trial], plan: Plan, candidate: Candidate, baseline: Trial
@@ -342,15 +390,15 @@ class Loop:
         """What comes of a student in its number formats; None when the time is up, and nothing
         does."""
         formats = [self._candidate(trial) for trial in proposal]
-        trials = [
-            self._ended.get(trial.number) or self.foresight.foretold(trial, plan, wanted)
-            for trial, wanted in zip(proposal, formats, strict=True)
-        ]
+        foretold = self._foretold(proposal, plan)
+        trials = [self._ended.get(trial.number, trial) for trial in foretold]
         for stopped in [trial for trial in trials if trial.state == "stopped"][:1]:
             trials = [_stopped_like(stopped, trial) for trial in trials]
         left = [i for i, trial in enumerate(trials) if trial.state == "asked"]
         if not left:
             return trials
+        if self._left <= 0:
+            return None
         attempt = Attempt(
             self.maker,
             self.converter,
@@ -362,14 +410,9 @@ class Loop:
             baseline,
         )
         with attempt.failing():
-            problem = self._too_long(self._seconds_for(plan, candidate))
-            if problem == _TIME_IS_UP:
-                return None
-            if problem is not None:
-                raise CandidateFailed(problem)
             in_time = self._carried_out(attempt)
             if attempt.rate_s:
-                self._rates.append((self._work(plan), attempt.rate_s))
+                self._pace.learn(plan, attempt.rate_s)
             if not in_time:
                 return None
         ended = {trial.number: trial for trial in attempt.ended()}
@@ -383,17 +426,14 @@ class Loop:
         for rung in attempt.rungs:
             if not attempt.open:
                 return True
-            lost = attempt.advance(rung)
-            self.run.rung(attempt.making.student.id, rung, lost[0])
+            student, reached = attempt.making.student.id, attempt.advance(rung)
+            self._note_rung(student, reached)
+            own = Contender(
+                student, rung, attempt.steps, reached[1], attempt.timings, attempt.weight_bytes
+            )
+            answers = Answers(self.scorer, self._answers)
             reason = outclassed(
-                self.trials,
-                rung,
-                attempt.steps,
-                lost,
-                attempt.timings,
-                self.metric,
-                self.scorer.objectives,
-                attempt.weight_bytes,
+                own, self.trials, answers, self.metric, self.scorer.objectives
             ) or self._too_long(attempt.rate_s * (attempt.steps - rung))
             if reason == _TIME_IS_UP:
                 return False
@@ -401,10 +441,17 @@ class Loop:
                 attempt.stop(reason)
                 return True
         if attempt.open:
-            student = attempt.seal()
-            self.run.sealed(student.id)
-            attempt.convert_and_score(student)
+            sealed = attempt.seal()
+            for rung_reached in sealed.rungs[-1:]:
+                self._note_rung(sealed.id, rung_reached)
+            self.run.sealed(sealed.id)
+            attempt.convert_and_score(sealed)
         return True
+
+    def _note_rung(self, student: str, reached: Rung) -> None:
+        steps, drop, answers = reached
+        self.run.rung(student, steps, drop, answers)
+        self._answers[student, steps] = answers
 
     def _planned(self, candidate: Candidate) -> tuple[Plan | None, str | None]:
         """The candidate's plan, or why it has none."""
@@ -413,9 +460,12 @@ class Loop:
         except CandidateFailed as error:
             return None, str(error)
 
-    def _identity(self, plan: Plan, candidate: Candidate) -> object:
-        """Equal for candidates that give the same model, whatever their settings say."""
-        return self.maker.id_of(plan, candidate), candidate.only(FORMAT_NAMES)
+    def _trial_of(self, candidate: Candidate, plan: Plan | None) -> Trial | None:
+        """What came of the candidate, or of another one that gives the same model."""
+        if plan is None:
+            return self._known.get(candidate)
+        identity = self.maker.id_of(plan, candidate), candidate.only(FORMAT_NAMES)
+        return self._known.get(identity) or self._known.get(candidate)
 
     def _record(self, trials: Sequence[Trial], plan: Plan | None) -> None:
         """Trials that came to an end, some of them in an earlier process."""
@@ -445,7 +495,7 @@ class Loop:
     def _tell(self, handle: int, trial: Trial) -> None:
         if trial.state == "failed":
             worst = (*[1.0] * (self._losses - 1), self.metric.largest_drop)
-            self.sampler.tell(handle, worst, 1.0)
+            self.sampler.tell(handle, worst, self.metric.largest_drop / self.metric.worst_drop)
         else:
             self.sampler.tell(handle, self._losses_of(trial), self._violation(trial))
 
@@ -453,49 +503,42 @@ class Loop:
         return losses(trial, self.metric, self.scorer.objectives, self.scorer.baseline_bytes)
 
     def _violation(self, trial: Trial) -> float:
-        """Of the device whose limits are missed by least; a drop that counts nothing in the
-        hypervolume is one, too."""
-        budgets = self.scorer.budgets
+        """Of the device whose limits are missed by least. Missing one of latency or size by its
+        whole counts as much as missing one of quality by the drop that counts nothing in the
+        hypervolume, which is a limit where there is no other."""
         if trial.scores:
-            lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
-            return min(
-                budgets[name].violation(facts(trial, name, self.scorer))
-                + max(0.0, lost / max(self.metric.worst_drop, budgets[name].max_drop or 0.0) - 1)
-                for name in trial.scores
-            )
+            return min(self._missed(trial, name) for name in trial.scores)
         return min(
             max(0.0, self.foresight.excess(name, relative))
             for name, relative in trial.predicted.items()
         )
 
+    def _missed(self, trial: Trial, name: str) -> float:
+        misses = self.scorer.budgets[name].misses(facts(trial, name, self.scorer))
+        worst = self.metric.worst_drop
+        of_quality = {key: 100 * misses.pop(key) / worst for key in QUALITY if key in misses}
+        lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
+        by_default = {} if "drop" in of_quality else {"drop": lost / worst - 1}
+        return sum(max(0.0, miss) for miss in (misses | by_default | of_quality).values())
+
+    @property
+    def _left(self) -> float:
+        """Seconds, the verification apart."""
+        return self.clock.left(self._verification_s())
+
     def _too_long(self, seconds: float) -> str | None:
         """Why something that takes so long cannot be done, ``_TIME_IS_UP`` when nothing else could
         be done either; None when it can."""
-        left = self.clock.left(self._verification_s())
+        left = self._left
         if seconds <= left:
             return None
+        self._too_long_s.append(seconds)
         if self.clock.limit is None or left < _LAST_SHARE * self.clock.limit:
             return _TIME_IS_UP
-        return f"{_UNFIT} {clock(seconds)} more, {clock(left)} are left"
+        return f"its training would take {clock(seconds)} more, {clock(left)} are left"
 
     def _candidate(self, trial: Trial) -> Candidate:
         return self.settings.candidate(trial.candidate)
-
-    def _seconds_for(self, plan: Plan, candidate: Candidate) -> float:
-        """What a trial may take, from the steps of the students trained so far and their sizes."""
-        if not self._rates:
-            return 0.0
-        own = self._work(plan)
-        rate = statistics.median(rate * own / work for work, rate in self._rates)
-        return 1.25 * candidate.number("recovery.steps", 0) * rate
-
-    def _work(self, plan: Plan) -> float:
-        """Of a training step, in whole layers; the teacher, and what is in no layer, count as
-        one."""
-        uncut = self.maker.full.structure
-        heads, ffn = max(1, *uncut.head_counts), max(1, *uncut.ffn_widths)
-        layers = plan.structure.layers
-        return 1 + sum(0.2 + 0.3 * len(x.heads) / heads + 0.5 * len(x.ffn) / ffn for x in layers)
 
     def _verification_s(self) -> float:
         """What the end of the search may take: the baseline's trial was an export, a timing and a
@@ -523,6 +566,18 @@ class Loop:
         mean = sum(trial.seconds for trial in self.trials if trial.asked != 0) / self.asked
         left = self.request.most_trials - self.asked
         return min(by_time, mean * left + self._verification_s())
+
+    def _refuse_too_short(self) -> None:
+        least, limit = min(self._too_long_s, default=0.0), self.clock.limit
+        verification_s = self._verification_s()
+        ended = any(trial.state != "stopped" for trial in self.trials[1:])
+        if limit is None or ended or self.clock.left(verification_s + least) > 0:
+            return
+        needed = self.clock.spent + verification_s + max(least, self.trials[0].seconds)
+        raise SearchFailed(
+            f"the time limit of {clock(limit)} is too short to try a candidate, which takes about "
+            f"{clock(needed)} in all: go on with --resume and a longer --time-limit"
+        )
 
     def _refuse_all_failed(self) -> None:
         tried = self.trials[1:]
@@ -568,75 +623,11 @@ class Loop:
         return f"the nearest is {trial.id}, limited by its {limits}: {score.timing}{size}{quality}"
 
 
-def outclassed(
-    trials: Sequence[Trial],
-    rung: int,
-    steps: int,
-    drop: tuple[float, float],
-    timings: Mapping[str, Timing],
-    metric: Metric,
-    objectives: Collection[str] = LATENCY_AND_QUALITY,
-    weight_bytes: int | None = None,
-) -> str | None:
-    """Why a candidate need not be trained on: a trial that is no slower on any device, and no
-    larger, as far as these are objectives, was better by more than one standard error after as many
-    recovery steps, and its learning rate was not much further down: it had no fewer steps in all,
-    or four times as many as these.
-
-    Args:
-        rung: recovery steps done.
-        steps: that the candidate is to have in all.
-        drop: on validation examples, with its standard error.
-        timings: by device.
-        weight_bytes: of the candidate.
-
-    Returns:
-        The reason; None to go on.
-    """
-    lost, stderr = drop
-    for trial in trials:
-        at_rung = dict(trial.rungs).get(rung)
-        no_slower = "latency" not in objectives or all(
-            name in trial.scores and _no_slower(trial.scores[name].timing, own)
-            for name, own in timings.items()
-        )
-        no_larger = "size" not in objectives or (
-            trial.weight_bytes is not None
-            and weight_bytes is not None
-            and trial.weight_bytes <= SAME_SIZE * weight_bytes
-        )
-        comparable = trial.candidate.get("recovery.steps", 0) >= min(steps, 4 * rung)
-        if (
-            at_rung is not None
-            and comparable
-            and no_slower
-            and no_larger
-            and lost - at_rung > stderr
-        ):
-            beside = {"latency": "slower", "size": "larger"}
-            no_worse = " or ".join(word for name, word in beside.items() if name in objectives)
-            return (
-                f"{metric.drop_text(lost)} after {rung} steps, where {trial.id} had {at_rung:.2f} "
-                f"and is no {no_worse}"
-            )
-    return None
-
-
 def _stopped_like(stopped: Trial, trial: Trial) -> Trial:
     """The trial, if it is open, as another one of its student ended."""
     if trial.state != "asked":
         return trial
     return replace(trial, state="stopped", reason=stopped.reason, rungs=stopped.rungs)
-
-
-def _no_slower(one: Timing, other: Timing) -> bool:
-    """By speedup and by latency: in a single timing a slow moment of the baseline upsets the one,
-    of the machine the other."""
-    slack = 1 + _TIMING_NOISE
-    return (
-        slack * one.speedup >= other.speedup
-        and one.latency_ms.value <= slack * other.latency_ms.value
-    )
 
 
 def _sampler(request: Request, losses: int) -> Sampler:

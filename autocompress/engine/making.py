@@ -198,14 +198,19 @@ class Maker:
             with reserved():
                 making.recovery.advance(until)
 
-    def pause(self, making: Making, drop: tuple[float, float]) -> None:
-        """Write how far it is, and how it does there: its drop on validation examples, with the
-        standard error."""
+    def pause(self, making: Making, drop: float, answers: str) -> None:
+        """Write how far it is, and how it does there: its drop on validation examples, and what it
+        answered."""
         if making.recovery is not None:
-            making.student = making.student.paused((making.done, *drop), making.recovery.state())
+            rung = making.done, drop, answers
+            making.student = making.student.paused(rung, making.recovery.state())
 
-    def seal(self, making: Making) -> Student:
-        """Nothing is trained any more; what modifiers learned joins the plan."""
+    def seal(self, making: Making, answered: tuple[float, str] | None = None) -> Student:
+        """Nothing is trained any more; what modifiers learned joins the plan.
+
+        Args:
+            answered: of a student that was trained, how it does in the end, as for ``pause``.
+        """
         student = making.student
         if student.sealed:
             return student
@@ -213,7 +218,8 @@ class Maker:
         plan = student.plan
         for part in learned:
             plan = plan.with_part(part)
-        making.student = student.as_sealed(making.model.cpu(), plan, making.done)
+        rungs = [(making.done, *answered)] if answered else []
+        making.student = student.as_sealed(making.model.cpu(), plan, making.done, rungs)
         return making.student
 
     def keep(self, ids: Collection[str | None]) -> None:

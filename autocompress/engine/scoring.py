@@ -130,16 +130,31 @@ class Scorer:
         """The evidence of a model that was scored on the validation split."""
         return self.task.unpack(score.evidence or "", len(self.task.validation.rows))
 
-    def drop_in_training(
-        self, student: nn.Module, baseline: Score, compute: Compute
-    ) -> tuple[float, float]:
-        """On the task's rung examples, with its standard error; raises as ``evidence``."""
-        examples = self.task.rung_examples
-        part = self.task.validation.take(examples)
+    def at_rungs(self, score: Score) -> str:
+        """Packed evidence on the task's rung examples, of a model that was scored on the validation
+        split."""
+        return self.task.pack(self.recorded(score)[list(self.task.rung_examples)])
+
+    def in_training(self, student: nn.Module, compute: Compute) -> str:
+        """Packed evidence on the task's rung examples, of a model in training; raises as
+        ``evidence``."""
+        part = self.task.validation.take(self.task.rung_examples)
         questions = self.task.questions(part, self.task.batch_size)
         answers = [torch_answer(student, question, compute) for question in questions]
-        evidence = self._evidence(np.concatenate(answers), part)
-        return self.task.drop(self.recorded(baseline)[list(examples)], evidence, part)
+        return self.task.pack(self._evidence(np.concatenate(answers), part))
+
+    def drop_in_training(self, one: str, other: str) -> tuple[float, float]:
+        """By how much packed evidence on the task's rung examples is worse than another one, with
+        the paired standard error.
+
+        Raises:
+            CandidateFailed: they cannot be scored.
+        """
+        examples = self.task.rung_examples
+        one_evidence, other_evidence = (
+            self.task.unpack(text, len(examples)) for text in (one, other)
+        )
+        return self.task.drop(one_evidence, other_evidence, self.task.validation.take(examples))
 
     def too_much(self, name: str, timing: Timing, weight_bytes: int | None) -> str | None:
         """What a model needs beyond a device's limits of latency, size and memory; None when it

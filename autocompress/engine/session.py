@@ -19,8 +19,9 @@ from autocompress import environment
 from autocompress.candidate import Value
 from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
 from autocompress.engine import doubts
+from autocompress.engine.clock import Clock
 from autocompress.engine.converting import Converter
-from autocompress.engine.loop import Clock, Listener, Loop, SearchResult, Silent
+from autocompress.engine.loop import Listener, Loop, SearchResult, Silent
 from autocompress.engine.making import Maker, Measured, teacher_of
 from autocompress.engine.request import Request
 from autocompress.engine.scoring import Scorer
@@ -39,17 +40,22 @@ from autocompress.tasks.data import Columns
 from autocompress.techniques import TECHNIQUES, vocabulary
 from autocompress.training.compute import Compute
 from autocompress.training.teacher import (
+    digest_of,
     finetuned,
+    finetuning_steps,
+    is_kept,
     load_config,
     load_teacher,
     load_tokenizer,
     positions_of,
     quiet,
-    weights_digest,
+    steps_within,
 )
 
 CALIBRATION_BATCHES = 4
 """Of training examples, for the ranges of activations."""
+FINETUNING_SHARE = 1 / 3
+"""Of the time limit, that fine-tuning the teacher may take."""
 BUSY_SHARE = 0.25
 """Of a device's cores kept busy by others, above which a search warns."""
 Connect = Callable[[HardwareProfile, Sequence[int]], Device]
@@ -75,7 +81,7 @@ def search_for(
         KeyboardInterrupt: stopped; the fronts so far are written, and the run can be resumed.
     """
     listener = listener or Silent()
-    clock, compute = Clock(request), Compute.choose(request.train_on, request.tf32)
+    clock, compute = Clock(request.time_limit_s), Compute.choose(request.train_on, request.tf32)
     if not request.resume:
         Run.check_free(request.out)
     listener.stage("reading model and data")
@@ -93,7 +99,7 @@ def search_for(
             stack.callback(device.close)
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
         _warn_of_load(fingerprints, listener)
-        description = _description(request, weights_digest(model), task, fingerprints)
+        description = _description(request, digest_of(model), task, fingerprints)
         run = (
             Run.resume(request.out, description["inputs"])
             if request.resume
@@ -109,14 +115,7 @@ def search_for(
                 data=description["data"] | {"doubts": said},
             )
             if request.finetune:
-                listener.stage("fine-tuning the teacher")
-                model = finetuned(
-                    model,
-                    task,
-                    request.seed,
-                    lambda done, of: listener.stage("fine-tuning the teacher", done, of),
-                    compute,
-                )
+                model = _finetuned(model, task, request, run, listener, compute)
             tokenizer.save_pretrained(run.folder / "tokenizer")
             listener.stage("preparing the teacher")
             budgets = {
@@ -135,6 +134,31 @@ def search_for(
             ) from error
 
 
+def _finetuned(
+    model: nn.Module,
+    task: Task,
+    request: Request,
+    run: Run,
+    listener: Listener,
+    compute: Compute,
+) -> nn.Module:
+    """The model, trained for no longer than a third of the time limit; on a resume for as many
+    steps as before."""
+    stage, whole, limit = "fine-tuning the teacher", finetuning_steps(task), request.time_limit_s
+    listener.stage(stage)
+    steps = run.description().get("finetuning_steps")
+    if steps is None:
+        steps = whole
+        if limit is not None and not is_kept(model, task, request.seed, whole):
+            steps = steps_within(limit * FINETUNING_SHARE, model, task, compute)
+        run.note(finetuning_steps=steps)
+    if steps < whole:
+        stage = f"{stage}, {steps} of {whole} steps to end within a third of the time limit"
+    return finetuned(
+        model, task, request.seed, lambda done, of: listener.stage(stage, done, of), compute, steps
+    )
+
+
 def _tables(
     folder: Path, request: Request, model: nn.Module, scorer: Scorer, compute: Compute
 ) -> Tables:
@@ -143,7 +167,7 @@ def _tables(
     config: Any = model.config
     family = family_of(config.model_type)
     teacher = teacher_of(task, model, family, folder / "scratch", compute)
-    lineage = weights_digest(model)
+    lineage = digest_of(model)
     maker = Maker(teacher, folder / "students", lineage, request.seed, request.techniques)
     rows, size = task.train.rows, task.batch_size
     starts = range(0, min(len(rows), CALIBRATION_BATCHES * size), size)

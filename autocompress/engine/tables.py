@@ -28,6 +28,7 @@ from autocompress.shipping import Graph
 from autocompress.structure import Layer, Structure
 from autocompress.student import first
 from autocompress.techniques import SETTINGS, resolve
+from autocompress.training.teacher import computed_by
 
 _TOGETHER = 8
 """Models that are timed in one process, beside the baseline."""
@@ -48,15 +49,6 @@ _SCHEMA = 3
 _DRAWS, _PLANS_PER_PART, _MOST_OF_PARTS = 60, 5, 24
 """Points of the space drawn to find plans with each kind of part, plans that are measured of each,
 and measurements of them at most."""
-_NOT_OF_THE_GRAPH = (
-    "_name_or_path",
-    "architectures",
-    "dtype",
-    "id2label",
-    "label2id",
-    "problem_type",
-    "transformers_version",
-)
 Rows = list[tuple[Shape, float]]
 Probe = tuple[Plan, Candidate]
 """A plan and a number format."""
@@ -225,11 +217,7 @@ class Tables:
                 profile.generated_tokens,
             ],
             "statistic": profile.statistic,
-            "model": {
-                name: value
-                for name, value in config.to_dict().items()
-                if name not in _NOT_OF_THE_GRAPH
-            },
+            "model": computed_by(config),
             "layers": [list(full.head_counts), list(full.ffn_widths)],
             "weights": [
                 self._weights("heads", full.head_counts[0]),

@@ -201,25 +201,32 @@ class Verified:
             return None
 
 
-def verified(trials: Sequence[Trial], scorer: Scorer) -> Verified:
+def verified(
+    trials: Sequence[Trial],
+    scorer: Scorer,
+    progress: Callable[[int, int], None] = lambda done, of: None,
+) -> Verified:
     """Standing trials timed once more in a fresh process in turn with the baseline, and scored on
     the test split from their files; what fails, is over budget, tied or dominated goes, by those
     timings and by validation figures: the test score is for the report alone.
 
+    Args:
+        progress: hears how much is done, of how much: every model is scored, and every device times
+            all of them.
+
     Raises:
         CandidateFailed: the baseline cannot be timed or scored.
     """
-    outcome = Verified()
-    tested = {
-        trial.id: evidence
-        for trial in (trials[0], *all_standing(trials, scorer))
-        if (
-            evidence := outcome.attempted(
-                trial, scorer.evidence, scorer.models / trial.id, scorer.task.test
-            )
-        )
-    }
-    for name, device in scorer.devices.items():
+    outcome, tested = Verified(), {}
+    candidates = (trials[0], *all_standing(trials, scorer))
+    of = len(candidates) * (1 + len(scorer.devices))
+    for done, trial in enumerate(candidates):
+        progress(done, of)
+        model, test = scorer.models / trial.id, scorer.task.test
+        if evidence := outcome.attempted(trial, scorer.evidence, model, test):
+            tested[trial.id] = evidence
+    for done, (name, device) in enumerate(scorer.devices.items(), 1):
+        progress(done * len(candidates), of)
         there = [trial for trial in standing(trials, name, scorer) if trial.id in tested]
         baseline_timing, timings = _timed(there, device, scorer, outcome)
         reference = tested["t000"][name]

@@ -78,10 +78,20 @@ def connect(profile: HardwareProfile, lengths: Sequence[int]) -> Device:
         )
     try:
         _check_identity(profile, device.fingerprint)
+        _check_threads(profile, device.fingerprint)
     except UserError:
         device.close()
         raise
     return device
+
+
+def _check_threads(profile: HardwareProfile, fingerprint: dict[str, Any]) -> None:
+    """More threads than cores wait for each other without end."""
+    if profile.threads > fingerprint["cores"]:
+        raise UserError(
+            f"hardware profile {profile.name}: threads is {profile.threads}, the device has "
+            f"{fingerprint['cores']} cores"
+        )
 
 
 def _check_identity(profile: HardwareProfile, fingerprint: dict[str, Any]) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
+import itertools
 import json
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +43,19 @@ MOST_BYTES = 2**31
 """Of one ONNX file."""
 EPOCHS = 2
 LEARNING_RATE = 1e-4
+_PACE_STEPS = 5
+"""That are timed to foretell the others."""
+_SCHEMA = 1
+"""Of how teachers are fine-tuned and kept."""
+_NOT_OF_THE_GRAPH = (
+    "_name_or_path",
+    "architectures",
+    "dtype",
+    "id2label",
+    "label2id",
+    "problem_type",
+    "transformers_version",
+)
 _HEADS = ("classifier", "pre_classifier", "score")
 
 
@@ -231,13 +247,40 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
     return loaded
 
 
-def weights_digest(model: nn.Module) -> str:
-    """Hex digest of all weights."""
-    digest = hashlib.sha256()
+def digest_of(model: nn.Module) -> str:
+    """Hex digest of all that a model computes by: its weights, and of its config what is not of its
+    labels or its origin."""
+    config: Any = model.config
+    digest = hashlib.sha256(json.dumps(computed_by(config), sort_keys=True).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.contiguous().cpu().numpy().tobytes())
     return digest.hexdigest()
+
+
+def computed_by(config: Any) -> dict[str, Any]:
+    """The entries of a transformers config that a model computes by."""
+    entries = config.to_dict().items()
+    return {name: value for name, value in entries if name not in _NOT_OF_THE_GRAPH}
+
+
+def finetuning_steps(task: Task) -> int:
+    """Of 2 epochs, in batches of the task's size."""
+    return EPOCHS * max(1, len(task.train.rows) // task.batch_size)
+
+
+def steps_within(seconds: float, model: nn.Module, task: Task, compute: Compute = CPU) -> int:
+    """Steps of ``finetune`` that take so long at most, by the pace of a few on a copy of the model;
+    no more than ``finetuning_steps``, and at least one."""
+    tried = copy.deepcopy(model).to(compute.device).train()
+    with reserved(), seeded(0):
+        training = _trained(tried, task, 0, 1 + _PACE_STEPS, compute)
+        next(training)  # the first step is slower
+        begun = time.monotonic()
+        tokens = sum(training)
+        token_s = (time.monotonic() - begun) / tokens
+    step_s = token_s * task.batch_size * float(np.mean([row.shape[1] for row in task.train.rows]))
+    return max(1, min(finetuning_steps(task), int(seconds / step_s)))
 
 
 def finetune(
@@ -246,28 +289,37 @@ def finetune(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
     compute: Compute = CPU,
+    steps: int | None = None,
 ) -> None:
-    """Train all weights on the training split: 2 epochs, batches of the task's size, AdamW at 1e-4.
+    """Train all weights on the training split: batches of the task's size, AdamW at 1e-4.
 
     Args:
         progress: told steps done and steps in all.
+        steps: 2 epochs where they are not given.
 
     Raises:
         CandidateFailed: the loss is not finite.
     """
-    steps = EPOCHS * max(1, len(task.train.rows) // task.batch_size)
+    steps = steps or finetuning_steps(task)
+    model.to(compute.device).train()
+    with seeded(seed):  # dropout
+        for done, _ in enumerate(_trained(model, task, seed, steps, compute), 1):
+            progress(done, steps)
+    model.cpu().eval()
+
+
+def _trained(
+    model: nn.Module, task: Task, seed: int, steps: int, compute: Compute
+) -> Iterator[int]:
+    """Train a model on its device, step by step; how many tokens each step has learned from."""
     lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
     batches = schedule([lengths], [task.batch_size], [seed])
     optimizer = Optimizer(model, LEARNING_RATE, steps)
-    model.to(compute.device).train()
-    with seeded(seed):  # dropout
-        for step in range(steps):
-            indices = next(batches)
-            inputs = compute.tensors(task.batch([task.train.rows[i] for i in indices]))
-            labels = compute.moved(torch.from_numpy(task.train.labels[indices]))
-            optimizer.step(task.loss(compute.logits(model, inputs), labels))
-            progress(step + 1, steps)
-    model.cpu().eval()
+    for indices in itertools.islice(batches, steps):
+        inputs = compute.tensors(task.batch([task.train.rows[i] for i in indices]))
+        labels = compute.moved(torch.from_numpy(task.train.labels[indices]))
+        optimizer.step(task.loss(compute.logits(model, inputs), labels))
+        yield inputs["input_ids"].numel()
 
 
 @quiet()
@@ -277,6 +329,7 @@ def finetuned(
     seed: int,
     progress: Callable[[int, int], None] = lambda done, of: None,
     compute: Compute = CPU,
+    steps: int | None = None,
 ) -> nn.Module:
     """The model after ``finetune``, kept on disk under what it was made from, where that can be
     written.
@@ -284,20 +337,29 @@ def finetuned(
     The folder is ``$AUTOCOMPRESS_CACHE``, else ``$XDG_CACHE_HOME/autocompress``, else
     ``~/.cache/autocompress``.
     """
-    made_from = hashlib.sha256(weights_digest(model).encode())
-    made_from.update(
-        json.dumps([EPOCHS, LEARNING_RATE, seed, task.labels, versions()["torch"]]).encode()
-    )
-    for row, label in zip(task.train.rows, task.train.labels, strict=True):
-        made_from.update(row.tobytes() + label.tobytes())
-    folder = cache_folder() / "teachers" / made_from.hexdigest()[:16]
-    if (folder / "config.json").is_file():
+    steps = steps or finetuning_steps(task)
+    folder = _kept_in(model, task, seed, steps)
+    if is_kept(model, task, seed, steps):
         return load_teacher(str(folder), task)
     try:
         with reserved():
-            finetune(model, task, seed, progress, compute)
+            finetune(model, task, seed, progress, compute, steps)
     except CandidateFailed as error:
         raise UserError(f"fine-tuning failed: {error}") from error
     with contextlib.suppress(OSError), folder_aside(folder) as aside:
         model.save_pretrained(aside)  # type: ignore[operator]
     return model
+
+
+def is_kept(model: nn.Module, task: Task, seed: int, steps: int) -> bool:
+    """Whether ``finetuned`` finds what it would make."""
+    return (_kept_in(model, task, seed, steps) / "config.json").is_file()
+
+
+def _kept_in(model: nn.Module, task: Task, seed: int, steps: int) -> Path:
+    recipe = [_SCHEMA, steps, LEARNING_RATE, seed, task.labels, versions()["torch"]]
+    made_from = hashlib.sha256(digest_of(model).encode())
+    made_from.update(json.dumps(recipe).encode())
+    for row, label in zip(task.train.rows, task.train.labels, strict=True):
+        made_from.update(row.tobytes() + label.tobytes())
+    return cache_folder() / "teachers" / made_from.hexdigest()[:16]

@@ -65,12 +65,19 @@ class OptunaSampler:
 
 
 def _encode(parameter: Parameter, value: Value) -> Any:
-    return json.dumps(thaw(value)) if isinstance(parameter.values, Choices) else value
+    values = parameter.values
+    if not isinstance(values, Choices):
+        return value
+    ordered = _ordered(values)
+    return json.dumps(thaw(value)) if ordered is None else ordered.index(value)
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
     values = parameter.values
     if isinstance(values, Choices):
+        ordered = _ordered(values)
+        if ordered is not None:
+            return ordered[trial.suggest_int(parameter.name, 0, len(ordered) - 1)]
         encoded = trial.suggest_categorical(
             parameter.name, [json.dumps(thaw(value)) for value in values.values]
         )
@@ -86,3 +93,9 @@ def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
     return trial.suggest_float(
         parameter.name, values.low, values.high, step=values.step, log=values.log
     )
+
+
+def _ordered(values: Choices) -> list[Value] | None:
+    """Numbers, ascending: neighbours among them are alike, which names are not. None of others."""
+    numbers = [value for value in values.values if type(value) in (int, float)]
+    return sorted(numbers) if len(numbers) == len(values.values) else None

@@ -1,0 +1,63 @@
+"""The time of a search: what is left of its limit, and what trainings are going to take."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+from autocompress.plan import Plan
+from autocompress.structure import Structure
+
+_MARGIN = 1.25
+"""By which a training may take longer than those before it say."""
+
+
+class Clock:
+    """Time left under a limit, seconds; time spent before a resume counts.
+
+    Args:
+        limit: None is no limit.
+    """
+
+    def __init__(self, limit: float | None) -> None:
+        self.started = time.monotonic()
+        self.limit = limit
+        self.before = 0.0
+
+    @property
+    def spent(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def left(self, reserve: float) -> float:
+        return float("inf") if self.limit is None else self.limit - self.spent - reserve
+
+
+class Pace:
+    """What trainings take, from the steps of those so far and the sizes of their students.
+
+    Args:
+        uncut: structure of the teacher.
+    """
+
+    def __init__(self, uncut: Structure) -> None:
+        self.uncut = uncut
+        self.known: list[tuple[float, float]] = []
+
+    def learn(self, plan: Plan, step_s: float) -> None:
+        """A step of this student took so many seconds."""
+        self.known.append((self._work(plan), step_s))
+
+    def seconds(self, plan: Plan, steps: float) -> float:
+        """That so many steps may take; 0 while nothing is known."""
+        if not self.known:
+            return 0.0
+        own = self._work(plan)
+        step_s = statistics.median(seconds * own / work for work, seconds in self.known)
+        return _MARGIN * steps * step_s
+
+    def _work(self, plan: Plan) -> float:
+        """Of a training step, in whole layers; the teacher, and what is in no layer, count as
+        one."""
+        heads, ffn = max(1, *self.uncut.head_counts), max(1, *self.uncut.ffn_widths)
+        layers = plan.structure.layers
+        return 1 + sum(0.2 + 0.3 * len(x.heads) / heads + 0.5 * len(x.ffn) / ffn for x in layers)
