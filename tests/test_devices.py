@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -136,6 +137,13 @@ def test_another_device_than_the_profiles_is_refused_in_one_line(
         f"{here[key]!r}; "
         "make a profile with: autocompress profile new NAME"
     )
+
+
+def test_more_threads_than_cores_are_refused() -> None:
+    """They wait for each other without end."""
+    cores = os.cpu_count() or 1
+    with pytest.raises(UserError, match=f"threads is {cores + 1}, the device has {cores} cores$"):
+        connect(replace(PROFILE, threads=cores + 1), [32])
 
 
 def test_a_fingerprint_with_an_unknown_key_is_refused() -> None:

@@ -46,13 +46,17 @@ from autocompress.tasks.text_classification import Split, TextClassification
 from autocompress.tasks.text_classification import load as load_task
 from autocompress.training import teacher
 from autocompress.training.compute import CPU
+from autocompress.training.steps import Optimizer
 from autocompress.training.teacher import (
     digest_of,
     finetune,
     finetuned,
+    finetuning_steps,
+    is_kept,
     load_classifier,
     load_config,
     load_tokenizer,
+    steps_within,
 )
 
 VOCABULARY = 30522
@@ -315,6 +319,52 @@ def test_the_digest_is_of_names_and_values(tiny_model: Path) -> None:
     with torch.no_grad():
         other.get_parameter("classifier.bias")[0] += 1e-6
     assert digest_of(model) != digest_of(other)
+
+
+def test_the_digest_is_of_what_the_config_computes_by(tiny_model: Path, tmp_path: Path) -> None:
+    """Equal weights with another activation are another model; the same one in another folder,
+    with other names for its labels, is not."""
+    model: Any = load_classifier(str(tiny_model), None)
+    before = digest_of(model)
+    model.config.id2label = {0: "no", 1: "yes"}
+    model.save_pretrained(tmp_path)
+    assert digest_of(load_classifier(str(tmp_path), None)) == before
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"hidden_act": "relu"}))
+    assert digest_of(load_classifier(str(tmp_path), None)) != before
+
+
+def test_fine_tuning_is_fitted_to_its_time(
+    tiny_model: Path, task: TextClassification, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the pace of a few steps, the first of which is slower; the model is left as it was."""
+    model = load_classifier(str(tiny_model), task.labels)
+    before, now = digest_of(model), 0.0
+
+    def step(optimizer: Optimizer, loss: torch.Tensor) -> None:
+        nonlocal now
+        now += 0.5 if optimizer.done else 60.0
+        optimizer.done += 1
+
+    monkeypatch.setattr(Optimizer, "step", step)
+    monkeypatch.setattr(teacher.time, "monotonic", lambda: now)
+    rows = [np.zeros((2, 8), np.int64)] * 3200
+    many = replace(task, train=Split(rows, np.arange(3200) % 2))
+    fitted = [steps_within(seconds, model, many) for seconds in (0.1, 20.0, 99.0, 1000.0)]
+    assert fitted == [1, 40, 198, 200]
+    assert finetuning_steps(many) == 200 and digest_of(model) == before
+
+
+def test_a_shorter_fine_tuning_is_another_teacher(
+    tiny_model: Path, task: TextClassification, cache: Path
+) -> None:
+    steps: list[tuple[int, int]] = []
+    model = load_classifier(str(tiny_model), task.labels)
+    whole = finetuning_steps(task)
+    finetuned(model, task, 0, lambda done, of: steps.append((done, of)), steps=3)
+    assert steps == [(1, 3), (2, 3), (3, 3)]
+    fresh = load_classifier(str(tiny_model), task.labels)
+    assert is_kept(fresh, task, 0, 3) and not is_kept(fresh, task, 0, whole)
 
 
 def test_fine_tuning_learns_what_can_be_learned(
