@@ -347,7 +347,7 @@ def test_fine_tuning_is_fitted_to_its_time(
         optimizer.done += 1
 
     monkeypatch.setattr(Optimizer, "step", step)
-    monkeypatch.setattr(teacher.time, "monotonic", lambda: now)
+    monkeypatch.setattr("autocompress.training.teacher.time.monotonic", lambda: now)
     rows = [np.zeros((2, 8), np.int64)] * 3200
     many = replace(task, train=Split(rows, np.arange(3200) % 2))
     fitted = [steps_within(seconds, model, many) for seconds in (0.1, 20.0, 99.0, 1000.0)]

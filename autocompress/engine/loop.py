@@ -442,8 +442,8 @@ class Loop:
                 return True
         if attempt.open:
             sealed = attempt.seal()
-            for rung_reached in sealed.rungs[-1:]:
-                self._note_rung(sealed.id, rung_reached)
+            for there in sealed.rungs:  # of a student found sealed, those that were not written
+                self._note_rung(sealed.id, there)
             self.run.sealed(sealed.id)
             attempt.convert_and_score(sealed)
         return True
