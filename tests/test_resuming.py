@@ -19,7 +19,7 @@ import pytest
 
 from autocompress.artifact import onnx_file
 from autocompress.candidate import Value
-from autocompress.engine import loop, waiting
+from autocompress.engine import loop, session, waiting
 from autocompress.engine.loop import SearchResult, Silent
 from autocompress.engine.making import Maker, Making
 from autocompress.engine.session import search
@@ -448,3 +448,31 @@ def test_resuming_with_fewer_trials_loses_nothing(
     )
     assert timeless(again.trials) == timeless(whole.trials)
     assert again.front == whole.front
+
+
+def test_a_fine_tuning_that_was_fitted_to_the_time_is_the_same_on_a_resume(
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the time limit is by then."""
+    out, asked_s, said = tmp_path / "run", list[float](), list[str]()
+
+    def fitted(seconds: float, *_: object) -> int:
+        asked_s.append(seconds)
+        return 3
+
+    monkeypatch.setattr(session, "steps_within", fitted)
+    listener = Silent()
+    listener.stage = lambda name, done=0, of=0: said.append(name)  # type: ignore[method-assign]
+    values = {"heads": {"keep": [0.5, 0.25]}}
+
+    def searched(**more: Any) -> SearchResult:
+        options: dict[str, Any] = {"finetune": True, "listener": listener, "connect": SizeDevice}
+        return search(tiny_model, data_file, CPU, space(values), out, **options, **more)
+
+    first = searched(trials=1, time_limit_s=600)
+    longer = searched(trials=2, resume=True)
+    assert asked_s == [200.0]
+    assert json.loads((out / "run.json").read_text())["finetuning_steps"] == 3
+    stage = "fine-tuning the teacher, 3 of 14 steps to end within a third of the time limit"
+    assert stage in said
+    assert timeless(longer.trials)[:2] == timeless(first.trials)
