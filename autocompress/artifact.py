@@ -12,6 +12,7 @@ from torch import nn
 
 from autocompress.errors import UserError
 from autocompress.files import write_json
+from autocompress.formats import FORMATS
 from autocompress.interfaces import Technique
 from autocompress.plan import Plan
 from autocompress.structure import Structure
@@ -53,6 +54,14 @@ def facts(folder: Path) -> dict[str, Any]:
 def scheme_of(model: Path) -> str:
     """The number format that a folder was exported in; fp32 for what autocompress did not write."""
     return str(facts(model).get("quantization", {}).get("scheme", "fp32"))
+
+
+def bytes_in_torch(model: Path, precision: str) -> int:
+    """Of a model's weights as torch holds them in a number format, from a file that holds them in
+    fp32: model.safetensors, where there is one."""
+    file = model / "model.safetensors"
+    size = (file if file.is_file() else onnx_file(model)).stat().st_size
+    return round(size * FORMATS[precision].bytes / FORMATS["fp32"].bytes)
 
 
 def annotate(folder: Path, added: Mapping[str, Any]) -> None:

@@ -36,6 +36,11 @@ def fail(message: str) -> None:
     err.print(Text.assemble(("autocompress: ", "bold red"), message))
 
 
+def stage(name: str) -> None:
+    """What is done now, as a line on standard error."""
+    err.print(f"{name} ...", style="dim")
+
+
 def front_table(front: Front) -> Table:
     """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
     split = "test" if front.verified else "validation, not verified"
@@ -51,8 +56,11 @@ def front_table(front: Front) -> Table:
         caption=f"chosen on validation; hypervolume {front.areas}",
         caption_justify="left",
     )
-    compressed = "size" in front.objectives
-    names = ["model", "ms", "speedup", metric.name, f"{metric.lost}, {metric.unit}", "MB"]
+    compressed, timing = "size" in front.objectives, front.baseline.timing
+    milliseconds = [f"{timing.regime} ms" if timing.beside else "ms", "speedup"]
+    if timing.beside:
+        milliseconds += [f"{timing.beside.regime} ms", "speedup"]
+    names = ["model", *milliseconds, metric.name, f"{metric.lost}, {metric.unit}", "MB"]
     for name in [*names, *(["compression"] if compressed else [])]:
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_column("what it is")
@@ -62,10 +70,12 @@ def front_table(front: Front) -> Table:
     ]
     for member in rows:
         q = member.quality
+        about, other = member.latency_ms.about, member.timing.beside
         table.add_row(
             member.id,
-            f"{member.latency_ms.about}{member.latency_ms.value:.2f}",
-            f"{member.latency_ms.about}{member.speedup:.2f}x",
+            f"{about}{member.latency_ms.value:.2f}",
+            f"{about}{member.speedup:.2f}x",
+            *([f"{other.latency_ms.value:.2f}", f"{other.speedup:.2f}x"] if other else []),
             metric.text(q.reported),
             f"{q.drop_reported:.2f} ± {q.drop_stderr_reported:.2f}",
             f"{member.weight_bytes / 1e6:.1f}",
@@ -83,7 +93,7 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
         for name, score in trial.scores.items():
             front, metric = fronts[name], fronts[name].scale
             facts, quality = (
-                [str(score.timing), f"{(trial.weight_bytes or 0) / 1e6:.1f} MB"],
+                [str(score.timing), f"{(trial.bytes_on(name) or 0) / 1e6:.1f} MB"],
                 score.quality,
             )
             if quality:
@@ -136,7 +146,10 @@ def member_line(
         if max_latency_ms is None
         else f", {100 * (1 - l.value / max_latency_ms):.0f} % below {max_latency_ms:.3g} ms"
     )
-    phase = f"{member.timing.phase} " if member.timing.phase else ""
+    phase, other = f"{member.timing.phase} " if member.timing.phase else "", member.timing.beside
+    beside = (
+        f" ({other.regime} {other.latency_ms.value:.3g} ms, {other.speedup:.2f}x)" if other else ""
+    )
     bits = "" if q.bits_per_byte is None else f", {q.bits_per_byte:.2f} bits per byte"
     split = "unbiased on test" if front.verified else "on validation, not verified"
     chosen = (
@@ -147,7 +160,7 @@ def member_line(
     )
     return (
         f"{member.id}: {phase}{latency_text(l)}{slack}, "
-        f"{member.latency_ms.about}{member.speedup:.2f}x, "
+        f"{member.latency_ms.about}{member.speedup:.2f}x{beside}, "
         f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits} "
         f"{split}{chosen}, "
         f"{member.weight_bytes / 1e6:.1f} MB; "
@@ -174,9 +187,11 @@ def latency_text(latency: Latency) -> str:
 
 
 def timing_text(timing: Timing) -> str:
-    """All that was measured of one model; of a language model a line for each phase."""
+    """All that was measured of one model: a line for each phase of a language model, and for each
+    regime."""
     latency = timing.latency_ms
-    figures = [f"{timing.phase} {latency_text(latency)}" if timing.phase else latency_text(latency)]
+    of = [timing.phase or "", "cold" if timing.regime == "cold" else ""]
+    figures = [" ".join([*filter(None, of), latency_text(latency)])]
     if latency.basis == "measured":
         figures.append(
             f"{latency.statistic} of {latency.n} rounds, p90 {latency.p90:.3g} ms, wall "
@@ -191,7 +206,8 @@ def timing_text(timing: Timing) -> str:
         figures.append(f"{timing.energy_mj:.3g} mJ")
     if timing.disturbed:
         figures.append("disturbed: other work took the cores")
-    return "\n".join([", ".join(figures), *map(timing_text, timing.others)])
+    more = (*timing.others, *([timing.beside] if timing.beside else []))
+    return "\n".join([", ".join(figures), *map(timing_text, more)])
 
 
 def prediction_lines(run: Path) -> list[str]:
@@ -268,7 +284,7 @@ class Progressing:
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
         now = time.monotonic()
         if name != self.last_stage:
-            err.print(f"{name} ...", style="dim")
+            stage(name)
             self.last_stage, self.stage_began, self.last_line = name, now, now
         to_go = (now - self.stage_began) * (of - done) / done if done else None
         end = self.end if to_go is None else now + to_go

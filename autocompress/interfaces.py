@@ -668,7 +668,7 @@ class Device(Protocol):
 
         Args:
             final: for longer, for numbers that are reported; language models in the other phases
-                too.
+                too, and in the other regime where the device knows two.
 
         Returns:
             The baseline's timing in this session, and one per model.

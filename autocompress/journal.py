@@ -83,6 +83,11 @@ class Trial:
     def id(self) -> str:
         return f"t{self.number:03}"
 
+    def bytes_on(self, name: str) -> int | None:
+        """Of the weights as a device held them: of the file, where it ran that itself."""
+        score = self.scores.get(name)
+        return (score and score.timing.weight_bytes) or self.weight_bytes
+
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
         return cls(

@@ -109,7 +109,11 @@ class _Seen:
     """A trial as one device scored it."""
 
     trial: Trial
-    score: Score
+    name: str
+
+    @property
+    def score(self) -> Score:
+        return self.trial.scores[self.name]
 
     @property
     def latency(self) -> float:
@@ -118,7 +122,7 @@ class _Seen:
     @property
     def size(self) -> float:
         """Megabytes."""
-        return (self.trial.weight_bytes or 0) / 1e6
+        return (self.trial.bytes_on(self.name) or 0) / 1e6
 
     @property
     def speedup(self) -> float:
@@ -134,7 +138,7 @@ def _seen(front: Front, trials: Sequence[Trial]) -> list[_Seen]:
     """The trials that the front's device scored, the baseline first."""
     name = front.hardware["name"]
     return [
-        _Seen(trial, trial.scores[name])
+        _Seen(trial, name)
         for trial in trials
         if name in trial.scores and trial.scores[name].quality
     ]
@@ -233,7 +237,8 @@ def _front_note(front: Front) -> str:
         f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
         f"validation split and timings during "
-        "the search; what is far from the others lies outside the picture. Drag the line, move "
+        f"the search; {_open_circles(front)}what is far from the others lies outside the picture. "
+        "Drag the line, move "
         "the slider or type a budget."
         + (
             f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}."
@@ -243,11 +248,21 @@ def _front_note(front: Front) -> str:
     )
 
 
+def _open_circles(front: Front) -> str:
+    words = {
+        "cold": "when run once in a while, after the caches were displaced",
+        "warm": "when run back to back",
+    }
+    beside = front.baseline.timing.beside
+    return f"open circles: the front {words[beside.regime]}; " if beside else ""
+
+
 def _front_figure(front: Front, seen: Sequence[_Seen], axis: _Axis = _LATENCY) -> go.Figure:
     shown = {member.id for member in front.members}
     rest = [one for one in seen[1:] if one.trial.id not in shown]
     members = front.members or (front.baseline,)
     baseline, metric, timed = front.baseline, front.scale, axis == _LATENCY
+    other = baseline.timing.beside
     tilde = front.baseline.latency_ms.about
     about = tilde if timed else ""
     point = f"%{{text}}<br>{about}%{{x:.2f}} {axis.unit}, %{{y:+.2f}} {metric.unit}<extra></extra>"
@@ -290,6 +305,17 @@ def _front_figure(front: Front, seen: Sequence[_Seen], axis: _Axis = _LATENCY) -
         marker={"symbol": "diamond", "color": _INK, "size": 12},
         hovertemplate=f"baseline<br>{about}%{{x:.2f}} {axis.unit}<extra></extra>",
     )
+    if other and timed:
+        both = [(m, m.timing.beside) for m in members if m.timing.beside]
+        figure.add_scatter(
+            x=[beside.latency_ms.value for _, beside in both],
+            y=[metric.change(m.quality.drop_reported) for m, _ in both],
+            text=[f"{m.id}, {other.regime}, {beside.speedup:.2f}x" for m, beside in both],
+            mode="markers",
+            name=f"front, {other.regime}",
+            marker={"symbol": "circle-open", "color": _ACCENT, "size": 9},
+            hovertemplate=point,
+        )
     figure.add_shape(
         type="line",
         xref="x",
@@ -401,7 +427,7 @@ def _areas_over_time(trials: Sequence[Trial], name: str, front: Front, axis: _Ax
             return []
         relative = 1 / score.timing.speedup
         if axis == _SIZE:
-            relative = (trial.weight_bytes or 0) / front.baseline.weight_bytes
+            relative = (trial.bytes_on(name) or 0) / front.baseline.weight_bytes
         return [(relative, score.quality.drop_validation)]
 
     so_far = accumulate(map(points, trials), lambda a, b: a + b)
@@ -418,7 +444,7 @@ def _table(front: Front, index: int) -> str:
         front.metric,
         f"{front.scale.lost}, {front.scale.unit}",
         "± s.e.",
-        *(f"{_timed(other)} ms, speedup" for other in front.baseline.timing.others),
+        *(f"{of} ms, speedup".strip() for of, _ in _more(front.baseline.timing)),
         "MB",
         *(["compression"] if _sized(front) else []),
         "peak MB",
@@ -440,7 +466,14 @@ def _statistic(front: Front) -> str:
 
 def _timed(timing: Timing) -> str:
     """What the latency is of, where that needs saying."""
-    return timing.phase or ""
+    return " ".join([timing.phase or "", timing.regime if timing.beside else ""]).strip()
+
+
+def _more(timing: Timing) -> list[tuple[str, Timing]]:
+    """The same model's in the other phases, and in the other regime, with what they are of."""
+    beside = timing.beside
+    others = [(other.phase or "", other) for other in timing.others]
+    return [*others, *([(f"{timing.phase or ''} {beside.regime}", beside)] if beside else [])]
 
 
 def _row(member: Member, front: Front, attributes: str) -> str:
@@ -457,7 +490,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
         f"{quality.drop_stderr_reported:.2f}",
         *(
             f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x"
-            for other in timing.others
+            for _, other in _more(timing)
         ),
         f"{member.weight_bytes / 1e6:.1f}",
         *([f"{front.compression(member):.2f}x"] if _sized(front) else []),

@@ -130,6 +130,10 @@ class Timing:
         phase: of a language model: prefill (a prompt), decode (one token) or end-to-end (a prompt
             and a text generated after it), which all of the above is of; the profile chooses it.
         others: the other two phases, where they were timed.
+        regime: warm (inferences back to back) or cold (single ones after the caches were
+            displaced), which all of the above is of; the profile chooses it.
+        weight_bytes: of the weights as the device held them; None where it ran the file itself.
+        beside: the same in the other regime, where it was timed.
     """
 
     latency_ms: Latency
@@ -143,6 +147,9 @@ class Timing:
     energy_mj: float | None = None
     phase: str | None = None
     others: tuple[Timing, ...] = ()
+    regime: str = "warm"
+    weight_bytes: int | None = None
+    beside: Timing | None = None
 
     def __str__(self) -> str:
         about, phase = self.latency_ms.about, f"{self.phase} " if self.phase else ""
@@ -157,6 +164,7 @@ class Timing:
                 "latency_ms": Latency.from_json(value["latency_ms"]),
                 "speedup_interval": _pair(value["speedup_interval"]),
                 "others": tuple(Timing.from_json(other) for other in value.get("others", ())),
+                "beside": Timing.from_json(beside) if (beside := value.get("beside")) else None,
             }
         )
 

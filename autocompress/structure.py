@@ -68,6 +68,20 @@ class Structure:
         return describe_sizes(self.sizes())
 
 
+def ffn_step(width: int) -> int:
+    """By how many neurons an FFN of so many is cut. Runtimes multiply in tiles, so a product takes
+    longer just past a multiple of 16 neurons, and of 64: the larger that is at most a sixteenth of
+    the FFN; 1 where neither is."""
+    return next((step for step in (64, 16) if 16 * step <= width), 1)
+
+
+def in_blocks(scores: NDArray[np.float64], step: int) -> list[NDArray[np.intp]]:
+    """Positions of a layer, the most important first, in blocks of ``step``; the last may be
+    smaller."""
+    order = np.argsort(-scores, kind="stable")
+    return [order[i : i + step] for i in range(0, len(order), step)]
+
+
 @dataclass(frozen=True)
 class Importance:
     """Scores of an uncut model under one criterion; larger matters more.

@@ -471,7 +471,7 @@ def doctor(options: argparse.Namespace) -> None:
 
     host = host_of(options.device, options.python, options.ssh_config)
     try:
-        diagnosis = examine(host)
+        diagnosis = examine(host, told=console.stage)
     except (CandidateFailed, DeviceLost) as error:
         raise UserError(f"--device {options.device}: {error}") from error
     finally:

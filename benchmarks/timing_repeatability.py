@@ -7,6 +7,8 @@ some five minutes. The last thing printed is one JSON document:
     cv_quiet, cv_disturbed      coefficient of variation of the speedup, with nothing else running
     and with one core loaded by
                                 another process that multiplies matrices
+    cv_cold                     of the speedup after the caches were displaced, quiet, where the
+                                device can be timed so
     latency_cv_quiet, latency_cv_disturbed
                                 of the milliseconds of the small model
     coverage_quiet, coverage_disturbed
@@ -103,6 +105,8 @@ def main() -> None:
         result[f"coverage_{name}"] = sum(held) / len(held)
         result[f"latency_cv_{name}"] = cv([timing.latency_ms.value for timing in timings])
         result[f"speedups_{name}"] = [round(timing.speedup, 4) for timing in timings]
+    if cold := [timing.beside.speedup for timing in quiet if timing.beside]:
+        result["cv_cold"] = cv(cold)
     result["disturbance_reported"] = sum(timing.disturbed for timing in disturbed)
     result["device"] = describe()
     print(json.dumps(result, indent=2))

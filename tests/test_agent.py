@@ -27,6 +27,7 @@ from autocompress.graphs.runtime import predict
 from autocompress.hardware import agent
 from autocompress.hardware.host import AGENT, LocalHost, ask
 from autocompress.hardware.patience import Patience
+from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Batch
 
 BASE = {"runtime": "onnxruntime-cpu", "threads": 1}
@@ -193,41 +194,63 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
 
 
 def test_a_run_longer_than_the_block_is_timed_once(clock: SimpleNamespace) -> None:
-    durations = iter([7.0, 900.0])
-    assert agent._block(lambda: clock.advance(next(durations)), clock.nanoseconds, 1e6, 1) == (
-        900.0,
-        900.0,
-        900.0,
-    )
+    durations = iter([27.0, 900.0])
+    runs = [lambda: clock.advance(next(durations))]
+    assert agent._block(runs, clock.nanoseconds, 1) == (900.0, 900.0, 900.0)
     assert next(durations, None) is None
 
 
 def test_a_round_is_the_median_of_its_runs_and_the_mean_of_their_energy(
     clock: SimpleNamespace,
 ) -> None:
-    durations = iter([2.0, 2.0, 2.0, 1.0, 0.5, 9.0])
-    wall, cpu, energy = agent._block(
-        lambda: clock.advance(next(durations)), clock.nanoseconds, 2e6, 4
-    )
+    """Two inferences a run; it is timed when 20 ms of untimed runs have gone by, for 5 ms."""
+    durations = iter([5.0, 5.0, 5.0, 4.9, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 8.5])
+    run = lambda: clock.advance(next(durations))  # noqa: E731
+    wall, cpu, energy = agent._block([run, run], clock.nanoseconds, 4)
     assert (wall, cpu) == (0.5, 0.125) and energy == pytest.approx(1.75)
     assert next(durations, None) is None
 
 
+def test_a_cold_round_is_one_run_of_each_inference_after_its_caches_were_displaced(
+    clock: SimpleNamespace,
+) -> None:
+    """What displaces them is not timed, and what energy it takes is not the model's."""
+    done: list[str] = []
+
+    def runs(name: str, milliseconds: float) -> Any:
+        return lambda: (done.append(name), clock.advance(milliseconds))
+
+    cold = runs("displaced", 50.0)
+    times = agent._block([runs("short", 1.0), runs("long", 4.0)], clock.nanoseconds, 2, cold)
+    assert times[:2] == (2.5, 1.25) and np.isnan(times[2])
+    assert done == ["displaced", "short", "displaced", "long"]
+
+
+def test_twice_the_largest_cache_is_displaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes: list[int] = []
+    monkeypatch.setattr(agent.np, "add", lambda memory, *_, **__: sizes.append(memory.nbytes))
+    for known in ({2: 2**20, 3: 48 * 2**20}, {2: 2**20}, {3: 2**40}):
+        monkeypatch.setattr(agent, "_cache_bytes", lambda level, known=known: known.get(level, 0))
+        agent.displacer()()
+    assert sizes == [96 * 2**20, 64 * 2**20, 512 * 2**20]
+
+
 def test_no_round_is_dropped(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every run takes 10 ms, one round of the only model 100 times as long: it is in the answer."""
+    """Both inferences of a model take 5 ms, one in a single round 200 times as long: it is in
+    the answer."""
     calls = 0
 
     def run() -> None:
         nonlocal calls
         calls += 1
-        clock.advance(1000.0 if calls == 3 + 2 * 7 + 2 else 10.0)
+        clock.advance(1000.0 if calls == 2 * (3 + 3 * 7 + 2) + 1 else 5.0)
 
-    monkeypatch.setattr(agent, "runner", lambda path, request: run)
+    monkeypatch.setattr(agent, "runners", lambda path, request: [run, run])
     times = agent.rounds_of_one_process(BASE | SHAPE | PRECISION | {"models": [{"path": "unread"}]})
     assert (
         times["wall"]
         == times["cpu"]
-        == [[5.0]] * 7 + [[500.0]] + [[5.0]] * (agent.FEWEST_ROUNDS - 8)
+        == [[5.0]] * 7 + [[502.5]] + [[5.0]] * (agent.FEWEST_ROUNDS - 8)
     )
 
 
@@ -392,6 +415,43 @@ def test_no_memory_is_a_refusal(model: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_busy_cores_are_counted() -> None:
     busy = agent.busy_cores(0.02)
     assert busy is not None and 0 <= busy < 1000
+
+
+@pytest.mark.parametrize(
+    ("files", "cores"),
+    [
+        ({}, 6),
+        ({"/sys/fs/cgroup/cpu.max": "max 100000\n"}, 6),
+        ({"/sys/fs/cgroup/cpu.max": "250000 100000\n"}, 2),
+        ({"/sys/fs/cgroup/cpu.max": "50000 100000\n"}, 1),
+        ({"/sys/fs/cgroup/cpu.max": "900000 100000\n"}, 6),
+        (
+            {
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            3,
+        ),
+        (
+            {
+                "/sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1\n",
+                "/sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000\n",
+            },
+            6,
+        ),
+    ],
+)
+def test_all_cores_are_those_of_the_affinity_and_of_the_container(
+    files: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Six of eight, of which a container may grant fewer."""
+    monkeypatch.setattr(agent.os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(agent.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(agent, "_read", lambda path: files.get(path, ""))
+    assert agent.usable_cores() == cores
+    assert HardwareProfile.load("cpu-all-cores").intra_op_threads == cores
+    monkeypatch.delattr(agent.os, "sched_getaffinity")
+    assert agent.usable_cores() == 8
 
 
 def test_busy_cores_are_unknown_where_the_machine_does_not_say(

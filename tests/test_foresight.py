@@ -34,7 +34,7 @@ from tests.additive_device import (
     exported_shape,
     milliseconds,
 )
-from tests.searching import StopAfter
+from tests.searching import Scripted, StopAfter, timeless
 
 
 @pytest.fixture(scope="module")
@@ -179,6 +179,88 @@ def test_pruning_by_latency_asks_for_a_table_without_any_limit(started: Any, cac
     assert connected.device.table == probes(LAYERS, HEADS, FFN, ["fp32"])
     [_, trial] = result.trials
     assert 0.55 * 29.5 < trial.scores["cpu-1-thread"].timing.latency_ms.value <= 0.6 * 29.5
+
+
+SOMETIMES = {
+    "layers": {"keep": [1.0, 0.5]},
+    "width": {"latency": [1.0, 0.8, 0.6, 0.5, 0.4]},
+    "quantization": {"scheme": ["fp32", "int8-dynamic"]},
+}
+
+
+@pytest.mark.parametrize(("limit_s", "rows"), [(None, (4, 8, 16)), (300.0, (4, 8, 8))])
+def test_where_pruning_by_latency_is_one_choice_of_many_the_table_grows_as_it_is_needed(
+    limit_s: float | None,
+    rows: tuple[int, int, int],
+    started: Any,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """None for half the layers; then four shapes of the number format that is asked for, eight more
+    with every further candidate as far as a twentieth of the time goes."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("autocompress.engine.loop.time.monotonic", lambda: clock.now)
+
+    class Slow(AdditiveDevice):
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
+            clock.now += 5 if models and "models" not in models[0].parts else 0
+            return super().time(baseline, models, final=final)
+
+    def chosen(layers: float, share: float, scheme: str) -> dict[str, Any]:
+        return {
+            "layers.keep": layers,
+            "width.latency": share,
+            "quantization.scheme": scheme,
+        }
+
+    candidates = [
+        chosen(0.5, 1.0, "fp32"),
+        chosen(1.0, 0.6, "fp32"),
+        chosen(1.0, 0.5, "int8-dynamic"),
+        chosen(1.0, 0.4, "fp32"),
+    ]
+    connected = Connected(Slow)
+    result = started(
+        SOMETIMES,
+        "run",
+        connected,
+        budget=Limits(),
+        sampler=Scripted(*candidates),
+        trials=4,
+        time_limit_s=limit_s,
+    )
+    assert all(trial.state == "complete" for trial in result.trials)
+    steps = sorted((result.run / "latency").iterdir(), key=lambda step: int(step.name))
+    assert [step.name for step in steps] == ["4", "6", "8"]
+    known = [json.loads((step / "cpu-1-thread.json").read_text())["rows"] for step in steps]
+    assert tuple(map(len, known)) == rows
+    fp32, int8 = (probes(LAYERS, HEADS, FFN, [name]) for name in ("fp32", "int8-dynamic"))
+    later = [*fp32[4:], *int8[4:]][: rows[2] - 8]
+    assert connected.device.table == [*fp32[:4], *int8[:4], *later]
+    for trial, share in ((result.trials[4], 0.6), (result.trials[6], 0.5), (result.trials[8], 0.4)):
+        whole = 12.75 if trial.number == 6 else 29.5
+        ms = trial.scores["cpu-1-thread"].timing.latency_ms.value
+        assert (share - 0.05) * whole < ms <= share * whole
+    assert "cpu-1-thread" in result.trials[8].predicted and not result.trials[2].predicted
+
+
+def test_a_resumed_search_finds_its_table_grown_as_far_as_it_was(
+    started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options: dict[str, Any] = {"trials": 5, "budget": Limits(), "sampler": "random"}
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "one"))
+    whole_device, before, after = Connected(), Connected(), Connected()
+    whole = started(SOMETIMES, "whole", whole_device, **options)
+    assert len(list((whole.run / "latency").iterdir())) > 2
+    monkeypatch.setenv("AUTOCOMPRESS_CACHE", str(tmp_path / "other"))
+    with pytest.raises(KeyboardInterrupt):
+        started(SOMETIMES, "run", before, listener=StopAfter(7), **options)
+    shutil.rmtree(tmp_path / "other")
+    resumed = started(SOMETIMES, "run", after, resume=True, **options)
+    assert timeless(resumed.trials) == timeless(whole.trials)
+    assert before.device.table + after.device.table == whole_device.device.table
 
 
 BY_LATENCY = {

@@ -140,6 +140,19 @@ def test_the_only_head_of_a_layer_takes_what_it_takes() -> None:
     )
 
 
+def test_neurons_go_in_the_steps_of_the_runtime() -> None:
+    """The 16 least important of 256 at a time, until 2 + 2 x 10 + 512 ms are half of that."""
+    rng = np.random.default_rng(0)
+    ffn = rng.permutation(512).reshape(2, 256) / 512
+    full, scores = Structure.full([1, 1], [256, 256]), fisher(([1e3], [1e3]), ffn.tolist())
+    refined = refine(full, 0.5, additive, scores)
+    assert refined.head_counts == (1, 1)
+    assert sum(refined.ffn_widths) == 240 and all(n % 16 == 0 for n in refined.ffn_widths)
+    for layer, important in zip(refined.layers, ffn, strict=True):
+        gone = np.delete(important, layer.ffn)
+        assert gone.max() < important[list(layer.ffn)].min()
+
+
 def test_out_of_reach_fails_the_candidate() -> None:
     with pytest.raises(
         CandidateFailed,

@@ -59,7 +59,7 @@ def key_of(device: AdditiveDevice, **change: Any) -> str:
     family = family_of("bert")
     teacher = SimpleNamespace(model=model, family=family)
     maker = SimpleNamespace(teacher=teacher, full=Plan("bert", family.structure(model)))
-    return _digest(tables(maker)._key(device))
+    return _digest(tables(maker).key(device))
 
 
 @pytest.mark.parametrize(

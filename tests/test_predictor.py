@@ -12,7 +12,14 @@ from hypothesis import strategies as st
 
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed
-from autocompress.latency.predictor import MOST_MEASUREMENTS, LatencyTable, Shape, probes, shape_of
+from autocompress.latency.predictor import (
+    LEAST_MARGIN,
+    MOST_MEASUREMENTS,
+    LatencyTable,
+    Shape,
+    probes,
+    shape_of,
+)
 from autocompress.plan import Part, Plan
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
@@ -29,6 +36,8 @@ WORLD: Costs = {
     "int4-weights/32": (0.025, 0.005, 0.004, 0.0015, 0.002, 0.000015),
 }
 LAYERS, HEADS, FFN = 6, 12, 1536
+STEP = 64
+"""Neurons that are computed together: each takes its time also where only one of them is left."""
 SMALL = (0.0, 0.0)
 """Weights of a head and of a neuron: none that would not fit a cache."""
 MINILM = (4 * 384 * 32.0, 2 * 384.0)
@@ -43,7 +52,7 @@ def latency(shape: Shape, world: Costs = WORLD) -> float:
             + any_heads * (heads > 0)
             + per_head * heads
             + any_ffn * (ffn > 0)
-            + per_neuron * ffn
+            + per_neuron * -(-ffn // STEP) * STEP
         )
     return total
 
@@ -275,6 +284,26 @@ def exact() -> LatencyTable:
 def test_an_additive_world_is_foretold_exactly(exact: LatencyTable, shape: Shape) -> None:
     """Unseen shapes, also of layers in different formats, from uniform probes alone."""
     assert exact.predict(shape) == pytest.approx(latency(shape), rel=1e-6)
+
+
+def test_a_neuron_past_a_step_is_foretold_to_take_a_whole_one(exact: LatencyTable) -> None:
+    """The last of 64 takes none; of a narrow model each counts."""
+    times = [exact.predict(even(6, 12, ffn)) for ffn in (640, 641, 704, 705)]
+    assert times[1] == times[2] and times[0] < times[1] < times[3]
+    assert times[1] - times[0] == pytest.approx(6 * 64 * WORLD["fp32"][5])
+    rows = [(shape, 1.0 + shape.layers[0][1]) for shape in probes(2, 1, 64, ["fp32"])]
+    narrow = LatencyTable(rows, SMALL)
+    assert narrow.predict(even(1, 1, 8)) < narrow.predict(even(1, 1, 9))
+
+
+def test_the_margin_by_hand() -> None:
+    """Three times the median error, a tenth at least."""
+    shape = even(1, 1, 1)
+    assert LatencyTable([(shape, 1.0), (shape, 1.01)], SMALL).margin == LEAST_MARGIN == 0.1
+    wide = LatencyTable([(shape, 1.0), (shape, 2.0)], SMALL)
+    assert wide.margin == pytest.approx(3 * float(np.median(np.abs(wide.errors())))) and (
+        wide.margin > 1
+    )
 
 
 def test_an_additive_world_is_foretold_also_where_weights_might_not_fit_a_cache() -> None:

@@ -81,6 +81,34 @@ def test_the_share_is_kept_and_nothing_that_goes_matters_more(
     assert all(list(positions) == sorted(set(positions)) for positions in kept)
 
 
+def test_what_goes_in_steps_counts_with_its_mean() -> None:
+    """Blocks of two, the third layer's last of one: 5.5, 2 | 4, 3.5 | 6."""
+    known = scores([5, 1, 3, 6], [4, 3, 4, 4], [6])
+    kept = [allocate(known, share, "global", 2) for share in (0.2, 0.4, 0.6, 0.8)]
+    assert kept[0] == [(), (), (0,)]
+    assert kept[1] == [(0, 3), (), (0,)]
+    assert kept[2] == [(0, 3), (0, 2), (0,)]
+    assert kept[3] == [(0, 3), (0, 1, 2, 3), (0,)]
+    assert allocate(known[:2], 0.5, "uniform", 2) == [(0, 3), (0, 2)]
+
+
+@pytest.mark.parametrize(
+    ("width", "step"), [(3072, 64), (1024, 64), (1000, 16), (256, 16), (64, 1)]
+)
+@pytest.mark.parametrize("allocation", ["global", "uniform"])
+def test_neurons_are_kept_in_the_steps_of_the_runtime(
+    width: int, step: int, allocation: str
+) -> None:
+    """What is left of a width that is no multiple of the step stays or goes, too."""
+    rng = np.random.default_rng(0)
+    known = tuple(rng.random(width) for _ in range(3))
+    chosen = candidate(ffn_keep=0.37, ffn_allocation=allocation)
+    full, importance = Structure.full([1] * 3, [width] * 3), Importance(scores([1]) * 3, known)
+    widths = FFN.refine(full, chosen, Knowledge({"fisher": importance})).ffn_widths
+    assert all(kept % step == 0 for kept in widths)
+    assert abs(sum(widths) - 0.37 * 3 * width) <= 3 * step
+
+
 def test_importance_is_that_of_the_layer_in_the_uncut_model() -> None:
     importance = {"fisher": Importance(scores([1, 2], [9, 9], [3, 0]), scores([1], [1], [1]))}
     full = Plan("bert", Structure.full([2, 2, 2], [1, 1, 1]))

@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from autocompress.candidate import Candidate
 from autocompress.engine.making import Maker, Measured
 from autocompress.engine.scoring import Scorer
-from autocompress.engine.tables import Tables, planned
+from autocompress.engine.tables import GrowingTables, Tables, planned
 from autocompress.errors import CandidateFailed
 from autocompress.journal import Trial
-from autocompress.latency.predictor import LatencyTable, shape_of
+from autocompress.latency.predictor import LatencyTable, Shape, shape_of
 from autocompress.limits import Facts
 from autocompress.plan import Plan
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
 
-_LEAST_MARGIN = 0.1
-"""A candidate is refused unseen only when it is predicted to miss a limit by more than this
-share."""
+_GROWING_SHARE = 1 / 20
+"""Of a search's time, for a table that only some candidates need."""
 
 
 @dataclass
@@ -31,6 +30,9 @@ class Foresight:
     Args:
         baseline_ms: latency of the uncut model, by device.
         tables: by device; none where no limit and no setting asks for them.
+        growing: gives tables when candidates first need them; None where they are whole from the
+            beginning, or not needed.
+        measured_trials: shapes and latencies relative to the baseline, by device.
     """
 
     maker: Maker
@@ -38,6 +40,8 @@ class Foresight:
     scorer: Scorer
     baseline_ms: dict[str, float]
     tables: dict[str, LatencyTable]
+    growing: GrowingTables | None = None
+    measured_trials: dict[str, list[tuple[Shape, float]]] = field(default_factory=dict)
 
     @classmethod
     def prepare(
@@ -46,44 +50,61 @@ class Foresight:
         baseline: Trial,
         space: SearchSpace,
         stage: Callable[[str, int, int], None],
-        out_of_time: Callable[[], bool],
+        left_s: Callable[[], float],
     ) -> Foresight:
-        """Tables where the budget limits latency or the space prunes by latency.
+        """Tables where the budget limits latency or the space prunes by latency; where it is one
+        choice among others not to, and nothing is limited, they grow as candidates need them.
 
         Args:
             stage: hears what is being done, and how far it is.
-            out_of_time: whether to leave the rest unmeasured.
+            left_s: of the search; whole tables take half of it at most, tables that grow a
+                twentieth.
         """
+        whole_s = left_s()
+
+        def progress(done: int, of: int) -> None:
+            stage("measuring the latency table", done, of)
+
         limited = any(limits.of_speed for limits in tables.scorer.budgets.values())
-        by_latency = any(
-            p.name == "width.latency" and str(p.values) != "1.0" for p in space.parameters
-        )
-        if not (limited or by_latency):
-            return cls(tables.maker, tables.measured, tables.scorer, {}, {})
+        shares = [
+            p for p in space.parameters if p.name == "width.latency" and str(p.values) != "1.0"
+        ]
         baseline_ms = {
             name: score.timing.latency_ms.value for name, score in baseline.scores.items()
         }
-        latency_tables = tables.of(
-            space,
-            lambda done, of: stage("measuring the latency table", done, of),
-            out_of_time,
-        )
-        return cls(tables.maker, tables.measured, tables.scorer, baseline_ms, latency_tables)
+        known = cls(tables.maker, tables.measured, tables.scorer, baseline_ms, {})
+        if limited or any(not parameter.contains(1.0) for parameter in shares):
+            known.tables = tables.of(space, progress, lambda: left_s() < whole_s / 2)
+        elif shares:
+            known.growing = GrowingTables(tables, space, _GROWING_SHARE * whole_s, progress)
+        return known
 
-    def plan(self, candidate: Candidate) -> Plan:
-        """The candidate's plan; raises as ``techniques.resolve`` and ``shape_of``."""
+    def plan(self, candidate: Candidate, trial: int = 0, *, fresh: bool = True) -> Plan:
+        """The candidate's plan; raises as ``techniques.resolve`` and ``shape_of``.
+
+        Args:
+            trial: the number that it is to have.
+            fresh: whether it is not replayed.
+        """
+        grown = False
 
         def latency(structure: Structure) -> float:
-            name, table = next(iter(self.tables.items()))
+            nonlocal grown
             shape = shape_of(replace(self.maker.full, structure=structure), candidate)
-            if not table.knows(shape):
+            if self.growing and not grown:
+                grown = True
+                self.tables = self.growing.at(trial, shape, self.measured_trials, fresh=fresh)
+            name = next(iter(self.scorer.devices))
+            table = self.tables.get(name)
+            if table is None or not table.knows(shape):
                 raise CandidateFailed(
                     f"the latency table of {name} does not know the number formats of this "
                     "candidate"
                 )
             return table.predict(shape)
 
-        plan = planned(self.maker, self.measured, candidate, latency if self.tables else None)
+        known = latency if self.tables or self.growing else None
+        plan = planned(self.maker, self.measured, candidate, known)
         shape_of(plan, candidate)
         return plan
 
@@ -96,7 +117,8 @@ class Foresight:
         }
         trial = replace(trial, predicted=predicted)
         if len(predicted) == len(self.scorer.devices) and all(
-            self.excess(name, relative) > self._margin(name) for name, relative in predicted.items()
+            self.excess(name, relative) > self.tables[name].margin
+            for name, relative in predicted.items()
         ):
             return replace(
                 trial, state="over-budget", reason=f"{self.in_words(trial)}, so not tried"
@@ -116,9 +138,11 @@ class Foresight:
 
     def learn(self, trial: Trial, plan: Plan, candidate: Candidate) -> None:
         """Set the tables right by a trial that was measured."""
-        for name, table in self.tables.items():
-            if name in trial.scores:
-                table.add(shape_of(plan, candidate), 1 / trial.scores[name].timing.speedup)
+        for name, score in trial.scores.items():
+            row = shape_of(plan, candidate), 1 / score.timing.speedup
+            self.measured_trials.setdefault(name, []).append(row)
+            if name in self.tables:
+                self.tables[name].add(*row)
 
     def excess(self, name: str, relative: float) -> float:
         """By how much a latency relative to the baseline misses the device's limits, as a share;
@@ -142,6 +166,3 @@ class Foresight:
                     "n": len(pairs),
                 }
         return errors
-
-    def _margin(self, name: str) -> float:
-        return max(_LEAST_MARGIN, 3 * float(np.median(np.abs(self.tables[name].errors()))))

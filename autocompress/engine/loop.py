@@ -189,13 +189,12 @@ class Loop:
     def _search(self) -> None:
         recorded = deque(self.run.proposals())
         baseline = self._baseline(recorded.popleft() if recorded else None)
-        half = self.clock.left(0) / 2
         self.foresight = Foresight.prepare(
             self.tables,
             baseline,
             self.request.space,
             self.listener.stage,
-            lambda: self.clock.left(0) < half,
+            lambda: self.clock.left(0),
         )
         if self._uncut_formats(baseline, recorded):
             self._try_candidates(baseline, recorded)
@@ -211,7 +210,7 @@ class Loop:
             and (most is None or self.asked < most or recorded)
         ):
             handle, candidate = next(asked)
-            plan, problem = self._planned(candidate)
+            plan, problem = self._planned(candidate, fresh=not recorded)
             known = self._trial_of(candidate, plan)
             if known is not None:
                 self._tell(handle, known)
@@ -253,7 +252,8 @@ class Loop:
             yield self._sampled() if again is None else (again, wanted)
         for candidate, handle in [*self._passed_over.items()]:
             del self._passed_over[candidate]
-            if self._trial_of(candidate, self._planned(candidate)[0]) is None:
+            plan, _ = self._planned(candidate, fresh=True)
+            if self._trial_of(candidate, plan) is None:
                 yield handle, candidate
         while True:
             yield self._sampled()
@@ -453,10 +453,10 @@ class Loop:
         self.run.rung(student, steps, drop, answers)
         self._answers[student, steps] = answers
 
-    def _planned(self, candidate: Candidate) -> tuple[Plan | None, str | None]:
+    def _planned(self, candidate: Candidate, *, fresh: bool) -> tuple[Plan | None, str | None]:
         """The candidate's plan, or why it has none."""
         try:
-            return self.foresight.plan(candidate), None
+            return self.foresight.plan(candidate, len(self.trials), fresh=fresh), None
         except CandidateFailed as error:
             return None, str(error)
 
@@ -549,12 +549,13 @@ class Loop:
             for name, device in self.scorer.devices.items()
             if not device.profile.estimated
         }
-        phases = {
-            name: len(profiles[name].phases(True)) if score.timing.phase else 1
+        times = {
+            name: len(profiles[name].regimes(True))
+            + (len(profiles[name].phases(True)) - 1 if score.timing.phase else 0)
             for name, score in self.trials[0].scores.items()
             if name in profiles
         }
-        timing_s = sum(phases[name] * profile.final_seconds for name, profile in profiles.items())
+        timing_s = sum(times[name] * profile.final_seconds for name, profile in profiles.items())
         return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
@@ -613,7 +614,7 @@ class Loop:
         _, trial, name = min(timed, key=lambda one: (one[0], self._losses_of(one[1])))
         score, budget = trial.scores[name], self.scorer.budgets[name]
         limits = " and ".join(budget.missed(facts(trial, name, self.scorer))) or "verification"
-        size = f", {(trial.weight_bytes or 0) / 1e6:.3g} MB" if budget.of_size else ""
+        size = f", {(trial.bytes_on(name) or 0) / 1e6:.3g} MB" if budget.of_size else ""
         metric, scored = self.metric, score.quality
         quality = (
             f", {metric.name} {metric.text(scored.validation)} on the validation split"

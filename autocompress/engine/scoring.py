@@ -159,6 +159,7 @@ class Scorer:
     def too_much(self, name: str, timing: Timing, weight_bytes: int | None) -> str | None:
         """What a model needs beyond a device's limits of latency, size and memory; None when it
         needs no more."""
+        weight_bytes = timing.weight_bytes or weight_bytes
         facts = Facts(
             timing.latency_ms.value,
             timing.speedup,
@@ -172,7 +173,8 @@ class Scorer:
         text = str(timing)
         if missed[0] == "size":
             size = (weight_bytes or 0) / 1e6
-            text = f"a file of {size:.3g} MB, the limit is {limits['max_bytes'] / 1e6:g}"
+            held = "weights" if timing.weight_bytes else "a file"
+            text = f"{held} of {size:.3g} MB, the limit is {limits['max_bytes'] / 1e6:g}"
         if missed[0] == "compression":
             text = f"{facts.compression:.2f}x smaller, the limit is {limits['min_compression']:g}x"
         if missed[0] == "memory":

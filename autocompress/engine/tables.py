@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -32,6 +33,9 @@ from autocompress.training.teacher import computed_by
 
 _TOGETHER = 8
 """Models that are timed in one process, beside the baseline."""
+_FIRST = 4
+"""Shapes of a number format without which nothing is foretold of it: the whole model, a single
+layer, few heads, a narrow FFN."""
 _DEVICE_KEYS = (
     "system",
     "cpu",
@@ -44,7 +48,7 @@ _DEVICE_KEYS = (
     "source",
     "date",
 )
-_SCHEMA = 3
+_SCHEMA = 4
 """Of a table's file and the graphs that it was measured with."""
 _DRAWS, _PLANS_PER_PART, _MOST_OF_PARTS = 60, 5, 24
 """Points of the space drawn to find plans with each kind of part, plans that are measured of each,
@@ -105,13 +109,13 @@ class Tables:
         devices = self.scorer.devices
         files = {name: self.folder / "latency" / f"{name}.json" for name in devices}
         if not all(file.is_file() for file in files.values()):
-            keys = {name: self._key(device) for name, device in devices.items()}
-            known = self._known(self._probes(space), keys, progress, out_of_time)
+            keys = {name: self.key(device) for name, device in devices.items()}
+            known = self.known(self._probes(space), keys, progress, out_of_time)
             for name, rows in known.items():
                 _write(files[name], keys[name], rows)
         return {name: read_table(self.folder, name) for name in files}
 
-    def _known(
+    def known(
         self,
         wanted: Mapping[Shape, Probe],
         keys: Mapping[str, Mapping[str, Any]],
@@ -119,9 +123,7 @@ class Tables:
         out_of_time: Callable[[], bool],
     ) -> dict[str, Rows]:
         """Rows of the wanted shapes by device; what is measured joins the cache."""
-        cached = {
-            name: cache_folder() / "latency" / f"{_digest(key)}.json" for name, key in keys.items()
-        }
+        cached = {name: _cached(key) for name, key in keys.items()}
         known = {name: _read(file) for name, file in cached.items()}
         missing = [s for s in wanted if any(s not in dict(rows) for rows in known.values())]
         done, of = 0, len(missing)
@@ -138,16 +140,19 @@ class Tables:
 
     def _probes(self, space: SearchSpace) -> dict[Shape, Probe]:
         """What to measure: shapes of every number format of the space, then plans with parts."""
-        full = self.maker.full.structure
-        heads, ffn = max(full.head_counts), max(full.ffn_widths)
-        formats = table_formats(space)
-        shapes = probes(len(full.layers), heads, ffn, formats)
-        examples = {shape: self._example(shape) for shape in shapes}
+        formats, examples = table_formats(space), self.plain_probes(space)
         drawn = list(self._drawn(space))
         with_parts = [(plan, _in_format(name)) for name in formats for plan in drawn]
         for plan, wanted in with_parts[:_MOST_OF_PARTS]:
             examples.setdefault(shape_of(plan, wanted), (plan, wanted))
         return examples
+
+    def plain_probes(self, space: SearchSpace) -> dict[Shape, Probe]:
+        """Shapes of every number format of the space, without parts."""
+        full = self.maker.full.structure
+        heads, ffn = max(full.head_counts), max(full.ffn_widths)
+        shapes = probes(len(full.layers), heads, ffn, table_formats(space))
+        return {shape: self._example(shape) for shape in shapes}
 
     def _drawn(self, space: SearchSpace) -> Iterator[Plan]:
         """A few plans of the space with each kind of part that the table must have terms for."""
@@ -195,7 +200,7 @@ class Tables:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _key(self, device: Device) -> dict[str, Any]:
+    def key(self, device: Device) -> dict[str, Any]:
         """Everything that a table's figures depend on."""
         config: Any = self.maker.teacher.model.config
         full, profile = self.maker.full.structure, device.profile
@@ -216,6 +221,7 @@ class Tables:
                 profile.context_length,
                 profile.generated_tokens,
             ],
+            "regime": profile.regime,
             "statistic": profile.statistic,
             "model": computed_by(config),
             "layers": [list(full.head_counts), list(full.ffn_widths)],
@@ -232,6 +238,84 @@ class Tables:
         teacher = self.maker.teacher
         matrices = teacher.family.weights(teacher.model, 0, kind)
         return sum(matrix.numel() for matrix in matrices) / units
+
+
+class GrowingTables:
+    """Tables that are measured when candidates need them: a few shapes of a number format at first,
+    more with every further trial while there is time. What was known at a trial is kept, so that a
+    run that goes on plans the same again.
+
+    Args:
+        allowance_s: to measure in, but for the first shapes of each number format.
+        progress: hears how many measurements are done, of how many.
+    """
+
+    def __init__(
+        self,
+        tables: Tables,
+        space: SearchSpace,
+        allowance_s: float,
+        progress: Callable[[int, int], None],
+    ) -> None:
+        self._tables, self._left_s, self._progress = tables, allowance_s, progress
+        self._wanted = tables.plain_probes(space)
+        self._folder = tables.folder / "latency"
+        self._keys = {name: tables.key(device) for name, device in tables.scorer.devices.items()}
+        self._tried: set[Shape] = set()
+        self._pace_s = 0.0
+
+    def at(
+        self, trial: int, shape: Shape, trials: Mapping[str, Rows], *, fresh: bool
+    ) -> dict[str, LatencyTable]:
+        """For a trial that needs to know of such a shape; none of a device that none is known of.
+
+        Args:
+            trials: measured so far, by device.
+            fresh: whether the trial is not replayed, so that more may be measured.
+
+        Raises:
+            OSError: the disk is full.
+        """
+        weights = {name: tuple(key["weights"]) for name, key in self._keys.items()}
+        rows = self._rows(trial, shape, fresh=fresh)
+        return {
+            name: LatencyTable(known, weights[name], list(trials.get(name, ())))
+            for name, known in rows.items()
+            if known
+        }
+
+    def _rows(self, trial: int, shape: Shape, *, fresh: bool) -> dict[str, Rows]:
+        steps = [int(path.name) for path in self._folder.glob("[0-9]*") if path.is_dir()]
+        last = max((step for step in steps if step <= trial), default=None)
+        before: dict[str, Rows] = {name: [] for name in self._keys}
+        if last is not None:
+            before = {name: _read(self._folder / str(last) / f"{name}.json") for name in before}
+        if last == trial or not fresh:
+            return before
+        rows = self._grown(before, {shape.rest, *(name for _, _, name in shape.layers)})
+        for name, known in rows.items():
+            _write(self._folder / str(trial) / f"{name}.json", self._keys[name], known)
+        return rows
+
+    def _grown(self, before: Mapping[str, Rows], formats: set[str]) -> dict[str, Rows]:
+        seen = [dict(before[name] + _read(_cached(key))) for name, key in self._keys.items()]
+        known = {shape for shape in self._wanted if all(shape in rows for rows in seen)}
+        missing = [s for s in self._wanted if s not in known and s not in self._tried]
+        some = [
+            shape
+            for name in sorted(formats - {shape.rest for shape in known})
+            for shape in [one for one in missing if one.rest == name][:_FIRST]
+        ]
+        if not some and self._left_s >= self._pace_s * min(_TOGETHER, len(missing)):
+            some = sorted(missing, key=lambda shape: shape.rest not in formats)[:_TOGETHER]
+        wanted = {s: probe for s, probe in self._wanted.items() if s in known or s in some}
+        started = time.monotonic()
+        rows = self._tables.known(wanted, self._keys, self._progress, lambda: False)
+        if some:
+            took_s = time.monotonic() - started
+            self._left_s, self._pace_s = self._left_s - took_s, took_s / len(some)
+            self._tried.update(some)
+        return {name: list((dict(rows[name]) | dict(before[name])).items()) for name in rows}
 
 
 def _rows(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) -> Rows:
@@ -273,6 +357,11 @@ def _in_format(name: str) -> Candidate:
     if block:
         chosen["quantization.block_size"] = int(block)
     return SETTINGS.candidate(chosen)
+
+
+def _cached(key: Mapping[str, Any]) -> Path:
+    """Where the cache keeps the rows of a table."""
+    return cache_folder() / "latency" / f"{_digest(key)}.json"
 
 
 def _digest(key: Mapping[str, Any]) -> str:

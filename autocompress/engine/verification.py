@@ -84,7 +84,7 @@ def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:
     return Facts(
         timing.latency_ms.value,
         timing.speedup,
-        trial.weight_bytes,
+        trial.bytes_on(name),
         scorer.baseline_bytes,
         timing.memory_bytes,
         quality.validation if quality else None,
@@ -100,9 +100,9 @@ def losses(
     objectives: Collection[str] = LATENCY_AND_QUALITY,
     baseline_bytes: int = 1,
 ) -> tuple[float, ...]:
-    """Latency relative to the baseline on each device, bytes relative to the baseline's, as far as
-    they are objectives, then the drop on validation examples on the worst device, all to be
-    minimised.
+    """Latency relative to the baseline on each device, bytes relative to the baseline's where they
+    are most, as far as they are objectives, then the drop on validation examples on the worst
+    device, all to be minimised.
 
     A stopped trial counts with the drop it had; one that was never scored with the largest; one
     that was never timed with the latency that was predicted, and with the baseline's bytes.
@@ -110,7 +110,8 @@ def losses(
     latencies = [1 / score.timing.speedup for score in trial.scores.values()] or list(
         trial.predicted.values()
     )
-    size = 1.0 if trial.weight_bytes is None else trial.weight_bytes / baseline_bytes
+    held = [trial.bytes_on(name) for name in trial.scores] or [trial.weight_bytes]
+    size = max(one or baseline_bytes for one in held) / baseline_bytes
     return (
         *(latencies if "latency" in objectives else ()),
         *([size] if "size" in objectives else ()),
@@ -139,7 +140,7 @@ def _member(trial: Trial, name: str) -> Member:
         trial.candidate,
         score.quality,
         score.timing,
-        trial.weight_bytes or 0,
+        trial.bytes_on(name) or 0,
         trial.path,
         trial.sizes,
     )
@@ -246,7 +247,7 @@ def verified(
                     if trial.number == 0
                     else replace(member, timing=timings[trial.id], quality=quality)
                 )
-        limits, uncut_bytes, rivals = scorer.budgets[name], scorer.baseline_bytes, len(members)
+        limits, uncut_bytes, rivals = scorer.budgets[name], baseline.weight_bytes, len(members)
         fit = [m for m in members if limits.admits(m.facts(uncut_bytes, rivals))]
         outcome.rejected[name] = [member for member in members if member not in fit]
         untied = without_ties(fit, _difference(trials, name, scorer), scorer.objectives)

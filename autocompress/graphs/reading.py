@@ -51,11 +51,16 @@ def _loaded(path: Path, *, weights: bool = True) -> onnx.ModelProto:
     UserError: no ONNX file.
     """
     try:
-        return onnx.load(path, load_external_data=weights)
+        model = onnx.load(path, load_external_data=weights)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} lacks a file: {error}") from error
     except Exception as error:
-        if type(error).__name__ != "DecodeError":
+        if type(error).__name__ not in ("DecodeError", "ValidationError"):
             raise
         raise UserError(f"{path} is no ONNX file") from error
+    if not model.graph.node:
+        raise UserError(f"{path} is no ONNX file")
+    return model
 
 
 def layer_of(node_name: str) -> int | None:
@@ -124,10 +129,25 @@ class Product:
     Args:
         weights: how many.
         scheme: number format that they are multiplied in.
+        columns: of their matrix.
     """
 
     weights: int
     scheme: str
+    columns: int = 0
+
+
+@dataclass(frozen=True)
+class Attention:
+    """The products of activations with each other, in all layers together.
+
+    Args:
+        width: columns of the queries.
+        cached: numbers that a token leaves in a language model's cache.
+    """
+
+    width: int
+    cached: int
 
 
 _SCHEME_BY_TYPE = {onnx.TensorProto.FLOAT: "fp32", onnx.TensorProto.FLOAT16: "fp16"}
@@ -141,16 +161,53 @@ def operations(path: Path) -> tuple[list[Product], int]:
         UserError: no ONNX file.
     """
     graph = _loaded(path).graph
+    operators = sum(node.op_type not in _FREE for node in graph.node)
+    return list(_products(graph).values()), operators
+
+
+def attention(path: Path) -> Attention:
+    """That of a model with separate softmax operators, as autocompress exports them.
+
+    Raises:
+        UserError: no ONNX file.
+    """
+    graph = _loaded(path).graph
+    products = _products(graph)
+    makers = {name: node for node in graph.node for name in node.output}
+
+    def queries(name: str) -> int:
+        """Columns of the product with weights that a tensor comes from, by its first input that
+        comes from one."""
+        if name in products:
+            return products[name].columns
+        if name not in makers:
+            return 0
+        node = makers[name]
+        columns = next(filter(None, map(queries, node.input)), 0)
+        return columns // (len(node.output) if node.op_type == "Split" else 1)
+
+    softmaxes = (node for node in graph.node if node.op_type == "Softmax")
+    caches = (item.type.tensor_type.shape.dim for item in graph.input if item.name.startswith(PAST))
+    return Attention(
+        sum(queries(node.input[0]) for node in softmaxes),
+        sum(dims[1].dim_value * dims[3].dim_value for dims in caches),
+    )
+
+
+def _products(graph: onnx.GraphProto) -> dict[str, Product]:
+    """Matrix products with weights, by the name of what they give."""
     tensors = {tensor.name: tensor for tensor in graph.initializer}
     dequantized = {
         node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
     }
-    products = []
+    products = {}
     for node in graph.node:
         if node.op_type == "MatMulNBits":
             attributes = {item.name: item.i for item in node.attribute}
-            products.append(
-                Product(attributes["K"] * attributes["N"], f"int{attributes['bits']}-weights")
+            products[node.output[0]] = Product(
+                attributes["K"] * attributes["N"],
+                f"int{attributes['bits']}-weights",
+                attributes["N"],
             )
         elif node.op_type in (
             "MatMul",
@@ -167,12 +224,13 @@ def operations(path: Path) -> tuple[list[Product], int]:
             ]
             for tensor in weights[:1]:
                 integer = "int8-static" if static else "int8-dynamic"
-                products.append(
-                    Product(
-                        int(np.prod(tensor.dims)), _SCHEME_BY_TYPE.get(tensor.data_type, integer)
-                    )
+                transposed = any(item.name == "transB" and item.i for item in node.attribute)
+                products[node.output[0]] = Product(
+                    int(np.prod(tensor.dims)),
+                    _SCHEME_BY_TYPE.get(tensor.data_type, integer),
+                    tensor.dims[0 if transposed else 1],
                 )
-    return products, sum(node.op_type not in _FREE for node in graph.node)
+    return products
 
 
 _FREE = (

@@ -10,10 +10,14 @@ One JSON request on standard input, one JSON answer as the last line of standard
 
 A ``time`` request is answered from several processes, one after the other, because the pages of
 memory that a process happens to get make it some per cent faster or slower than the next. In each
-all models run round-robin, so that a slow spell of the machine hits all of them alike: in each
-round a model first runs untimed for 5 ms, so that caches are as in service and not as the model
-before left them, then timed for 5 ms, at least once. A round's time is the median of its runs; no
-round is ever dropped.
+all models run round-robin, so that a slow spell of the machine hits all of them alike. No round is
+ever dropped. What a round is depends on the regime:
+
+    warm   inferences back to back: a model first runs untimed for 20 ms, so that caches are as in
+    service and not as the model before left them, then timed for 5 ms, at least once; the round's
+    time is the median of its runs
+    cold   a request now and then: one inference, right after the caches were displaced by writing
+    over twice as much memory as the largest of them holds
 
 The runtime reports its use to Microsoft unless ``ORT_DISABLE_TELEMETRY`` is in the environment when
 it is imported; importing this file puts 1 there where there is no value yet.
@@ -35,6 +39,7 @@ import subprocess
 import sys
 import time
 import traceback
+from functools import partial
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -50,12 +55,16 @@ FEWEST_ROUNDS = 10
 """In each process."""
 FEWEST_TEXTS = 3
 """In place of rounds, end to end: a text takes so long that its beginning counts for nothing."""
-_SHARES = 5
+SHARES = 5
 """Processes that a request's time is meant for."""
 _WARM_UP_ROUNDS = 3
 _PAST = "past_key_values."
 """Of the names of the inputs that hold a language model's cache."""
+_WARM_SECONDS = 0.020
+"""Of untimed runs; models of 1 to 4 ms are slower until then."""
 _BLOCK_SECONDS = 0.005
+_LEAST_DISPLACED, _MOST_DISPLACED = 64 * 2**20, 512 * 2**20
+"""Bytes."""
 _RESAMPLES = 400
 _TOKENS_AT_ONCE = 16
 """Rows of the vocabulary, about 3 MB for GPT-2's, that the log-softmax works on at a time: they
@@ -160,7 +169,7 @@ def session(path: str, request: dict[str, Any]) -> Any:
             f"needs it"
         )
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = request["threads"] or os.cpu_count() or 1
+    options.intra_op_num_threads = request["threads"] or usable_cores()
     options.inter_op_num_threads = 1
     options.log_severity_level = 3
     try:
@@ -174,16 +183,17 @@ def session(path: str, request: dict[str, Any]) -> Any:
     return made
 
 
-def runner(path: str, request: dict[str, Any]) -> Any:
-    """A function that runs the model once on random tokens: at each of the request's lengths, or a
-    language model in the request's phase."""
+def runners(path: str, request: dict[str, Any]) -> list[Any]:
+    """Functions that run the model once on random tokens: one for each of the request's lengths, or
+    one for a language model in the request's phase."""
     made = session(path, request)
-    run = generation(made, request) if request.get("phase") else inference(made, request)
+    runs = [generation(made, request)] if request.get("phase") else inferences(made, request)
     try:
-        run()
+        for run in runs:
+            run()
     except Exception as error:
         raise Refusal(f"onnxruntime cannot run it: {_first_line(error)}") from error
-    return run
+    return runs
 
 
 def cache(made: Any, rows: int, length: int) -> dict[str, Any]:
@@ -197,8 +207,8 @@ def cache(made: Any, rows: int, length: int) -> dict[str, Any]:
     }
 
 
-def inference(made: Any, request: dict[str, Any]) -> Any:
-    """See ``runner``."""
+def inferences(made: Any, request: dict[str, Any]) -> list[Any]:
+    """See ``runners``."""
     names = [item.name for item in made.get_inputs()]
     feeds = []
     for length in request["lengths"]:
@@ -208,16 +218,11 @@ def inference(made: Any, request: dict[str, Any]) -> Any:
             feed["token_type_ids"][:] = 0
         feed["input_ids"] = np.random.default_rng(0).integers(2, 20, shape)
         feeds.append(feed)
-
-    def run() -> None:
-        for feed in feeds:
-            made.run(None, feed)
-
-    return run
+    return [partial(made.run, None, feed) for feed in feeds]
 
 
 def generation(made: Any, request: dict[str, Any]) -> Any:
-    """See ``runner``; tokens are chosen greedily, and the cache that comes out goes in again, on a
+    """See ``runners``; tokens are chosen greedily, and the cache that comes out goes in again, on a
     GPU by way of this process."""
     rows, phase = request["batch_size"], request["phase"]
     held = request["context_length"] if phase == "decode" else 0
@@ -250,7 +255,7 @@ def time_models(request: dict[str, Any]) -> dict[str, Any]:
         _in_child(added_memory, {**request, "models": [model]})["bytes"] if asked else None
         for model, asked in wanted
     ]
-    threads = request["threads"] or os.cpu_count() or 1
+    threads = request["threads"] or usable_cores()
     clock = "cpu" if threads == 1 and request["runtime"] == "onnxruntime-cpu" else "wall"
     by_process: list[dict[str, Any]] = []
     end = time.perf_counter() + request["seconds"]
@@ -275,19 +280,19 @@ def time_models(request: dict[str, Any]) -> dict[str, Any]:
 
 def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU milliseconds of each round and model, and mean millijoules by model."""
-    runs = [runner(model["path"], request) for model in request["models"]]
+    models = [runners(model["path"], request) for model in request["models"]]
     texts = request.get("phase") == "end-to-end"
     for _ in range(1 if texts else _WARM_UP_ROUNDS):
-        for run in runs:
-            run()
-    threads = request["threads"] or os.cpu_count() or 1
+        for runs in models:
+            _once(runs)
+    threads = request["threads"] or usable_cores()
     cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
-    per_inference = len(request["lengths"]) * 1e6
+    displace = displacer() if request.get("regime") == "cold" else None
     rounds: list[list[tuple[float, float, float]]] = []
-    end = time.perf_counter() + request["seconds"] / _SHARES
+    end = time.perf_counter() + request["seconds"] / SHARES
     gc.disable()
     while len(rounds) < (FEWEST_TEXTS if texts else FEWEST_ROUNDS) or time.perf_counter() < end:
-        rounds.append([_block(run, cpu_clock, per_inference, threads) for run in runs])
+        rounds.append([_block(runs, cpu_clock, threads, displace) for runs in models])
     readings = np.array(rounds)
     return {
         "wall": readings[:, :, 0].tolist(),
@@ -343,25 +348,59 @@ def _end_with_parent() -> None:
 
 
 def _block(
-    run: Any, cpu_clock: Any, per_inference: float, threads: int
+    runs: list[Any], cpu_clock: Any, threads: int, displace: Any = None
 ) -> tuple[float, float, float]:
     """Medians of wall and CPU milliseconds per inference, and mean millijoules (NaN where the
-    machine exposes no energy)."""
-    end = time.perf_counter() + _BLOCK_SECONDS
+    machine exposes no energy, and of cold runs, among which other work is done).
+
+    Args:
+        runs: of one model, an inference each.
+        displace: for a cold round, what is called before each run.
+    """
+    if displace:
+        singles = []
+        for run in runs:
+            displace()
+            singles.append(_timed([run], cpu_clock, threads))
+        wall, cpu = np.mean(singles, axis=0)
+        return float(wall), float(cpu), float("nan")
+    end = time.perf_counter() + _WARM_SECONDS
     while time.perf_counter() < end:
-        run()
-    wall: list[float] = []
-    cpu: list[float] = []
+        _once(runs)
+    times: list[tuple[float, float]] = []
     before = _microjoules()
     end = time.perf_counter() + _BLOCK_SECONDS
-    while not wall or time.perf_counter() < end:
-        wall_start, cpu_start = time.perf_counter_ns(), cpu_clock()
+    while not times or time.perf_counter() < end:
+        times.append(_timed(runs, cpu_clock, threads))
+    used = (_microjoules() - before) / 1e3 / (len(times) * len(runs))
+    wall, cpu = np.median(times, axis=0)
+    return float(wall), float(cpu), used if used >= 0 else float("nan")
+
+
+def _timed(runs: list[Any], cpu_clock: Any, threads: int) -> tuple[float, float]:
+    """Wall and CPU milliseconds per run."""
+    wall_start, cpu_start = time.perf_counter_ns(), cpu_clock()
+    _once(runs)
+    cpu_end, wall_end = cpu_clock(), time.perf_counter_ns()
+    each = len(runs) * 1e6
+    return (wall_end - wall_start) / each, (cpu_end - cpu_start) / each / threads
+
+
+def _once(runs: list[Any]) -> None:
+    for run in runs:
         run()
-        cpu_end, wall_end = cpu_clock(), time.perf_counter_ns()
-        wall.append((wall_end - wall_start) / per_inference)
-        cpu.append((cpu_end - cpu_start) / per_inference / threads)
-    used = (_microjoules() - before) / 1e3 / (len(wall) * per_inference / 1e6)
-    return float(np.median(wall)), float(np.median(cpu)), used if used >= 0 else float("nan")
+
+
+def displacer() -> Any:
+    """A function that leaves nothing in the caches but its own memory."""
+    largest = max(_cache_bytes(level) for level in (2, 3, 4))
+    size = min(max(2 * largest, _LEAST_DISPLACED), _MOST_DISPLACED)
+    memory = np.zeros(size // 8)
+
+    def displace() -> None:
+        np.add(memory, 1.0, out=memory)
+
+    return displace
 
 
 def _microjoules() -> float:
@@ -377,9 +416,9 @@ def added_memory(request: dict[str, Any]) -> dict[str, Any]:
     with contextlib.suppress(OSError, AttributeError):  # huge pages would count as a whole
         ctypes.CDLL(None).prctl(41, 1, 0, 0, 0)
     before = _peak_bytes()
-    run = runner(request["models"][0]["path"], request)
+    runs = runners(request["models"][0]["path"], request)
     for _ in range(2):
-        run()
+        _once(runs)
     return {"bytes": max(0, _peak_bytes() - before)}
 
 
@@ -498,6 +537,20 @@ def _cache_bytes(level: int) -> int:
             size = _read(str(index / "size")).strip()
             return int(size.rstrip("KM") or 0) * {"K": 2**10, "M": 2**20}.get(size[-1:], 1)
     return 0
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: of its affinity, and of what a container grants."""
+    with contextlib.suppress(AttributeError):  # no Linux
+        allowed = len(os.sched_getaffinity(0))
+        granted = [_read("/sys/fs/cgroup/cpu.max").split()]
+        old = "/sys/fs/cgroup/cpu/cpu.cfs_"
+        granted.append((_read(f"{old}quota_us") + " " + _read(f"{old}period_us")).split())
+        for numbers in granted:
+            if len(numbers) == 2 and all(number.isdigit() for number in numbers):
+                allowed = min(allowed, max(1, int(numbers[0]) // int(numbers[1])))
+        return allowed
+    return os.cpu_count() or 1
 
 
 def busy_cores(seconds: float = 0.5) -> float | None:

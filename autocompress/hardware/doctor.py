@@ -4,7 +4,8 @@ profile new``."""
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,9 @@ GAIN = 1.05
 STEADY = 0.015
 """Standard deviation of the speedup of a model against its twin up to which a machine times well,
 as a share."""
-_TWINS = 6
+_TWINS, _FEWEST_TWINS = 6, 2
+_SECONDS = 60.0
+"""After which nothing more is begun."""
 _TOKENS = 32
 _INT8_FEATURES = ("amx_int8", "avx512_vnni", "avx_vnni", "i8mm", "asimddp")
 
@@ -38,8 +41,8 @@ class Diagnosis:
         device: see ``agent.describe``.
         gains: speedup of each number format over fp32, on products of 512 by 2048 with 32 tokens,
             one thread.
-        spread: standard deviation of the speedup of a model against its twin over six processes, as
-            a share.
+        spread: standard deviation of the speedup of a model against its twin over six timings, or
+            fewer where there was no time, as a share.
         remarks: (whether it is in order, what is said) in words.
     """
 
@@ -53,28 +56,48 @@ class Diagnosis:
         return all(fine for fine, _ in self.remarks)
 
 
-def examine(host: Host, runtime: str = "onnxruntime-cpu") -> Diagnosis:
-    """Describe the device and time the probe on it; some 25 seconds.
+def examine(
+    host: Host,
+    runtime: str = "onnxruntime-cpu",
+    told: Callable[[str], None] = lambda what: None,
+) -> Diagnosis:
+    """Describe the device and time the probe on it; some 30 seconds, not much more than a minute
+    where the machine is busy: formats and twins whose turn has not come by then are left out.
+
+    Args:
+        told: hears what is timed next.
 
     Raises:
         CandidateFailed: the device cannot run the probe.
         DeviceLost: it does not answer.
     """
+    end = time.monotonic() + _SECONDS
     device = described(host)
-    format_gains = gains(host, runtime)
+    format_gains = gains(host, runtime, told, end)
+    speedups: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "probe.onnx"
         onnx_graphs.write_probe(model)
-        speedups = [
-            _time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"] for _ in range(_TWINS)
-        ]
+        while len(speedups) < (_TWINS if time.monotonic() < end else _FEWEST_TWINS):
+            told(f"timing a model against its twin, {len(speedups) + 1} of {_TWINS}")
+            speedups.append(_time(host, runtime, {"fp32": model, "twin": model}, 2.0)["twin"])
     spread = float(np.std(speedups, ddof=1))
     return Diagnosis(device, format_gains, spread, tuple(_remarks(device, format_gains, spread)))
 
 
-def gains(host: Host, runtime: str) -> dict[str, float]:
+def gains(
+    host: Host,
+    runtime: str,
+    told: Callable[[str], None] = lambda what: None,
+    end: float = float("inf"),
+) -> dict[str, float]:
     """Speedup of each number format over fp32; formats that the device cannot run are left out;
-    raises as ``examine``."""
+    raises as ``examine``.
+
+    Args:
+        told: hears what is timed next.
+        end: as ``time.monotonic`` counts; formats whose turn has not come are left out.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         fp32 = folder / "fp32.onnx"
@@ -82,6 +105,9 @@ def gains(host: Host, runtime: str) -> dict[str, float]:
         calibration = [{"input_ids": np.random.default_rng(0).integers(2, 20, (4, _TOKENS))}]
         speedups = {"fp32": 1.0}
         for scheme in [name for name, known in FORMATS.items() if known.stored != "fp32"]:
+            if time.monotonic() >= end:
+                break
+            told(f"timing {scheme}")
             path = folder / f"{scheme}.onnx"
             chosen = {"quantization.scheme": scheme, "quantization.block_size": 128}
             convert(fp32, path, Settings(FORMAT_SETTINGS).candidate(chosen), calibration)

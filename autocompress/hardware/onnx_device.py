@@ -20,7 +20,7 @@ from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.patience import Patience
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.hardware.timing import grouped, in_phases, timings
+from autocompress.hardware.timing import grouped, in_phases, in_regimes, timings
 from autocompress.interfaces import Question
 from autocompress.scores import Timing
 
@@ -73,6 +73,7 @@ class OnnxDevice:
             "threads": profile.threads,
             "batch_size": profile.batch_size,
             "lengths": self.lengths,
+            "regime": profile.regime,
             "statistic": profile.statistic,
             "confidence": profile.confidence,
             "target_precision": profile.target_precision,
@@ -81,19 +82,24 @@ class OnnxDevice:
             "memory": [final or not models, *([True] * len(models))],
         }
 
-        def timed(phase: Mapping[str, Any]) -> list[Timing]:
-            answer = ask(self.host, {**request, **phase}, files, patience=self.patience)
+        def timed(change: Mapping[str, Any]) -> list[Timing]:
+            answer = ask(self.host, {**request, **change}, files, patience=self.patience)
             return timings(answer, profile, precisions)
 
+        workload: dict[str, Any] = {}
         if has_cache(files[0]):
-            workload = {**profile.generation(self.lengths), "lengths": [1]}
-            first, *rest = in_phases(
-                {phase: timed({**workload, "phase": phase}) for phase in profile.phases(final)}
+            phases = profile.phases(final)
+            workload = {**profile.generation(self.lengths), "lengths": [1], "phase": phases[0]}
+            timed_models = in_phases(
+                {phase: timed({**workload, "phase": phase}) for phase in phases}
             )
         else:
             profile.check_not_generating()
-            first, *rest = timed({})
-        return first, rest
+            timed_models = timed(workload)
+        for regime in profile.regimes(final)[1:]:
+            known = {"regime": regime, "memory": [False] * len(files)}
+            timed_models = in_regimes(timed_models, regime, timed({**workload, **known}))
+        return timed_models[0], timed_models[1:]
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
         if self.is_local and self.profile.runtime == "onnxruntime-cpu":

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,11 +43,15 @@ FINGERPRINT = (
     *("python", "onnxruntime", "torch", "cuda", "providers", "busy_cores"),
 )
 _OF_TIMINGS = (
-    *("cuda_graphs", "statistic", "confidence"),
+    *("cuda_graphs", "regime", "statistic", "confidence"),
     *("target_precision", "trial_seconds", "final_seconds"),
 )
 PHASES = ("decode", "prefill", "end-to-end")
 """Of a language model: what can be timed of it."""
+REGIMES = ("warm", "cold")
+"""Of the caches."""
+BOTH_REGIMES = ("onnxruntime-cpu",)
+"""Runtimes that can be timed in either."""
 TASK_LENGTHS = "task"
 """Stands for the lengths of the validation split."""
 _EXTENDS = "extends"
@@ -167,6 +170,12 @@ class HardwareProfile:
         Positive("megabytes"),
         "most megabytes that a model may add to its process at the peak",
     ] = None
+    regime: Annotated[
+        str,
+        OneOf(REGIMES),
+        "what latency is of: inferences back to back, or, under onnxruntime-cpu, single ones after "
+        "the caches were displaced, as for a request now and then; final models are timed in both",
+    ] = "warm"
     statistic: Annotated[
         str, OneOf(STATISTICS), "of the rounds; other work on the machine moves p10 least"
     ] = "p10"
@@ -215,6 +224,10 @@ class HardwareProfile:
             ),
             (cuda and self.threads != 1, "threads mean nothing to a CUDA runtime; leave them out"),
             (self.cuda_graphs and not torch, "cuda_graphs are of torch-cuda only"),
+            (
+                self.regime == "cold" and self.runtime not in BOTH_REGIMES,
+                f"regime = cold is of {', '.join(BOTH_REGIMES)} only",
+            ),
             (torch and remote, "torch-cuda runs on this machine only"),
             (
                 self.runtime == "onnxruntime-cuda"
@@ -326,7 +339,15 @@ class HardwareProfile:
 
     @property
     def intra_op_threads(self) -> int:
-        return self.threads or os.cpu_count() or 1
+        from autocompress.hardware.agent import usable_cores
+
+        return self.threads or usable_cores()
+
+    def regimes(self, final: bool) -> tuple[str, ...]:
+        """What to time: the regime that latency is of, then for the numbers that are reported the
+        other, where there are two."""
+        other = REGIMES[1 - REGIMES.index(self.regime)]
+        return (self.regime, other) if final and self.runtime in BOTH_REGIMES else (self.regime,)
 
     @property
     def estimated(self) -> bool:

@@ -97,6 +97,19 @@ def in_phases(by_phase: Mapping[str, Sequence[Timing]]) -> list[Timing]:
     return [replace(first, others=tuple(others)) for first, *others in zip(*named, strict=True)]
 
 
+def in_regimes(timings: Sequence[Timing], regime: str, in_other: Sequence[Timing]) -> list[Timing]:
+    """One timing per model, beside it that of the other regime.
+
+    Args:
+        regime: the other one.
+        in_other: a timing per model in it.
+    """
+    return [
+        replace(timing, beside=replace(other, phase=timing.phase, regime=regime))
+        for timing, other in zip(timings, in_other, strict=True)
+    ]
+
+
 def timings(
     answer: dict[str, Any], profile: HardwareProfile, precisions: Sequence[str]
 ) -> list[Timing]:
@@ -105,7 +118,7 @@ def timings(
     Args:
         precisions: number format of each model.
     """
-    by_cpu = answer["clock"] == "cpu"
+    by_cpu, on_cpu = answer["clock"] == "cpu", profile.runtime == "onnxruntime-cpu"
     processes = [np.array(rounds) for rounds in answer["cpu_ms" if by_cpu else "wall_ms"]]
     wall, cpu = (
         np.concatenate([np.array(rounds) for rounds in answer[key]])
@@ -116,8 +129,9 @@ def timings(
             timing,
             precision=precisions[i],
             wall_ms=float(np.median(wall[:, i])),
-            cpu_ms=float(np.median(cpu[:, i])) if by_cpu else None,
-            disturbed=by_cpu and bool(wall[:, i].sum() > DISTURBED * cpu[:, i].sum()),
+            regime=profile.regime,
+            cpu_ms=float(np.median(cpu[:, i])) if on_cpu else None,
+            disturbed=on_cpu and bool(wall[:, i].sum() > DISTURBED * cpu[:, i].sum()),
             memory_bytes=answer["memory_bytes"][i],
             energy_mj=answer["energy_mj"][i],
         )

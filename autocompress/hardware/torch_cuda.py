@@ -2,7 +2,7 @@
 
 A captured graph takes away the cost of launching hundreds of small kernels, which is most of an
 eager call at small batch; with ``cuda_graphs = false`` the same profile times plain eager calls.
-The baseline runs in the same way in fp32, so a speedup is the model's own.
+The baseline runs in the same way in fp32, never in TF32, so a speedup is the model's own.
 
 Run as a program it answers one request in a fresh process, as ``agent.py`` does for onnxruntime.
 """
@@ -13,8 +13,10 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +25,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autocompress.artifact import load_model, scheme_of
+from autocompress.artifact import bytes_in_torch, load_model, scheme_of
 from autocompress.cores import reserved
 from autocompress.errors import AutocompressError, CandidateFailed, DeviceLost, UserError
 from autocompress.graphs.decoding import generates
-from autocompress.hardware.agent import describe, is_precise, kept
+from autocompress.hardware.agent import FEWEST_PROCESSES, SHARES, describe, is_precise, kept
 from autocompress.hardware.host import save_batches
 from autocompress.hardware.patience import Patience, time_left
 from autocompress.hardware.profile import HardwareProfile, precision_of
@@ -37,7 +39,8 @@ from autocompress.scores import Timing
 
 _DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _BLOCK_MS = 5.0
-_BATCH_ROUNDS = 30
+_FEWEST_ROUNDS = 30
+"""In each process."""
 _PATIENCE = Patience(model_s=120.0, batch_s=10.0)
 
 
@@ -84,10 +87,11 @@ class TorchCudaDevice:
         profile.check_not_generating()
         alone = "fp32" if models else precision_of(scheme_of(baseline), profile)
         precisions = [alone, *(precision_of(scheme_of(path), profile) for path in models)]
-        answer = _ask(
+        folders = [baseline, *models]
+        answer = _timed_in_processes(
             {
                 "action": "time",
-                "models": [str(path) for path in (baseline, *models)],
+                "models": [str(path) for path in folders],
                 "precisions": precisions,
                 "lengths": self.lengths,
                 "batch_size": profile.batch_size,
@@ -99,7 +103,10 @@ class TorchCudaDevice:
                 * max(1, len(models)),
             }
         )
-        first, *rest = timings(answer, profile, precisions)
+        first, *rest = [
+            replace(timing, weight_bytes=bytes_in_torch(path, timing.precision))
+            for path, timing in zip(folders, timings(answer, profile, precisions), strict=True)
+        ]
         return first, rest
 
     def predict(self, model: Path, batches: Sequence[Question]) -> NDArray[np.floating[Any]]:
@@ -116,6 +123,25 @@ class TorchCudaDevice:
         return outputs
 
     def close(self) -> None: ...
+
+
+def _timed_in_processes(request: Mapping[str, Any]) -> dict[str, Any]:
+    """The answers of fresh processes, one after the other, as one: until precise enough or out of
+    time, as in ``agent.time_models``."""
+    rounds: list[Any] = []
+    end = time.perf_counter() + request["seconds"]
+    while True:
+        answer = _ask({**request, "seconds": request["seconds"] / SHARES})
+        rounds += answer["wall_ms"]
+        if len(rounds) >= FEWEST_PROCESSES:
+            precise = is_precise(
+                [np.array(one) for one in rounds],
+                request["statistic"],
+                request["confidence"],
+                request["target_precision"],
+            )
+            if precise or time.perf_counter() > end:
+                return answer | {"wall_ms": rounds, "cpu_ms": rounds}
 
 
 def _ask(request: Mapping[str, Any]) -> dict[str, Any]:
@@ -226,25 +252,15 @@ def _block(run: Callable[[], None], lengths: int) -> float:
 
 
 def _time(request: Mapping[str, Any]) -> dict[str, Any]:
-    import time
-
+    """In this process."""
     pairs = zip(request["models"], request["precisions"], strict=True)
     runs, memory = zip(
         *(_runner(folder, precision, request) for folder, precision in pairs), strict=True
     )
     rounds: list[list[float]] = []
     end = time.perf_counter() + request["seconds"]
-    while True:
+    while len(rounds) < _FEWEST_ROUNDS or time.perf_counter() < end:
         rounds.append([_block(run, len(request["lengths"])) for run in runs])
-        if len(rounds) % _BATCH_ROUNDS == 0:
-            precise = is_precise(
-                [np.array(rounds)],
-                request["statistic"],
-                request["confidence"],
-                request["target_precision"],
-            )
-            if precise or time.perf_counter() > end:
-                break
     return {
         "wall_ms": [rounds],
         "cpu_ms": [rounds],
@@ -275,6 +291,7 @@ def _score(request: Mapping[str, Any]) -> dict[str, Any]:
 
 def _serve() -> None:
     request = json.loads(sys.stdin.read())
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     try:
         with torch.inference_mode():
             answer = {"time": _time, "score": _score}[request["action"]](request)

@@ -3,6 +3,7 @@ model's own shapes.
 
 A layer costs an amount per head, one per FFN neuron, a step for having any of either, and a
 constant for the rest of it, all by number format; what is in no layer costs a constant by format.
+Neurons count in whole steps of ``ffn_step``, in which runtimes compute them.
 Weights that do not fit the caches cost extra: two sizes are fitted beyond which each further byte
 has a price. Nothing costs less than zero. Everything is relative to the latency of the uncut fp32
 model, which is timed in turn with each measurement, so a table holds while the machine's speed
@@ -23,8 +24,12 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate
 from autocompress.formats import FORMATS, layer_formats
 from autocompress.plan import Plan
+from autocompress.structure import ffn_step
 
 MOST_MEASUREMENTS = 50
+LEAST_MARGIN = 0.1
+"""A candidate is refused unseen only when it is predicted to miss a limit by more than this
+share."""
 _TRIAL_WEIGHT = 2.0
 _LEAST_ROWS = 4
 """Measurements that hold what a part adds, below which nothing is foretold of it."""
@@ -115,6 +120,10 @@ class LatencyTable:
     trials: list[tuple[Shape, float]] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        widths = [ffn for shape, _ in self.rows for _, ffn, _ in shape.layers]
+        self.step = ffn_step(max(widths, default=0))
+        self.formats = {shape.rest for shape, _ in self.rows}
+        self.formats |= {name for shape, _ in self.rows for _, _, name in shape.layers}
         self._fit()
 
     def add(self, shape: Shape, relative: float) -> None:
@@ -131,11 +140,11 @@ class LatencyTable:
         return float(self._terms(shape, self.caches) @ self.costs)
 
     def knows(self, shape: Shape) -> bool:
-        """Whether all of a shape's number formats were measured, and what parts add to it often
-        enough to tell its cost."""
+        """Whether all of a shape's number formats are in the rows, and what parts add to it often
+        enough in rows and trials to tell its cost."""
         formats = {shape.rest, *(name for _, _, name in shape.layers)}
         known = all(self.extra_rows.get(name, 0) >= _LEAST_ROWS for name, _ in shape.extra)
-        return known and formats <= self.columns.keys()
+        return known and formats <= self.formats
 
     def errors(self) -> NDArray[np.float64]:
         """Relative error of each row and trial foretold from all the others, signed; infinite for
@@ -145,6 +154,11 @@ class LatencyTable:
         as they are (Hastie et al. 2009, The Elements of Statistical Learning, section 7.10.3).
         """
         return self._errors
+
+    @property
+    def margin(self) -> float:
+        """Share by which a limit must be foretold to be missed to be taken for missed."""
+        return max(LEAST_MARGIN, 3 * float(np.median(np.abs(self._errors))))
 
     def _fit(self) -> None:
         seen = [*self.rows, *self.trials]
@@ -173,7 +187,8 @@ class LatencyTable:
         terms[self.columns[shape.rest], 0] = 1
         megabytes = 0.0
         for heads, ffn, name in shape.layers:
-            terms[self.columns[name]] += (0, 1, heads > 0, heads, ffn > 0, ffn)
+            neurons = -(-ffn // self.step) * self.step
+            terms[self.columns[name]] += (0, 1, heads > 0, heads, ffn > 0, neurons)
             megabytes += (
                 FORMATS[name.partition("/")[0]].bytes
                 * (heads * self.weights[0] + ffn * self.weights[1])

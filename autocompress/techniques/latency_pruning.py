@@ -14,15 +14,17 @@ from typing import Literal
 from autocompress.candidate import Candidate, Real, Setting
 from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Knowledge, StructuralTechnique
-from autocompress.structure import Layer, Structure
+from autocompress.structure import Layer, Structure, ffn_step, in_blocks
 
-Unit = tuple[int, Literal["heads", "ffn"], int]
-"""(position of the layer, kind, index of the head or neuron)."""
+Kind = Literal["heads", "ffn"]
+Units = tuple[int, Kind, tuple[int, ...]]
+"""(position of the layer, kind, indices of heads or neurons): what goes together, a head or so many
+neurons as an FFN is cut by."""
 
 
 class LatencyPruning(StructuralTechnique):
-    """Removes units in order of importance per latency until the predicted latency is
-    ``width.latency`` of what it was."""
+    """Removes heads, and neurons in steps of ``ffn_step``, in order of importance per latency until
+    the predicted latency is ``width.latency`` of what it was."""
 
     name = "latency-pruning"
     settings = (
@@ -58,22 +60,25 @@ class LatencyPruning(StructuralTechnique):
         return _without(structure, units[:low])
 
 
-def _least_worth_first(structure: Structure, knowledge: Knowledge) -> list[Unit]:
+def _least_worth_first(structure: Structure, knowledge: Knowledge) -> list[Units]:
     assert knowledge.latency is not None
     scores = knowledge.importance["fisher"]
-    worth: list[tuple[float, Unit]] = []
+    step = ffn_step(max(map(len, scores.ffn)))
+    worth: list[tuple[float, Units]] = []
     for position, layer in enumerate(structure.layers):
-        for kind, kept, important in (
-            ("heads", layer.heads, scores.heads),
-            ("ffn", layer.ffn, scores.ffn),
-        ):
+        kinds: tuple[Kind, Kind] = ("heads", "ffn")
+        for kind in kinds:
+            kept = getattr(layer, kind)
+            important = getattr(scores, kind)[layer.source][list(kept)]
             cost = _cost(structure, position, kind, knowledge.latency)
-            worth += [(float(important[layer.source][i]) / cost, (position, kind, i)) for i in kept]  # type: ignore[misc]
-    return [unit for _, unit in sorted(worth, key=lambda pair: pair[0])]
+            for block in in_blocks(important, step if kind == "ffn" else 1):
+                units = (position, kind, tuple(kept[i] for i in block))
+                worth.append((float(important[block].mean()) / cost, units))
+    return [units for _, units in sorted(worth, key=lambda pair: pair[0])]
 
 
 def _cost(
-    structure: Structure, position: int, kind: str, latency: Callable[[Structure], float]
+    structure: Structure, position: int, kind: Kind, latency: Callable[[Structure], float]
 ) -> float:
     """Latency that a unit of a layer takes, on average over half of them."""
     layer = structure.layers[position]
@@ -88,8 +93,8 @@ def _cost(
     )
 
 
-def _without(structure: Structure, units: Sequence[Unit]) -> Structure:
-    gone = set(units)
+def _without(structure: Structure, units: Sequence[Units]) -> Structure:
+    gone = {(position, kind, i) for position, kind, some in units for i in some}
 
     def left(position: int, layer: Layer) -> Layer:
         heads = tuple(i for i in layer.heads if (position, "heads", i) not in gone)

@@ -15,12 +15,13 @@ from numpy.typing import NDArray
 from autocompress.candidate import Candidate, OneOf, Real, Setting, Value
 from autocompress.interfaces import Knowledge, StructuralTechnique
 from autocompress.knowledge import CRITERIA
-from autocompress.structure import Layer, Structure
+from autocompress.structure import Layer, Structure, ffn_step, in_blocks
 
 
 class UnitPruning(StructuralTechnique):
-    """Keeps the most important share of the units that are left; a layer may end with none. Not
-    beside ``width.latency``, which prunes both kinds of units together.
+    """Keeps the most important share of the units that are left, neurons in steps of ``ffn_step``;
+    a layer may end with none. Not beside ``width.latency``, which prunes both kinds of units
+    together.
 
     Args:
         name: of the technique.
@@ -70,7 +71,9 @@ class UnitPruning(StructuralTechnique):
             scores[layer.source][list(kept)]
             for layer, kept in zip(structure.layers, units, strict=True)
         ]
-        chosen = allocate(left, share, candidate.text(f"{self.section}.allocation", "global"))
+        step = ffn_step(max(map(len, scores))) if self.section == "ffn" else 1
+        allocation = candidate.text(f"{self.section}.allocation", "global")
+        chosen = allocate(left, share, allocation, step)
         kept = [
             tuple(layer[i] for i in positions)
             for layer, positions in zip(units, chosen, strict=True)
@@ -85,30 +88,32 @@ class UnitPruning(StructuralTechnique):
 
 
 def allocate(
-    scores: Sequence[NDArray[np.float64]], share: float, allocation: str
+    scores: Sequence[NDArray[np.float64]], share: float, allocation: str, step: int = 1
 ) -> list[tuple[int, ...]]:
     """Positions to keep in each layer.
 
     Args:
         scores: per layer, importance of what is still there.
-        share: of all positions, from 0 to 1.
+        share: of all blocks, from 0 to 1.
         allocation: ``uniform`` keeps the same share in every layer; ``global`` keeps the most
-            important ones wherever they lie, so a layer may end with none.
+            important blocks wherever they lie, so a layer may end with none.
+        step: positions that stay or go together: a layer's blocks are cut from its order of
+            importance, and count with their mean.
 
     Returns:
         Ascending positions per layer; ties go to the earlier layer and position.
     """
+    blocks = [in_blocks(layer, step) for layer in scores]
+    pairs = zip(scores, blocks, strict=True)
+    means = [[float(layer[block].mean()) for block in own] for layer, own in pairs]
     if allocation == "uniform":
-        return [_top(layer, round(share * len(layer))) for layer in scores]
-    flat = np.concatenate(list(scores))
-    kept = set(_top(flat, round(share * len(flat))))
-    ends = np.cumsum([len(layer) for layer in scores])
+        counts = [round(share * len(own)) for own in blocks]
+    else:
+        ranked = np.argsort(-np.concatenate(means), kind="stable")
+        layer_of = np.repeat(np.arange(len(blocks)), list(map(len, blocks)))
+        best = layer_of[ranked[: round(share * len(ranked))]]
+        counts = np.bincount(best, minlength=len(blocks)).tolist()
     return [
-        tuple(i for i in range(len(layer)) if end - len(layer) + i in kept)
-        for layer, end in zip(scores, ends.tolist(), strict=True)
+        tuple(sorted(i for block in own[:count] for i in block.tolist()))
+        for own, count in zip(blocks, counts, strict=True)
     ]
-
-
-def _top(scores: NDArray[np.float64], count: int) -> tuple[int, ...]:
-    best = np.argsort(-scores, kind="stable")[:count]
-    return tuple(sorted(best.tolist()))
