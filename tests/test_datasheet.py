@@ -18,7 +18,7 @@ from torch import nn
 from autocompress import HardwareProfile, SearchResult, SearchSpace, UserError, search
 from autocompress.cli import main
 from autocompress.families import family_of
-from autocompress.graphs.reading import Product, operations
+from autocompress.graphs.reading import Attention, Product, attention, operations
 from autocompress.hardware.datasheet import DatasheetDevice, roofline_ms
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import Peaks
@@ -181,6 +181,14 @@ def test_spared_layers_are_counted_in_theirs(exported: Exported, scheme: str, mo
     )
 
 
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_attention_is_as_wide_as_the_heads_that_are_left(exported: Exported, scheme: str) -> None:
+    """Three heads of 8 in the layers of ``UNEVEN``, 16 in all of them."""
+    for structure, heads in ((None, 16), (UNEVEN, 3)):
+        folder, _ = exported(f"attending-{scheme}-{heads}", structure, scheme=scheme)
+        assert attention(folder / "model.onnx") == Attention(8 * heads, 0)
+
+
 def test_the_number_of_operators_grows_with_depth(exported: Exported) -> None:
     counts = []
     for depth in (1, 2, 3, 4):
@@ -203,7 +211,10 @@ def test_an_estimate_by_hand(exported: Exported) -> None:
     profile = pi(batch_size=3)
     assert profile.peaks is not None
     [timing] = DatasheetDevice(profile, [10, 30]).time(folder, [folder], final=True)[1]
-    arithmetic = [2 * weights * 3 * length / (38.4e9 * 0.5) for length in (10, 30)]
+    attending = 4 * 4 * 32  # of each pair of tokens, in all layers
+    arithmetic = [
+        3 * (2 * weights * length + attending * length**2) / (38.4e9 * 0.5) for length in (10, 30)
+    ]
     expected = 1e3 * (operators * 5e-6 + sum(arithmetic) / 2)
     latency = timing.latency_ms
     assert latency.value == pytest.approx(expected)
@@ -232,7 +243,8 @@ def test_deeper_is_slower_and_int8_faster_where_the_peaks_say_so(exported: Expor
     assert baseline == same
     assert 1.5 < shallow.speedup < 2.0
     assert shallow.speedup == pytest.approx(baseline.latency_ms.value / shallow.latency_ms.value)
-    assert 2 < quantized.speedup < 4 and quantized.precision == "int8-weights"
+    # attention stays in fp32
+    assert 1.8 < quantized.speedup < 4 and quantized.precision == "int8-weights"
     peaks = pi().peaks
     assert peaks is not None
     even = replace(peaks, gops={"fp32": 38.4, "int8-weights": 38.4})
@@ -487,3 +499,37 @@ def test_a_datasheet_needs_a_source_a_date_and_peaks() -> None:
     for key in ("source", "date", "peaks"):
         with pytest.raises(UserError, match="datasheet needs peaks, source and date"):
             HardwareProfile.from_mapping("x", {k: v for k, v in given.items() if k != key})
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"no graph at all", "{file} is no ONNX file"),
+        (b"", "{file} is no ONNX file"),
+        (b"\x08\x08", "{file} is no ONNX file"),
+    ],
+)
+@pytest.mark.parametrize("name", [PI, "gpu-h200"])
+def test_garbage_is_refused_in_one_line(
+    content: bytes, reason: str, name: str, tmp_path: Path
+) -> None:
+    """Also what reads as a model without a graph."""
+    file = tmp_path / "model.onnx"
+    file.write_bytes(content)
+    message = f"{file} cannot be timed: {reason.format(file=file)}"
+    for model in (file, tmp_path):
+        with pytest.raises(
+            UserError, match="^" + re.escape(message.replace(str(file), str(model), 1)) + "$"
+        ):
+            measure_latency(model, HardwareProfile.load(name))
+
+
+def test_a_gpu_holds_the_weights_in_its_own_precision(exported: Exported) -> None:
+    """Of what the folder holds in fp32; other runtimes run the file."""
+    whole, _ = exported("held-whole")
+    bf16, _ = exported("held-bf16", scheme="bf16")
+    gpu = DatasheetDevice(HardwareProfile.load("gpu-h200"), [8])
+    baseline, [other] = gpu.time(whole, [bf16], final=False)
+    assert baseline.weight_bytes == (whole / "model.safetensors").stat().st_size
+    assert other.weight_bytes == round((bf16 / "model.safetensors").stat().st_size / 2)
+    assert DatasheetDevice(pi(), [8]).time(whole, [bf16], final=False)[0].weight_bytes is None

@@ -19,7 +19,7 @@ from autocompress.cli import main
 from autocompress.errors import CandidateFailed
 from autocompress.formats import convert
 from autocompress.graphs.export import to_onnx
-from autocompress.graphs.reading import operations
+from autocompress.graphs.reading import Attention, attention, operations
 from autocompress.graphs.runtime import Model, past_of, predict
 from autocompress.hardware import agent, onnx_device
 from autocompress.hardware.datasheet import DatasheetDevice, roofline_ms
@@ -32,7 +32,7 @@ from autocompress.pareto import Front, Member
 from autocompress.scores import Latency, Quality, Timing
 from autocompress.structure import Layer, Structure
 from autocompress.techniques import SETTINGS
-from tests.tiny_models import HIDDEN, MODELS, VOCABULARY, build
+from tests.tiny_models import HIDDEN, LAYERS, MODELS, VOCABULARY, build
 
 PROFILE = HardwareProfile(
     "test", "", "cpu", "onnxruntime-cpu", 2, 16, trial_seconds=0.1, final_seconds=0.1
@@ -360,14 +360,23 @@ def test_an_estimate_reads_all_weights_for_each_token_the_heads_too(
     profile = replace(HardwareProfile.load("edge-raspberry-pi-5"), **GENERATION, batch_size=2)
     assert profile.peaks is not None
 
-    def ms(tokens: int) -> float:
-        assert profile.peaks is not None
-        return roofline_ms(products, operators, profile.peaks, profile.threads, 2 * tokens)
+    assert attention(file) == Attention(LAYERS * HIDDEN, 2 * LAYERS * HIDDEN)
+    peaks = profile.peaks
+    gops = peaks.gops["fp32"] * peaks.efficiency * profile.threads
+
+    def ms(tokens: int, seen: int) -> float:
+        """Attention reads the keys and values of earlier tokens in fp32."""
+        reading = 2 * 2 * LAYERS * HIDDEN * 4 * (seen - tokens) / (peaks.memory_gb_per_s * 1e6)
+        attending = 2 * 4 * LAYERS * HIDDEN * tokens * seen / (gops * 1e6)
+        rest = roofline_ms(products, operators, peaks, profile.threads, 2 * tokens)
+        return rest + max(attending, reading)
 
     baseline, _ = DatasheetDevice(profile, (16,)).time(file, [], final=True)
-    assert baseline.phase == "decode" and baseline.latency_ms.value == pytest.approx(ms(1))
+    decoding = ms(1, GENERATION["context_length"] + 1)
+    assert baseline.phase == "decode" and baseline.latency_ms.value == pytest.approx(decoding)
     values = {other.phase: other.latency_ms.value for other in baseline.others}
-    assert values == pytest.approx({"prefill": ms(5), "end-to-end": ms(5) + 3 * ms(1)})
+    text = ms(5, 5) + ms(1, 6) + ms(1, 7) + ms(1, 8)
+    assert values == pytest.approx({"prefill": ms(5, 5), "end-to-end": text})
 
 
 def options(*limits: str) -> argparse.Namespace:

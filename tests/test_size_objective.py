@@ -159,3 +159,23 @@ def test_losses_by_objective() -> None:
     assert losses(trial, accuracy, ("latency", "quality"), 4000) == (0.5, 0.25, 1.5)
     unseen = Trial(2, {}, "over-budget", predicted={"a": 0.7})
     assert losses(unseen, accuracy, OBJECTIVES, 4000) == (0.7, 1.0, 100.0)
+
+
+def test_bytes_are_those_that_each_device_held() -> None:
+    """One that computes in bf16 holds half of the file; the objective is what the other one holds."""
+    scores = timed(gpu=2.0, cpu=2.0)
+    scores["gpu"] = replace(
+        scores["gpu"],
+        timing=replace(scores["gpu"].timing, weight_bytes=50),
+        quality=Quality(0.9, 1.0, 0.1),
+    )
+    trial = Trial(
+        1, {}, "complete", {}, rungs=((0, 1.0),), scores=scores, weight_bytes=100, path="models/t001"
+    )
+    assert (trial.bytes_on("gpu"), trial.bytes_on("cpu")) == (50, 100)
+    objectives, accuracy = ("quality", "size"), METRICS["accuracy"]
+    assert losses(trial, accuracy, objectives, 200) == (0.5, 1.0)
+    alone = replace(trial, scores={"gpu": scores["gpu"]})
+    assert losses(alone, accuracy, objectives, 200) == (0.25, 1.0)
+    assert losses(replace(trial, scores={}), accuracy, objectives, 200) == (0.5, 1.0)
+    assert _member(replace(trial, sizes={"layers": [0]}), "gpu").weight_bytes == 50

@@ -17,6 +17,7 @@ import torch
 
 from autocompress.errors import CandidateFailed, DeviceLost, UserError
 from autocompress.hardware import torch_cuda
+from autocompress.hardware.agent import FEWEST_PROCESSES, SHARES
 from autocompress.hardware.patience import Patience, until
 from autocompress.hardware.profile import HardwareProfile, precision_of
 from autocompress.hardware.timing import timings
@@ -212,20 +213,24 @@ def test_what_is_asked_is_what_the_profile_says(
     for folder, scheme in zip(folders, ("fp32", "int8-dynamic", "fp32"), strict=True):
         describe(folder, scheme)
     baseline, [b, c] = there.time(folders[0], folders[1:], final=True)
-    assert requests == [
-        {
-            "action": "time",
-            "models": [str(folder) for folder in folders],
-            "precisions": ["fp32", "bf16", "fp32"],
-            "lengths": (8, 16),
-            "batch_size": 1,
-            "cuda_graphs": True,
-            "statistic": PROFILE.statistic,
-            "confidence": 0.95,
-            "target_precision": 0.02,
-            "seconds": 2 * PROFILE.final_seconds,
-        }
-    ]
+    assert (
+        requests
+        == [
+            {
+                "action": "time",
+                "models": [str(folder) for folder in folders],
+                "precisions": ["fp32", "bf16", "fp32"],
+                "lengths": (8, 16),
+                "batch_size": 1,
+                "cuda_graphs": True,
+                "statistic": PROFILE.statistic,
+                "confidence": 0.95,
+                "target_precision": 0.02,
+                "seconds": 2 * PROFILE.final_seconds / SHARES,
+            }
+        ]
+        * FEWEST_PROCESSES
+    )
     assert [timing.latency_ms.value for timing in (baseline, b, c)] == [4.0, 2.0, 1.0]
     assert [timing.speedup for timing in (baseline, b, c)] == [1.0, 2.0, 4.0]
     assert [timing.precision for timing in (baseline, b, c)] == ["fp32", "bf16", "fp32"]
@@ -254,7 +259,7 @@ def test_a_model_alone_is_timed_in_its_own_format(
     for scheme in ("fp32", "bf16", "int8-dynamic"):
         describe(tmp_path, scheme)
         there.time(tmp_path, [], final=True)
-    assert asked == [["fp32"], ["bf16"], ["bf16"]]
+    assert asked[::FEWEST_PROCESSES] == [["fp32"], ["bf16"], ["bf16"]]
 
 
 def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
@@ -280,7 +285,7 @@ def test_the_uncut_model_is_timed_in_fp32_alone_and_beside_others(
     describe(tmp_path, "fp32")
     there.time(tmp_path, [], final=False)
     there.time(tmp_path, [tmp_path], final=False)
-    assert asked == [["fp32"], ["fp32", "fp32"]]
+    assert asked[::FEWEST_PROCESSES] == [["fp32"], ["fp32", "fp32"]]
 
 
 def test_models_that_do_not_fit_the_gpu_together_are_timed_in_groups(
@@ -305,7 +310,7 @@ def test_models_that_do_not_fit_the_gpu_together_are_timed_in_groups(
     )
     folders = [describe(tmp_path / name, "fp32") for name in "abc"]
     assert len(there.time(folders[0], folders[1:], final=False)[1]) == 2
-    assert asked == [["a", "b"], ["a", "c"]]
+    assert asked[::FEWEST_PROCESSES] == [["a", "b"], ["a", "c"]]
 
 
 def describe(folder: Path, scheme: str) -> Path:
@@ -370,22 +375,46 @@ def test_a_model_alone_has_a_latency(paces: dict[str, float]) -> None:
     assert timing.latency_ms.value == 6.0
 
 
-def test_timing_goes_on_until_it_is_precise_or_out_of_time(
-    paces: dict[str, float], monkeypatch: pytest.MonkeyPatch
+def test_timing_goes_on_in_fresh_processes_until_it_is_precise_or_out_of_time(
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     looks: list[int] = []
 
     def is_precise(processes: Any, *_: object) -> bool:
-        looks.append(len(processes[0]))
+        looks.append(len(processes))
         return len(looks) == 3
 
+    def answer(asked: Mapping[str, Any]) -> dict[str, Any]:
+        assert asked["seconds"] == seconds / SHARES
+        return {"wall_ms": [[[6.0, 2.0]]], "cpu_ms": [[[6.0, 2.0]]], "memory_bytes": [5, 6]}
+
     monkeypatch.setattr(torch_cuda, "is_precise", is_precise)
-    paces |= {"model-0": 6.0, "model-1": 2.0}
-    answer = torch_cuda._time(request(2) | {"seconds": 60.0})
-    assert looks == [30, 60, 90]
-    assert len(answer["wall_ms"][0]) == 90
-    looks.clear()
-    assert len(torch_cuda._time(request(2))["wall_ms"][0]) == 30  # no time at all: one look
+    monkeypatch.setattr(torch_cuda, "_ask", answer)
+    for seconds, processes in ((60.0, 5), (0.0, 3)):
+        looks.clear()
+        timed = torch_cuda._timed_in_processes(request(2) | {"seconds": seconds})
+        assert timed["wall_ms"] == timed["cpu_ms"] == [[[6.0, 2.0]]] * processes
+        assert timed["memory_bytes"] == [5, 6]
+
+
+def test_the_process_computes_fp32_in_fp32(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Also where the environment has TF32 on."""
+
+    def asked(_: object) -> dict[str, Any]:
+        return {
+            "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32],
+        }
+
+    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, cudnn.allow_tf32
+    monkeypatch.setattr(torch_cuda, "_time", asked)
+    try:
+        matmul.allow_tf32 = cudnn.allow_tf32 = True
+        assert served('{"action": "time"}', monkeypatch, capsys) == {"tf32": [False, False]}
+    finally:
+        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def served(

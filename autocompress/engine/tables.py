@@ -298,8 +298,10 @@ class GrowingTables:
         return rows
 
     def _grown(self, before: Mapping[str, Rows], formats: set[str]) -> dict[str, Rows]:
-        seen = [dict(before[name] + _read(_cached(key))) for name, key in self._keys.items()]
-        known = {shape for shape in self._wanted if all(shape in rows for rows in seen)}
+        own = [dict(rows) for rows in before.values()]
+        cached = [dict(_read(_cached(key))) for key in self._keys.values()]
+        pairs = list(zip(own, cached, strict=True))
+        known = {s for s in self._wanted if all(s in rows or s in more for rows, more in pairs)}
         missing = [s for s in self._wanted if s not in known and s not in self._tried]
         some = [
             shape
@@ -308,14 +310,18 @@ class GrowingTables:
         ]
         if not some and self._left_s >= self._pace_s * min(_TOGETHER, len(missing)):
             some = sorted(missing, key=lambda shape: shape.rest not in formats)[:_TOGETHER]
-        wanted = {s: probe for s, probe in self._wanted.items() if s in known or s in some}
+        wanted = {
+            shape: probe
+            for shape, probe in self._wanted.items()
+            if shape in some or (shape in known and not all(shape in rows for rows in own))
+        }
         started = time.monotonic()
-        rows = self._tables.known(wanted, self._keys, self._progress, lambda: False)
+        new = self._tables.known(wanted, self._keys, self._progress, lambda: False)
         if some:
             took_s = time.monotonic() - started
             self._left_s, self._pace_s = self._left_s - took_s, took_s / len(some)
             self._tried.update(some)
-        return {name: list((dict(rows[name]) | dict(before[name])).items()) for name in rows}
+        return {name: [*rows, *new[name]] for name, rows in before.items()}
 
 
 def _rows(device: Device, baseline: Path, pairs: Sequence[tuple[Shape, Path]]) -> Rows:

@@ -66,7 +66,7 @@ class Patience:
 
 
 def _kind(request: Mapping[str, Any]) -> object:
-    return request["action"], request.get("phase")
+    return request["action"], request.get("phase"), request.get("regime")
 
 
 def _parts(request: Mapping[str, Any]) -> int:
