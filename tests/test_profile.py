@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 from datetime import date
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 
 from autocompress import resources
 from autocompress.errors import UserError
+from autocompress.hardware.agent import usable_cores
 from autocompress.hardware.profile import RUNTIMES, HardwareProfile, Peaks
 
 PROFILE: dict[str, Any] = {
@@ -47,6 +47,7 @@ EVERY_KEY: dict[str, Any] = BOARD | {
     "generated_tokens": 8,
     "phase": "prefill",
     "memory_limit_mb": 100,
+    "regime": "cold",
     "statistic": "mean",
     "confidence": 0.9,
     "target_precision": 0.03,
@@ -87,7 +88,7 @@ def test_one_thread() -> None:
 
 def test_all_cores() -> None:
     profile = HardwareProfile.load("cpu-all-cores")
-    assert (profile.threads, profile.intra_op_threads) == (0, os.cpu_count())
+    assert (profile.threads, profile.intra_op_threads) == (0, usable_cores())
 
 
 @pytest.mark.parametrize("name", resources.names("hw_profiles"))
@@ -400,6 +401,7 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
             "threads mean nothing to a CUDA runtime; leave them out",
         ),
         (PROFILE, {"cuda_graphs": True}, "cuda_graphs are of torch-cuda only"),
+        (CUDA, {"regime": "cold"}, "regime = cold is of onnxruntime-cpu only"),
         (
             CUDA,
             {"cuda_graphs": True, "runtime": "onnxruntime-cuda"},
@@ -451,6 +453,7 @@ def test_an_empty_list_of_number_formats_is_refused() -> None:
             {"threads": 0},
             "threads is 0 (all cores of this machine), but a datasheet is of another device",
         ),
+        (DATASHEET, {"regime": "cold"}, "regime is of timings, the basis is datasheet"),
         (DATASHEET, {"statistic": "median"}, "statistic is of timings, the basis is datasheet"),
         (DATASHEET, {"confidence": 0.9}, "confidence is of timings, the basis is datasheet"),
         (

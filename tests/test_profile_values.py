@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from autocompress import HardwareProfile, UserError
 from autocompress.formats import FORMATS
-from autocompress.hardware.profile import CLASSES, PHASES, RUNTIMES, STATISTICS, Peaks
+from autocompress.hardware.profile import CLASSES, PHASES, REGIMES, RUNTIMES, STATISTICS, Peaks
 
 CPU: dict[str, Any] = {
     "description": "a CPU",
@@ -63,6 +63,7 @@ ALLOWED: dict[str, tuple[type, ...]] = {
             "location",
             "python",
             "ssh_config",
+            "regime",
             "statistic",
             "basis",
         ),
@@ -136,6 +137,7 @@ OUT_OF_RANGE: dict[str, st.SearchStrategy[Any]] = {
     "memory_limit_mb": st.one_of(
         st.floats(max_value=0), st.just(float("nan")), st.just(float("inf"))
     ),
+    "regime": none_of(*REGIMES),
     "statistic": none_of(*STATISTICS),
     "confidence": outside(0.5, 0.999),
     "target_precision": outside(0.001, 0.5),
@@ -278,6 +280,7 @@ def test_keys_that_contradict_each_other_are_named(values: dict[str, Any], named
             "sequence_length": st.one_of(st.integers(1, 100_000), st.just("task")),
             "precisions": st.lists(st.sampled_from(list(FORMATS)), min_size=1, unique=True),
             "memory_limit_mb": st.floats(0, 1e9, exclude_min=True, exclude_max=True),
+            "regime": st.sampled_from(REGIMES),
             "statistic": st.sampled_from(STATISTICS),
             "confidence": st.floats(0.5, 0.999),
             "target_precision": st.floats(0.001, 0.5),

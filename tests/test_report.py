@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from autocompress import console
 from autocompress.engine.verification import write_fronts
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
@@ -444,3 +445,46 @@ def test_a_damaged_event_is_one_clear_line(run: Run) -> None:
     run.events_file.write_text("".join([lines[0], lines[1][:30] + "\n", *lines[2:]]))
     with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: JSONDecodeError"):
         write_report(run.folder)
+
+
+def in_both_regimes(measured: Member) -> Member:
+    """The same model, half again as slow when it runs once in a while, the baseline by a third."""
+    timing, slower = measured.timing, 1.5 if measured.id != "t000" else 4 / 3
+    cold = replace(
+        timing,
+        regime="cold",
+        latency_ms=replace(timing.latency_ms, value=slower * timing.latency_ms.value),
+        speedup=timing.speedup * (4 / 3) / slower,
+    )
+    return replace(measured, timing=replace(timing, beside=cold))
+
+
+def test_both_regimes_are_printed_and_drawn(tmp_path: Path) -> None:
+    """The one that guides, then the other; each model has a circle for the other."""
+    both = replace(
+        FRONT, baseline=in_both_regimes(BASELINE), members=tuple(map(in_both_regimes, MEMBERS))
+    )
+    page = page_of(start(tmp_path / "run", DESCRIPTION, [both]))
+    shown = row(page, "row-0-t002")
+    assert (shown["warm ms (median)"], shown["speedup"]) == ("2.00", "3.00x")
+    assert shown["cold ms, speedup"] == "3.00, 2.67x"
+    assert "open circles: the front when run once in a while, after the caches were" in page
+    [*_, circles] = _front_figure(both, []).data
+    assert (circles.name, circles.x) == ("front, cold", (1.5, 3.0, 4.5))
+    assert [trace.name for trace in _front_figure(FRONT, []).data][-1] == "baseline"
+
+    table = console.front_table(both)
+    assert [column.header for column in table.columns][1:5] == [
+        "warm ms",
+        "speedup",
+        "cold ms",
+        "speedup",
+    ]
+    assert [list(table.columns[i].cells)[1] for i in range(1, 5)] == [
+        "2.00",
+        "3.00x",
+        "3.00",
+        "2.67x",
+    ]
+    assert "3.00x (cold 3 ms, 2.67x), accuracy" in console.member_line(both, both.members[1])
+    assert console.timing_text(both.members[1].timing).splitlines()[1].startswith("cold 3 ms")

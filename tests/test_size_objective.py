@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from rich.console import Console
 
 from autocompress import Limits, RequestUnmet, SearchResult, console, load_front, search
 from autocompress.artifact import onnx_file
-from autocompress.engine.verification import losses
+from autocompress.engine.verification import _member, losses
 from autocompress.journal import Run, Trial
 from autocompress.pareto import METRICS, OBJECTIVES, Front, hypervolume
+from autocompress.scores import Quality
 from tests.conftest import SizeDevice
 from tests.searching import scheme, space, timed
 
@@ -162,7 +164,7 @@ def test_losses_by_objective() -> None:
 
 
 def test_bytes_are_those_that_each_device_held() -> None:
-    """One that computes in bf16 holds half of the file; the objective is what the other one holds."""
+    """One that computes in bf16 holds half of the file; the objective is what the other holds."""
     scores = timed(gpu=2.0, cpu=2.0)
     scores["gpu"] = replace(
         scores["gpu"],
@@ -170,7 +172,14 @@ def test_bytes_are_those_that_each_device_held() -> None:
         quality=Quality(0.9, 1.0, 0.1),
     )
     trial = Trial(
-        1, {}, "complete", {}, rungs=((0, 1.0),), scores=scores, weight_bytes=100, path="models/t001"
+        1,
+        {},
+        "complete",
+        {},
+        rungs=((0, 1.0),),
+        scores=scores,
+        weight_bytes=100,
+        path="models/t001",
     )
     assert (trial.bytes_on("gpu"), trial.bytes_on("cpu")) == (50, 100)
     objectives, accuracy = ("quality", "size"), METRICS["accuracy"]
