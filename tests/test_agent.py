@@ -218,7 +218,11 @@ def test_a_cold_round_is_one_run_of_each_inference_after_its_caches_were_displac
     done: list[str] = []
 
     def runs(name: str, milliseconds: float) -> Any:
-        return lambda: (done.append(name), clock.advance(milliseconds))
+        def run() -> None:
+            done.append(name)
+            clock.advance(milliseconds)
+
+        return run
 
     cold = runs("displaced", 50.0)
     times = agent._block([runs("short", 1.0), runs("long", 4.0)], clock.nanoseconds, 2, cold)
@@ -228,7 +232,7 @@ def test_a_cold_round_is_one_run_of_each_inference_after_its_caches_were_displac
 
 def test_twice_the_largest_cache_is_displaced(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes: list[int] = []
-    monkeypatch.setattr(agent.np, "add", lambda memory, *_, **__: sizes.append(memory.nbytes))
+    monkeypatch.setattr(np, "add", lambda memory, *_, **__: sizes.append(memory.nbytes))
     for known in ({2: 2**20, 3: 48 * 2**20}, {2: 2**20}, {3: 2**40}):
         monkeypatch.setattr(agent, "_cache_bytes", lambda level, known=known: known.get(level, 0))
         agent.displacer()()
@@ -445,12 +449,12 @@ def test_all_cores_are_those_of_the_affinity_and_of_the_container(
     files: dict[str, str], cores: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Six of eight, of which a container may grant fewer."""
-    monkeypatch.setattr(agent.os, "cpu_count", lambda: 8)
-    monkeypatch.setattr(agent.os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: set(range(6)), raising=False)
     monkeypatch.setattr(agent, "_read", lambda path: files.get(path, ""))
     assert agent.usable_cores() == cores
     assert HardwareProfile.load("cpu-all-cores").intra_op_threads == cores
-    monkeypatch.delattr(agent.os, "sched_getaffinity")
+    monkeypatch.delattr(os, "sched_getaffinity")
     assert agent.usable_cores() == 8
 
 

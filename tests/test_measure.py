@@ -181,13 +181,15 @@ def test_measure_an_exported_folder_a_transformers_folder_and_a_file(
         assert latency["value"] <= latency["p90"] <= latency["slowest"]
         assert (timing["speedup"], timing["speedup_interval"]) == (1.0, [1.0, 1.0])
         assert timing["cpu_ms"] > 0 and timing["wall_ms"] > 0 and timing["memory_bytes"] > 0
+        assert (timing["regime"], timing["beside"]["regime"]) == ("warm", "cold")
     assert main(["measure", str(tiny_model), "--hardware", str(profile)]) == 0
-    [line] = capsys.readouterr().out.splitlines()
+    line, cold = capsys.readouterr().out.splitlines()
     assert re.fullmatch(
         rf"{tiny_model} on quick: [\d.e+-]+ ms \(95 % [\d.e+-]+ to [\d.e+-]+\), median of \d+ rounds, p90 [\d.e+-]+ ms, "  # noqa: E501
         rf"wall [\d.e+-]+ ms, \d+ MB at the peak(, [\d.e+-]+ mJ)?(, disturbed: other work took the cores)?",  # noqa: E501
         line,
     )
+    assert re.match(r"cold [\d.e+-]+ ms \(95 % ", cold)
 
 
 def test_an_exported_folder_is_measured_at_the_lengths_of_its_task(

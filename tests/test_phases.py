@@ -253,11 +253,13 @@ def test_trials_are_timed_in_one_phase_and_reported_models_in_all(
         ("decode", 4.0),
         ("end-to-end", 40.0),
     ]
-    assert [request["phase"] for request in asked.requests[1:]] == [
-        "prefill",
-        "decode",
-        "end-to-end",
+    assert [(request["phase"], request["regime"]) for request in asked.requests[1:]] == [
+        ("prefill", "warm"),
+        ("decode", "warm"),
+        ("end-to-end", "warm"),
+        ("prefill", "cold"),
     ]
+    assert final.beside and (final.beside.phase, final.beside.regime) == ("prefill", "cold")
 
 
 @pytest.mark.parametrize(
@@ -293,8 +295,9 @@ def test_what_generates_nothing_is_timed_as_ever(classifier: Path, asked: Asked)
         classifier, [classifier], final=True
     )
     assert (baseline.phase, baseline.others, baseline.latency_ms.value) == (None, (), 5.0)
-    [request] = asked.requests
-    assert request["lengths"] == (16, 20) and "phase" not in request
+    assert [request["regime"] for request in asked.requests] == ["warm", "cold"]
+    for request in asked.requests:
+        assert request["lengths"] == (16, 20) and "phase" not in request
 
 
 @pytest.mark.parametrize(("key", "value"), [*((key, 3) for key in GENERATION), ("phase", "decode")])
