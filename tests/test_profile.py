@@ -10,7 +10,6 @@ import pytest
 
 from autocompress import resources
 from autocompress.errors import UserError
-from autocompress.hardware.agent import usable_cores
 from autocompress.hardware.profile import RUNTIMES, HardwareProfile, Peaks
 
 PROFILE: dict[str, Any] = {
@@ -74,10 +73,9 @@ def test_one_thread() -> None:
     )
     assert (
         profile.threads,
-        profile.intra_op_threads,
         profile.batch_size,
         profile.sequence_length,
-    ) == (1, 1, 1, 32)
+    ) == (1, 1, 32)
     assert (profile.location, profile.statistic, profile.confidence, profile.estimated) == (
         "local",
         "p10",
@@ -87,8 +85,7 @@ def test_one_thread() -> None:
 
 
 def test_all_cores() -> None:
-    profile = HardwareProfile.load("cpu-all-cores")
-    assert (profile.threads, profile.intra_op_threads) == (0, usable_cores())
+    assert HardwareProfile.load("cpu-all-cores").threads == 0
 
 
 @pytest.mark.parametrize("name", resources.names("hw_profiles"))
@@ -113,7 +110,6 @@ def test_a_file(tmp_path: Path) -> None:
     assert profile == HardwareProfile(
         "board", "mine", "cpu", "onnxruntime-cpu", 8, 64, threads=2, final_seconds=3.0
     )
-    assert profile.intra_op_threads == 2
     assert profile.precisions == (
         "fp32",
         "int8-dynamic",

@@ -21,6 +21,7 @@ from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed
 from autocompress.files import cache_folder, write_json
 from autocompress.formats import FORMATS, choices
+from autocompress.hardware.agent import usable_cores
 from autocompress.interfaces import Device, Knowledge
 from autocompress.latency.predictor import LatencyTable, Shape, probes, shape_of
 from autocompress.plan import Plan
@@ -209,7 +210,7 @@ class Tables:
                 key: device.fingerprint[key] for key in _DEVICE_KEYS if key in device.fingerprint
             },
             "runtime": profile.runtime,
-            "threads": profile.intra_op_threads,
+            "threads": profile.threads or usable_cores(),
             "cuda_graphs": profile.cuda_graphs,
             "precisions": list(profile.precisions) if profile.runtime == "torch-cuda" else [],
             "peaks": profile.as_dict()["peaks"],

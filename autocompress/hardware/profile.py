@@ -337,12 +337,6 @@ class HardwareProfile:
                     f"generates nothing"
                 )
 
-    @property
-    def intra_op_threads(self) -> int:
-        from autocompress.hardware.agent import usable_cores
-
-        return self.threads or usable_cores()
-
     def regimes(self, final: bool) -> tuple[str, ...]:
         """What to time: the regime that latency is of, then for the numbers that are reported the
         other, where there are two."""
