@@ -68,6 +68,7 @@ def key_of(device: AdditiveDevice, **change: Any) -> str:
         {"batch_size": 2},
         {"threads": 2},
         {"statistic": "mean"},
+        {"regime": "cold"},
         {"runtime": "onnxruntime-cuda", "device_class": "edge"},
     ],
     ids=str,
