@@ -14,6 +14,7 @@ from autocompress.search_space import Choices, Parameter, SearchSpace, flatten
 from autocompress.techniques import SETTINGS
 
 _ABOUT = ("description", "paper", "section")
+_DIFFERS = "differs"
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,8 @@ class Recipe:
         paper: authors, year and title.
         section: where the paper describes it.
         settings: by name; all others have their defaults.
+        differs: what stands in for what the paper does, beside what README says of all recipes;
+            nothing where it is the paper's.
     """
 
     name: str
@@ -31,6 +34,7 @@ class Recipe:
     paper: str
     section: str
     settings: Mapping[str, Value]
+    differs: str = ""
 
     @classmethod
     def load(cls, name_or_path: str, changes: Sequence[str] = ()) -> Recipe:
@@ -47,6 +51,7 @@ class Recipe:
         path = resources.locate("search_spaces/recipes", name_or_path)
         values = resources.read_toml(path)
         about = {key: values.pop(key, None) for key in _ABOUT}
+        about[_DIFFERS] = values.pop(_DIFFERS, "")
         for key, text in about.items():
             if not isinstance(text, str):
                 raise UserError(f"{path}: {key} is {text!r}, it must be text")
@@ -67,7 +72,7 @@ class Recipe:
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON."""
-        about = {key: getattr(self, key) for key in ("name", *_ABOUT)}
+        about = {key: getattr(self, key) for key in ("name", *_ABOUT, _DIFFERS)}
         return about | {"settings": {name: thaw(value) for name, value in self.settings.items()}}
 
 

@@ -63,6 +63,7 @@ def evaluate(options: argparse.Namespace) -> None:
         raise RequestUnmet(f"recipe {recipe.name} leaves this model as it is; nothing was made")
     for line in (
         f"{recipe.name}: {recipe.paper}",
+        *([f"differs from the paper: {recipe.differs}"] if recipe.differs else []),
         *console.trial_lines(result.trials, result.fronts),
     ):
         console.out.print(line)

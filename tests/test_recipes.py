@@ -42,6 +42,19 @@ def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
     assert recipe.settings.items() <= candidates[0].active.items()
 
 
+@each_recipe
+def test_the_readme_says_what_stands_in_for_what(name: str) -> None:
+    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
+    _, _, after = readme.partition("| recipe | stands in | for |")
+    table, _, _ = after.partition("\n\n")
+    assert (f"\n| `{name}` | " in table) == bool(Recipe.load(name).differs)
+
+
+def test_heads_are_pruned_as_in_the_paper() -> None:
+    candidate = SETTINGS.candidate(Recipe.load("head-pruning").settings)
+    assert candidate.text("heads.importance") == "gradient"
+
+
 def test_no_two_recipes_are_the_same_point() -> None:
     assert (
         len({SETTINGS.candidate(Recipe.load(name).settings) for name in NAMES}) == len(NAMES) >= 16
@@ -160,6 +173,10 @@ def test_mistakes_in_changes(change: str, message: str) -> None:
         (
             'description = "x"\npaper = "y"\nsection = "1"\n[layers]\nkeep = [0.5, 0.25]',
             "layers.keep is [0.5, 0.25], allowed is",
+        ),
+        (
+            'description = "x"\npaper = "y"\nsection = "1"\ndiffers = true',
+            "differs is True, it must be text",
         ),
         (
             'description = "x"\npaper = "y"\nsection = "1"\n[recovery]\ntemperature = 2.0',
@@ -290,4 +307,6 @@ def test_recipes_are_listed_and_shown(capsys: pytest.CaptureFixture[str]) -> Non
     assert main(["recipe", "list"]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == NAMES
     assert main(["recipe", "show", "mate-kd"]) == 0
-    assert '"recovery.masked_share": 0.3' in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert '"recovery.masked_share": 0.3' in printed
+    assert f'"differs": "{Recipe.load("mate-kd").differs}"' in printed

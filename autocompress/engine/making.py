@@ -29,7 +29,7 @@ from autocompress.interfaces import (
     Technique,
     TrainingSplit,
 )
-from autocompress.knowledge import fisher, magnitude
+from autocompress.knowledge import fisher, gradient, magnitude
 from autocompress.plan import Plan
 from autocompress.structure import Importance, Structure
 from autocompress.student import Student, config_of, first, student_id
@@ -70,6 +70,9 @@ class Measured(dict[str, Importance]):
     def __missing__(self, criterion: str) -> Importance:
         measures = {
             "fisher": lambda: fisher.measure(
+                self.model, self.family, self._batches(), self.task.loss, self.compute
+            ),
+            "gradient": lambda: gradient.measure(
                 self.model, self.family, self._batches(), self.task.loss, self.compute
             ),
             "magnitude": lambda: magnitude.measure(self.model, self.family),

@@ -9,7 +9,7 @@ model.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -21,6 +21,9 @@ from autocompress.interfaces import Batch, Family, Loss
 from autocompress.structure import Importance
 from autocompress.training.compute import CPU, Compute
 
+Gates = tuple[str, int]
+"""``heads`` or ``ffn`` and the layer they are in; ``("hidden", 0)``, of the whole model."""
+
 
 def measure(
     model: nn.Module,
@@ -31,26 +34,47 @@ def measure(
 ) -> Importance:
     """Mean over examples of the squared derivative of the example's own loss by a gate of value 1.
 
-    Every example has gates of its own, so one backward pass over a batch gives the derivatives of
-    each example.
-
     Args:
         batches: model inputs, and labels as ``TrainingSplit`` has them.
         loss: see ``Task``.
     """
+    sums: dict[Gates, Tensor] = {}
+    examples = 0
+    for gradients in derivatives(model, family, batches, loss, compute):
+        examples += len(gradients["hidden", 0])
+        for gates, gradient in gradients.items():
+            sums[gates] = sums.get(gates, torch.zeros(())) + gradient.pow(2).sum(0)
+    return importance({gates: (total / examples).numpy() for gates, total in sums.items()})
+
+
+def derivatives(
+    model: nn.Module,
+    family: Family,
+    batches: Iterable[tuple[Batch, NDArray[np.int64]]],
+    loss: Loss,
+    compute: Compute = CPU,
+    heads: Sequence[NDArray[np.float64]] | None = None,
+) -> Iterator[dict[Gates, Tensor]]:
+    """Of each batch the derivatives of each example's own loss by the gates, fp64 of shape
+    (examples, units).
+
+    Every example has gates of its own, so one backward pass over a batch gives the derivatives of
+    each example.
+
+    Args:
+        batches, loss: as of ``measure``.
+        heads: of each layer the values of its heads' gates; 1 by default, as all others have.
+    """
     device = compute.device
     model.to(device).eval()
     full, hidden = family.structure(model), family.hidden_size(model)
-    sums: dict[tuple[str, int], Tensor] = {}
-    examples = 0
+    values = heads or [np.ones(len(layer.heads)) for layer in full.layers]
     for batch, labels in batches:
         count = len(labels)
-        examples += count
-        gates: dict[tuple[str, int], Tensor] = {}
+        gates: dict[Gates, Tensor] = {}
         for index, layer in enumerate(full.layers):
-            gates["heads", index] = torch.ones(
-                count, len(layer.heads), device=device, requires_grad=True
-            )
+            own = torch.tensor(values[index], dtype=torch.float32, device=device)
+            gates["heads", index] = own.repeat(count, 1).requires_grad_()
             gates["ffn", index] = torch.ones(
                 count, len(layer.ffn), device=device, requires_grad=True
             )
@@ -73,13 +97,14 @@ def measure(
         finally:
             for handle in handles:
                 handle.remove()
-        for key, gradient in zip(gates, gradients, strict=True):
-            sums[key] = sums.get(key, torch.zeros(())) + gradient.double().pow(2).sum(0).cpu()
+        yield {key: gradient.double().cpu() for key, gradient in zip(gates, gradients, strict=True)}
 
-    def scores(kind: str) -> tuple[NDArray[np.float64], ...]:
-        return tuple((sums[kind, index] / examples).numpy() for index in range(len(full.layers)))
 
-    return Importance(scores("heads"), scores("ffn"), (sums["hidden", 0] / examples).numpy())
+def importance(scores: Mapping[Gates, NDArray[np.float64]]) -> Importance:
+    """Of the scores of all gates."""
+    layers = range(sum(kind == "heads" for kind, _ in scores))
+    heads, ffn = (tuple(scores[kind, index] for index in layers) for kind in ("heads", "ffn"))
+    return Importance(heads, ffn, scores["hidden", 0])
 
 
 def hidden_gate(gate: Tensor) -> Any:

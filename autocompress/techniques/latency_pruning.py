@@ -2,7 +2,10 @@
 
 Importance per unit of latency as in Shen et al. 2022, "Structural Pruning via Latency-Saliency
 Knapsack" (HALP), section 3, with Fisher information (comparable between heads and neurons) and the
-device's own latency table.
+device's own latency table. What stands in for what: their knapsack is solved by dynamic programming
+over a latency for each number of channels left, and pruning goes on in steps between which the
+model is trained; here units go in the order of one ratio, a layer's units cost the same each, and
+it is done at once.
 """
 
 from __future__ import annotations
