@@ -23,6 +23,7 @@ from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
 from autocompress.engine.clock import Pace
 from autocompress.engine.loop import SearchResult, Silent
+from autocompress.engine.making import rungs
 from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
 from autocompress.files import sha256
@@ -445,6 +446,35 @@ def test_texts_in_two_splits_are_dropped_and_counted(
     assert data["test"] == 24
     assert dropped["train also in validation or test"] + dropped["validation also in test"] == 24
     assert data["train"] + data["validation"] + 24 == 400
+
+
+def test_the_sampler_hears_of_every_proposal(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """Of one that was tried before, too: what came of it then."""
+    sampler = Scripted({"heads.keep": 0.5}, {"heads.keep": 0.25}, {"heads.keep": 0.5})
+    search(
+        tiny_model,
+        data_file,
+        CPU,
+        space({"heads": {"keep": [0.5, 0.25]}}),
+        tmp_path / "run",
+        trials=3,
+        sampler=sampler,
+        connect=SizeDevice,
+    )
+    assert sampler.asked > 3 and list(sampler.told) == list(range(1, sampler.asked + 1))
+    assert sampler.told[1] == sampler.told[3] != sampler.told[2]
+
+
+def test_candidates_are_compared_at_these_steps() -> None:
+    assert [rungs(steps) for steps in (0, 32, 33, 193, 1153)] == [
+        [],
+        [],
+        [32],
+        [32, 192],
+        [32, 192, 1152],
+    ]
 
 
 def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(

@@ -3,12 +3,14 @@ whole or not there."""
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import hashlib
 import json
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,7 @@ from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import FAMILIES
 from autocompress.formats import FORMATS, convert
+from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
 from autocompress.plan import Plan
@@ -332,6 +335,23 @@ def test_a_graph_that_differs_fails_the_candidate_and_leaves_nothing(
     ):
         sample.export(tmp_path / "t")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("off", "alike"), [(5e-5, True), (3e-4, False)])
+def test_a_logit_of_the_graph_may_be_off_by_a_ten_thousandth(
+    off: float, alike: bool, sample: Sample, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def beside(model: Any, file: Path, batch: Batch) -> None:
+        other = copy.deepcopy(model)
+        other.classifier.bias.data[0] += off
+        to_onnx(other, file, batch)
+
+    with torch.no_grad():
+        small = copy.deepcopy(sample.model)
+        small.get_parameter("classifier.weight").mul_(0.1)
+    monkeypatch.setattr(shipping, "to_onnx", beside)
+    with contextlib.nullcontext() if alike else pytest.raises(CandidateFailed, match="differ"):
+        replace(sample, model=small).export(tmp_path / "t")
 
 
 @pytest.mark.parametrize("name", ["bert", "gpt2"])

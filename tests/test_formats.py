@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForSequenceClassification
 
 from autocompress.candidate import Candidate
@@ -20,7 +21,7 @@ from autocompress.formats import FORMAT_SETTINGS, FORMATS, choices, convert, wor
 from autocompress.graphs.edit import merge_equal_initializers
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.reading import Product, float_weight_bytes, operations
-from autocompress.graphs.runtime import predict
+from autocompress.graphs.runtime import predict, quantize_int8_by_token
 from autocompress.hardware.datasheet import roofline_ms
 from autocompress.hardware.profile import RUNTIMES, Peaks
 from autocompress.hardware.torch_cuda import _DTYPES
@@ -183,6 +184,53 @@ def test_same_candidate_same_bytes(
             graphs["cut"], tmp_path / f"{name}.onnx", candidate(scheme, block, "ends"), batches(0)
         )
     assert (tmp_path / "first.onnx").read_bytes() == (tmp_path / "second.onnx").read_bytes()
+
+
+def product(path: Path, weights: NDArray[np.float32]) -> None:
+    """A graph of one matrix product."""
+    make = onnx.helper
+    shapes = {"x": ["rows", "tokens", weights.shape[0]], "y": ["rows", "tokens", weights.shape[1]]}
+    ends = [
+        make.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+        for name, shape in shapes.items()
+    ]
+    held = [onnx.numpy_helper.from_array(weights, "w")]
+    nodes = [make.make_node("MatMul", ["x", "w"], ["y"], "/layer.0/product")]
+    graph = make.make_graph(nodes, "one product", ends[:1], ends[1:], held)
+    opsets = [make.make_opsetid("", 17)]
+    onnx.save(make.make_model(graph, opset_imports=opsets, ir_version=9), path)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "by_token"),
+    [("int8-dynamic", False), ("int8-dynamic", True), ("int8-static", False)],
+)
+def test_int8_weights_have_a_scale_for_each_channel(
+    scheme: str, by_token: bool, tmp_path: Path
+) -> None:
+    """Channels whose sizes differ by a thousand: with one scale the small ones would be 0."""
+    rng = np.random.default_rng(0)
+    weights = rng.normal(size=(64, 4)).astype(np.float32) * np.float32([1, 0.1, 0.01, 0.001])
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    product(source, weights)
+    x = rng.normal(size=(2, 5, 64)).astype(np.float32)
+    convert(source, target, candidate(scheme), [{"x": x}], by_token=by_token)  # type: ignore[dict-item]
+    expected, answers = x @ weights, predict(target, [{"x": x}])
+    errors = np.abs(answers - expected).max((0, 1)) / np.abs(expected).max((0, 1))
+    assert (errors < 0.03).all()
+
+
+def test_by_token_every_number_comes_back_within_half_a_step_of_eight_bits(
+    tmp_path: Path,
+) -> None:
+    """Tokens whose sizes differ by a thousand, through a matrix that int8 holds exactly."""
+    source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
+    product(source, np.eye(64, dtype=np.float32))
+    sizes = np.float32([[1], [30], [1000]])
+    x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64)).astype(np.float32) * sizes
+    quantize_int8_by_token(source, target)
+    half_a_step = np.abs(x).max(-1, keepdims=True) / 127 / 2
+    assert (np.abs(predict(target, [{"x": x}]) - x) <= 1.001 * half_a_step).all()
 
 
 def test_static_ranges_come_from_the_calibration(graphs: dict[str, Path], tmp_path: Path) -> None:

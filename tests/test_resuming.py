@@ -169,6 +169,23 @@ def test_a_device_that_stays_away_stops_the_search_which_then_ends_the_same(
     assert resumed.front == whole.front
 
 
+def test_time_spent_before_a_resume_counts(
+    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """The baseline took 1,000 seconds of the 900 there are."""
+    out = tmp_path / "run"
+    options: Any = {"time_limit_s": 900, "connect": SizeDevice}
+    search(tiny_model, data_file, CPU, space(), out, trials=1, **options)
+    events = [json.loads(line) for line in (out / "events.jsonl").read_text().splitlines()]
+    for event in events:
+        if event.get("trial", {}).get("number") == 0:
+            event["trial"]["seconds"] = 1000.0
+    (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
+    tried = len(Run(out).trials())
+    resumed = search(tiny_model, data_file, CPU, space(), out, trials=8, resume=True, **options)
+    assert len(resumed.trials) == tried < len(whole.trials)
+
+
 KILLED = """
 import sys
 from pathlib import Path

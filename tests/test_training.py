@@ -123,6 +123,35 @@ def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.
     )
 
 
+def test_weights_decay_without_a_gradient(model: nn.Module) -> None:
+    """By a hundredth of the learning rate, but for the rows of the embedding."""
+    optimizer = Optimizer(model, 0.5, 10)
+    embedding = model.get_parameter("bert.embeddings.word_embeddings.weight")
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer.step(torch.stack([0 * parameter.sum() for parameter in optimizer.dense]).sum())
+    for name, parameter in model.named_parameters():
+        share = 1.0 if parameter is embedding else 1 - 0.5 * 0.01
+        torch.testing.assert_close(parameter.detach(), share * before[name])
+
+
+@pytest.mark.parametrize(("scale", "norm"), [(1e4, 1.0), (1e-4, None)])
+def test_the_gradient_of_a_step_has_a_norm_of_one_at_most(
+    model: nn.Module, scale: float, norm: float | None
+) -> None:
+    inputs, labels = CPU.tensors(to_batch(rows([4, 7]))), torch.tensor([0, 1])
+    expected = torch.autograd.grad(
+        cross_entropy(model(**inputs).logits, labels), model.get_parameter("classifier.weight")
+    )[0]
+    optimizer = Optimizer(model, 1e-3, 10)
+    optimizer.step(scale * cross_entropy(model(**inputs).logits, labels))
+    gradients = [parameter.grad for parameter in optimizer.dense if parameter.grad is not None]
+    if norm is not None:
+        assert float(torch.cat([own.flatten() for own in gradients]).norm()) == pytest.approx(norm)
+    else:
+        own = model.get_parameter("classifier.weight").grad
+        torch.testing.assert_close(own, scale * expected)
+
+
 def test_steps_lower_the_loss(model: nn.Module) -> None:
     inputs, labels = CPU.tensors(to_batch(rows([4, 5, 6, 7] * 8))), torch.tensor([0, 1, 1, 0] * 8)
     optimizer = Optimizer(model, 5e-3, 40)

@@ -29,9 +29,9 @@ def measure(
     """Sum over examples of the magnitude of the derivative of the example's own loss by a gate of
     value 1, as a share of the Euclidean norm of all these sums of a layer.
 
-    A head scores its place in the order in which heads go, counted from 1, or nothing where the loss
-    does not feel it: each round closes the gates of those that matter least, and measures the ones
-    left anew.
+    A head scores its place in the order in which heads go, counted from 1, or nothing where the
+    loss does not feel it: each round closes the gates of those that matter least, and measures the
+    ones left anew.
 
     Args:
         batches, loss: as of ``fisher.measure``.

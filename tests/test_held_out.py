@@ -1,0 +1,135 @@
+"""No step of a search touches what is held out for a later one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from autocompress.engine.scoring import Scorer
+from autocompress.engine.session import search
+from autocompress.engine.verification import verified
+from autocompress.hardware.profile import HardwareProfile
+from autocompress.journal import Trial
+from autocompress.limits import Limits
+from autocompress.tasks.text_classification import Split, TextClassification
+from tests.conftest import SizeDevice
+from tests.guarding import Guard, Guarded, Touched
+from tests.searching import CPU, Scripted, space
+
+VALUES: dict[str, Any] = {
+    "heads": {"keep": [1.0, 0.5]},
+    "recovery": {
+        "steps": [0, 33],
+        "objectives": [["logits", "hidden-states"]],
+        "unlabeled_share": 0.5,
+    },
+    "quantization": {"scheme": ["fp32", "int8-static"]},
+}
+
+
+def test_a_search_never_touches_a_held_out_split_too_early(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """With a teacher fine-tuned, importance, calibration, unlabelled text, and a rung."""
+    guard, lines = Guard(), tmp_path / "lines.txt"
+    lines.write_text("".join(f"{number} of what was seen is good .\n" for number in range(40)))
+    result = search(
+        tiny_model,
+        data_file,
+        CPU,
+        space(VALUES),
+        tmp_path / "run",
+        task=guard.kind,
+        listener=guard,
+        unlabeled=str(lines),
+        sampler=Scripted({"heads.keep": 0.5, "recovery.steps": 33}),
+        trials=1,
+        finetune=True,
+        connect=SizeDevice,
+    )
+    assert [trial.state for trial in result.trials] == ["complete"] * 4
+    assert [steps for steps, _ in result.trials[2].rungs] == [32, 33]
+    first = guard.asked.index("test")
+    assert set(guard.asked[:first]) == {"validation"}
+    assert all(member.quality.test is not None for member in result.front.members)
+
+
+EXAMPLES = 400
+VALIDATION, TEST = 5, 6
+"""First tokens of the rows of a split."""
+RIGHT: dict[str, tuple[float, float]] = {
+    "t000": (0.90, 0.90),
+    "t001": (0.85, 0.50),
+    "t002": (0.75, 0.95),
+    "t003": (0.60, 0.40),
+}
+"""Model -> the share of right answers on validation and on test."""
+KILOBYTES = {"t000": 1000, "t001": 500, "t002": 500, "t003": 250}
+
+
+class Answering(SizeDevice):
+    """Gives as many right answers, 1, as the table has it."""
+
+    def predict(
+        self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
+        ids = np.concatenate([batch["input_ids"] for batch in batches])
+        share = RIGHT[model.name][int(ids[0, 0] == TEST)]
+        return np.eye(2, dtype=np.float32)[(ids[:, 1] < share * EXAMPLES).astype(int)]
+
+
+def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
+    """As fast as another and better on test, a model worse on validation is beaten."""
+    parts = [
+        Split([np.array([[first, i]]) for i in range(EXAMPLES)], np.ones(EXAMPLES, np.int64))
+        for first in (VALIDATION, TEST)
+    ]
+    task = TextClassification(("a", "b"), ("input_ids",), 0, parts[0], *parts, [], {})
+    device = Answering(HardwareProfile.load(CPU), [2])
+    scorer = Scorer(task, {CPU: device}, {CPU: Limits()}, tmp_path / "models" / "t000")
+    for name, kilobytes in KILOBYTES.items():
+        (scorer.models / name).mkdir(parents=True)
+        (scorer.models / name / "model.onnx").write_bytes(bytes(1000 * kilobytes))
+    trials: list[Trial] = []
+    for number, name in enumerate(RIGHT):
+        [timings] = scorer.time([scorer.models / name])
+        assert isinstance(timings, dict)
+        reference = trials[0].scores if trials else None
+        scores = scorer.scores(scorer.models / name, timings, reference)
+        sizes = {"layers": [0], "heads": [1], "ffn": [1]}
+        size, path = 1000 * KILOBYTES[name], f"models/{name}"
+        trials.append(
+            Trial(number, {}, "complete", sizes, scores=scores, weight_bytes=size, path=path)
+        )
+    [front] = verified(trials, scorer).fronts
+    assert [member.id for member in front.members] == ["t003", "t001", "t000"]
+    assert [member.quality.test for member in front.members] == [0.4, 0.5, 0.9]
+    drops = [member.quality.drop_test for member in front.members]
+    assert drops == pytest.approx([50, 40, 0])
+
+
+def test_the_guard_raises() -> None:
+    """Labels, tokens and answers of a split before its step; lengths may be known."""
+    guard, rows = Guard(), [np.array([[5, 6, 7]]), np.array([[8, 9]])]
+    split = Split(rows, np.array([0, 1]))
+    task: Any = Guarded(
+        TextClassification(("a", "b"), ("input_ids",), 0, split, split, split, [], {}), guard
+    )
+    assert [row.shape[1] for row in task.test.rows] == [3, 2]
+    assert len(task.questions(task.validation.take([1]), 2)[0]["input_ids"]) == 1
+    for too_early in (
+        lambda: task.questions(task.test, 2),
+        lambda: task.score(np.ones((2, 1)), task.test),
+        lambda: task.batch(task.validation.rows),
+        lambda: np.asarray(task.test.rows[0]),
+        lambda: task.validation.labels,
+    ):
+        with pytest.raises(Touched):
+            too_early()
+    guard.stage("verifying the front")
+    assert len(task.questions(task.test, 2)) == 1
