@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -127,12 +128,12 @@ class Watch:
         """Recovery is timed, and the run folder weighed every second."""
         own, over = Recovery.advance, threading.Event()
 
-        def timed(recovery: Recovery, until: int) -> None:
+        def timed(recovery: Recovery, *given: Any, **named: Any) -> Any:
             begun = time.monotonic()
             if self.first_training_s is None:
                 self.first_training_s = begun - self.started
             try:
-                own(recovery, until)
+                return own(recovery, *given, **named)
             finally:
                 self.training_s += time.monotonic() - begun
 
@@ -142,7 +143,7 @@ class Watch:
 
         weighing = threading.Thread(target=weigh)
         weighing.start()
-        Recovery.advance = timed  # type: ignore[method-assign]
+        Recovery.advance = timed  # type: ignore[assignment, method-assign]
         try:
             yield
         finally:

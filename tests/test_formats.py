@@ -210,7 +210,9 @@ def test_int8_weights_have_a_scale_for_each_channel(
 ) -> None:
     """Channels whose sizes differ by a thousand: with one scale the small ones would be 0."""
     rng = np.random.default_rng(0)
-    weights = rng.normal(size=(64, 4)).astype(np.float32) * np.float32([1, 0.1, 0.01, 0.001])
+    weights = rng.normal(size=(64, 4)).astype(np.float32) * np.array(
+        [1, 0.1, 0.01, 0.001], np.float32
+    )
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     product(source, weights)
     x = rng.normal(size=(2, 5, 64)).astype(np.float32)
@@ -226,7 +228,7 @@ def test_by_token_every_number_comes_back_within_half_a_step_of_eight_bits(
     """Tokens whose sizes differ by a thousand, through a matrix that int8 holds exactly."""
     source, target = tmp_path / "source.onnx", tmp_path / "target.onnx"
     product(source, np.eye(64, dtype=np.float32))
-    sizes = np.float32([[1], [30], [1000]])
+    sizes = np.array([[1], [30], [1000]], np.float32)
     x = np.random.default_rng(0).uniform(-1, 1, (2, 3, 64)).astype(np.float32) * sizes
     quantize_int8_by_token(source, target)
     half_a_step = np.abs(x).max(-1, keepdims=True) / 127 / 2

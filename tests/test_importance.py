@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import numpy as np
 import pytest
@@ -94,7 +95,8 @@ def derivatives(
     Args:
         closed: layer and head whose gate is 0.
     """
-    heads, ffn = [], []
+    heads: list[Any] = []
+    ffn: list[Any] = []
     for row, label in zip(rows(), LABELS, strict=True):
         gates = [
             (
@@ -126,7 +128,7 @@ def derivatives(
             loss = cross_entropy(logits, torch.tensor([label]))
         loss.backward()  # type: ignore[no-untyped-call]
         for all_layers, own in zip((heads, ffn), zip(*gates, strict=True), strict=True):
-            all_layers.append([gate.grad.numpy().astype(float) for gate in own])  # type: ignore[union-attr]
+            all_layers.append([gate.grad.numpy().astype(float) for gate in own])
         for handle in handles:
             handle.remove()
     return np.array(heads), np.array(ffn)

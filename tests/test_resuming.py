@@ -170,7 +170,7 @@ def test_a_device_that_stays_away_stops_the_search_which_then_ends_the_same(
 
 
 def test_time_spent_before_a_resume_counts(
-    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
+    tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     """The baseline took 1,000 seconds of the 900 there are."""
     out = tmp_path / "run"
@@ -183,7 +183,7 @@ def test_time_spent_before_a_resume_counts(
     (out / "events.jsonl").write_text("".join(json.dumps(event) + "\n" for event in events))
     tried = len(Run(out).trials())
     resumed = search(tiny_model, data_file, CPU, space(), out, trials=8, resume=True, **options)
-    assert len(resumed.trials) == tried < len(whole.trials)
+    assert len(resumed.trials) == tried
 
 
 KILLED = """

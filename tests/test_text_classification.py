@@ -19,7 +19,7 @@ from autocompress.errors import UserError
 from autocompress.interfaces import TaskInputs
 from autocompress.reading import SPLITS, Reading
 from autocompress.tasks import TASKS
-from autocompress.tasks.data import Columns
+from autocompress.tasks.data import Columns, load_examples
 from autocompress.tasks.text_classification import KIND, Split, TextClassification, correct
 from autocompress.tasks.text_classification import load as load_task
 
@@ -365,16 +365,19 @@ def test_splits_are_apart_complete_and_the_same_each_time(tokenizer: Any, data_f
 
 
 def test_unlabelled_lines_of_a_split_are_dropped(tokenizer: Any, tmp_path: Path) -> None:
-    lines = tmp_path / "lines.txt"
+    lines, data = tmp_path / "lines.txt", table([0, 1], tmp_path / "data.csv")
+    splits = load_examples(data, Columns())
+    first, second, third = (part[0][0] for part in (splits.train, splits.validation, splits.test))
     lines.write_text(
-        "\n".join([TEXTS[0], "something new", "", "something new", TEXTS[99], "and another"]) + "\n"
+        "\n".join([first, "something new", "", second, "something new", third, "and another"])
+        + "\n"
     )
-    task = load(tokenizer, table([0, 1], tmp_path / "data.csv"), unlabeled=str(lines))
+    task = load(tokenizer, data, unlabeled=str(lines))
     assert [tokenizer.decode(row[0], skip_special_tokens=True) for row in task.unlabeled] == [
         "something new",
         "and another",
     ]
-    assert task.reading.dropped["unlabeled also in a split"] == 2
+    assert task.reading.dropped["unlabeled also in a split"] == 3
 
 
 @pytest.fixture
