@@ -19,7 +19,7 @@ from transformers import AutoConfig
 from autocompress.candidate import Candidate, Settings, Value
 from autocompress.families import family_of
 from autocompress.interfaces import Batch, Family, Knowledge, Row
-from autocompress.knowledge import fisher, magnitude
+from autocompress.knowledge import fisher, gradient, magnitude
 from autocompress.plan import Plan
 from autocompress.structure import Layer, Structure
 from autocompress.training.compute import CPU
@@ -191,6 +191,7 @@ class Workshop:
         some = [(padded(transfer.rows[:8]), transfer.labels[:8])]
         importance = {
             "fisher": fisher.measure(self.model, self.family, some, loss),
+            "gradient": gradient.measure(self.model, self.family, some, loss),
             "magnitude": magnitude.measure(self.model, self.family),
         }
         return Knowledge(importance, latency, lambda f: f(self.model, self.family))
