@@ -48,7 +48,7 @@ LONGEST = 256
 """Tokens of a review that are read."""
 HELD_OUT = 1500
 """Reviews for validation, and as many for the test."""
-TEACHING = 8000
+TEACHING = 4000
 """Training reviews that the teacher is fine-tuned on."""
 DROPS = (0.5, 1.0, 2.0)
 
