@@ -83,7 +83,7 @@ class Guard(Silent):
         return cast(Task, Guarded(text_classification.KIND.load(given), self))
 
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-        self.verifying = self.verifying or name == VERIFICATION
+        self.verifying = self.verifying or name.startswith(VERIFICATION)
 
     def opened(self, part: Any) -> Any:
         """What is behind a held-out split; anything else as it is."""

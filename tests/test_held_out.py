@@ -16,6 +16,7 @@ from autocompress.engine.verification import verified
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Trial
 from autocompress.limits import Limits
+from autocompress.reading import Reading
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.conftest import SizeDevice
 from tests.guarding import Guard, Guarded, Touched
@@ -59,6 +60,7 @@ def test_a_search_never_touches_a_held_out_split_too_early(
     assert all(member.quality.test is not None for member in result.front.members)
 
 
+UNREAD = Reading({}, {}, {})
 EXAMPLES = 400
 VALIDATION, TEST = 5, 6
 """First tokens of the rows of a split."""
@@ -90,7 +92,7 @@ def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
         Split([np.array([[first, i]]) for i in range(EXAMPLES)], np.ones(EXAMPLES, np.int64))
         for first in (VALIDATION, TEST)
     )
-    task = TextClassification(("a", "b"), ("input_ids",), 0, test, validation, test, [], {})
+    task = TextClassification(("a", "b"), ("input_ids",), 0, test, validation, test, [], UNREAD)
     device = Answering(HardwareProfile.load(CPU), [2])
     scorer = Scorer(task, {CPU: device}, {CPU: Limits()}, tmp_path / "models" / "t000")
     for name, kilobytes in KILOBYTES.items():
@@ -119,7 +121,8 @@ def test_the_guard_raises() -> None:
     guard, rows = Guard(), [np.array([[5, 6, 7]]), np.array([[8, 9]])]
     split = Split(rows, np.array([0, 1]))
     task: Any = Guarded(
-        TextClassification(("a", "b"), ("input_ids",), 0, split, split, split, [], {}), guard
+        TextClassification(("a", "b"), ("input_ids",), 0, split, split, split, [], UNREAD),
+        guard,
     )
     assert [row.shape[1] for row in task.test.rows] == [3, 2]
     assert len(task.questions(task.validation.take([1]), 2)[0]["input_ids"]) == 1

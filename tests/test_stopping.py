@@ -14,14 +14,16 @@ from autocompress.engine.scoring import Scorer
 from autocompress.engine.stopping import Answers, Contender, outclassed
 from autocompress.journal import Trial
 from autocompress.pareto import LATENCY_AND_QUALITY, METRICS, OBJECTIVES
+from autocompress.reading import Reading
 from autocompress.scores import Timing
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.searching import timed
 
 N = 1000
 """Validation examples."""
+UNREAD = Reading({}, {}, {})
 SPLIT = Split([np.zeros((1, 2), np.int64)] * N, np.zeros(N, np.int64))
-TASK = TextClassification(("a", "b"), ("input_ids",), 0, SPLIT, SPLIT, SPLIT, [], {})
+TASK = TextClassification(("a", "b"), ("input_ids",), 0, SPLIT, SPLIT, SPLIT, [], UNREAD)
 Known = dict[tuple[str | None, int], str]
 SCORER = Scorer(TASK, {}, {}, Path())
 POINTS = METRICS["accuracy"]

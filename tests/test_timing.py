@@ -288,7 +288,9 @@ class Recorded:
     def place(self, file: Path, name: str) -> str:
         return str(file)
 
-    def run_agent(self, request: str) -> str:
+    def forget(self, names: Collection[str]) -> None: ...
+
+    def run_agent(self, request: str, limit_s: float) -> str:
         asked = json.loads(request)
         hashes = [sha256(Path(model["path"])) for model in asked["models"]]
         known = {"nonce": asked["nonce"], "sha256": hashes}
