@@ -20,7 +20,7 @@ from rich.text import Text
 from autocompress.formats import words
 from autocompress.journal import Trial
 from autocompress.pareto import Front, Member, Metric
-from autocompress.scores import Latency, Timing
+from autocompress.scores import CONSTANT, Latency, Timing
 from autocompress.structure import describe_sizes
 from autocompress.units import clock
 
@@ -53,7 +53,7 @@ def front_table(front: Front) -> Table:
             f"{split}{timed}{estimated})"
         ),
         title_justify="left",
-        caption=f"chosen on validation; hypervolume {front.areas}",
+        caption="; ".join(["chosen on validation", f"hypervolume {front.areas}", *front.notes]),
         caption_justify="left",
     )
     compressed, timing = "size" in front.objectives, front.baseline.timing
@@ -77,10 +77,10 @@ def front_table(front: Front) -> Table:
             f"{about}{member.speedup:.2f}x",
             *([f"{other.latency_ms.value:.2f}", f"{other.speedup:.2f}x"] if other else []),
             metric.text(q.reported),
-            f"{q.drop_reported:.2f} ± {q.drop_stderr_reported:.2f}",
+            f"{q.drop_reported:.2f} ± {front.error_text(member)}",
             f"{member.weight_bytes / 1e6:.1f}",
             *([f"{front.compression(member):.2f}x"] if compressed else []),
-            describe(member.candidate, member.sizes),
+            describe(member.candidate, member.sizes) + member.mark,
         )
     return table
 
@@ -104,6 +104,7 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
                 facts.append(
                     f"{metric.name} {metric.text(quality.validation)} on validation ({lost})"
                 )
+                facts.extend([CONSTANT] if quality.constant else [])
             for member in {
                 member.id: member for member in (front.baseline, *front.members)
             }.values():
@@ -152,6 +153,7 @@ def member_line(
     )
     bits = "" if q.bits_per_byte is None else f", {q.bits_per_byte:.2f} bits per byte"
     split = "unbiased on test" if front.verified else "on validation, not verified"
+    few = f"; {front.too_few}" if front.too_few else ""
     chosen = (
         ""
         if confidence is None
@@ -164,7 +166,7 @@ def member_line(
         f"{metric.name} {metric.text(q.reported)} ({metric.drop_text(q.drop_reported)}){bits} "
         f"{split}{chosen}, "
         f"{member.weight_bytes / 1e6:.1f} MB; "
-        f"{describe(member.candidate, member.sizes)}"
+        f"{describe(member.candidate, member.sizes)}{member.mark}{few}"
     )
 
 
@@ -320,6 +322,7 @@ def _outcome(trial: Trial, metric: Metric) -> list[str | tuple[str, str]]:
     quality = max((quality for quality, _ in scored), key=lambda q: q.drop_validation)
     change = f" ({metric.change(quality.drop_validation):+.1f} {metric.unit})"
     pieces: list[str | tuple[str, str]] = [name, (metric.text(quality.validation), "bold"), change]
+    pieces += [(f"  {CONSTANT}", "yellow")] if quality.constant else []
     for _, timing in scored:
         about, ms = timing.latency_ms.about, timing.latency_ms.value
         pieces += [f"  {about}{ms:.2f} ms  ", (f"{about}{timing.speedup:.2f}x", "bold")]

@@ -19,7 +19,7 @@ House words, in the order in which a search meets them:
     sealed      of a student: nothing is to be trained any more
     artifact    a student in one number format, as a folder that ships
     trial       one artifact in a search, or why there is none
-    evidence    what a model's answers show on each example of a split
+    evidence    what is kept of a model's answer to each example of a split
     drop        how much worse than the baseline a model is, in the unit of the metric
     foretold    predicted from a latency table, before anything is built
     phase       of a language model: what of it is timed, prefill, decode or both
@@ -40,7 +40,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.candidate import Candidate, Setting, Value
-from autocompress.pareto import Metric
+from autocompress.metrics import Metric
 from autocompress.plan import Part, Plan
 from autocompress.scores import Timing
 from autocompress.structure import Importance, Structure
@@ -319,8 +319,8 @@ Question = Mapping[str, NDArray[np.int64]]
 it answers the negative log-likelihood of so many tokens at the end of each row, because the logits
 of a vocabulary are too many to keep or to send."""
 Evidence = NDArray[np.float64]
-"""How well a model does on each example of a split, shape (examples, numbers): a task keeps as many
-of each example as its score needs."""
+"""What a model answered to each example of a split, or how well, shape (examples, numbers): a task
+keeps as many of each example as its score needs."""
 
 
 class Head(StrEnum):
@@ -455,6 +455,14 @@ class Task(Protocol):
         """From what was answered to ``questions``, one below the other."""
         ...
 
+    def commonest(self, part: HeldOut) -> Evidence | None:
+        """Of a model that always answers the commonest class; None where there are no classes."""
+        ...
+
+    def constant(self, evidence: Evidence) -> bool:
+        """Whether a model gave the same answer to every example."""
+        ...
+
     def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """In the metric, with its standard error.
 
@@ -491,6 +499,8 @@ class Option:
         metavar, help: for the command line.
         takes: what its value is.
         is_file: whether the value is a path, whose content a resumed run must find unchanged.
+        choices: values that it may have; any where there are none. Those of ``metric`` are of
+            ``metrics.METRICS``, and the one that is chosen takes the place of the task's own.
     """
 
     name: str
@@ -498,6 +508,7 @@ class Option:
     help: str
     takes: type[str] | type[int] = str
     is_file: bool = False
+    choices: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -537,7 +548,7 @@ class TaskKind:
 
     Args:
         name: of the task on the command line.
-        metric: one of ``pareto.METRICS``.
+        metric: one of ``metrics.METRICS``, where no other one is asked for.
         load: reads, splits and tokenizes; raises ``UserError`` for what does not fit the task.
     """
 

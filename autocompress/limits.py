@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass, replace
 from statistics import NormalDist
 
 from autocompress.errors import UserError
-from autocompress.scores import Metric
+from autocompress.metrics import Metric
+from autocompress.scores import CONSTANT
 
 CONFIDENCE = 0.9
 """That the model chosen by a limit of quality truly meets it, when nothing is said."""
@@ -30,6 +31,7 @@ class Facts:
         drop: of the quality against the baseline, in the unit of the metric.
         quality_stderr, drop_stderr: of the two.
         rivals: models that one is chosen among, this one included.
+        constant: whether all answers are alike; no limit makes up for that.
     """
 
     latency_ms: float | None = None
@@ -42,6 +44,7 @@ class Facts:
     quality_stderr: float = 0.0
     drop_stderr: float = 0.0
     rivals: int = 1
+    constant: bool = False
 
     @property
     def compression(self) -> float | None:
@@ -185,6 +188,7 @@ class Limits:
             "size": _beyond(facts.weight_bytes, self.max_bytes),
             "compression": _beyond(self.min_compression, facts.compression),
             "memory": _beyond(facts.memory_bytes, bytes_at_most),
+            CONSTANT: 1.0 if facts.constant else None,
         }
         return {name: miss for name, miss in misses.items() if miss is not None}
 

@@ -7,6 +7,7 @@ of its metric.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
@@ -16,9 +17,9 @@ from typing import Any
 
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.limits import CONFIDENCE, Facts, Limits
-from autocompress.scores import METRICS as METRICS
+from autocompress.metrics import METRICS as METRICS
+from autocompress.metrics import Metric as Metric
 from autocompress.scores import Latency, Quality, Timing
-from autocompress.scores import Metric as Metric
 
 SCHEMA = 2
 """Of ``front.json``."""
@@ -29,6 +30,8 @@ LATENCY_AND_QUALITY: tuple[str, ...] = ("latency", "quality")
 SAME_SIZE = 1.01
 """Ratio of sizes that are not told apart where size is an objective: what a file's own bookkeeping
 takes wins no place on a front."""
+_HINTS = (4.0, 3.0, 2.0, 1.5, 1.2, 1.1)
+"""Times faster or smaller, of which the first that a front has is hinted at."""
 
 
 def checked_objectives(given: Any, where: str) -> tuple[str, ...]:
@@ -123,6 +126,11 @@ class Member:
     def speedup(self) -> float:
         return self.timing.speedup
 
+    @property
+    def mark(self) -> str:
+        """Follows its description where another member beats it on the test split."""
+        return f"; beaten on test by {self.quality.beaten_by}" if self.quality.beaten_by else ""
+
     def facts(self, baseline_bytes: int, rivals: int, *, certain: bool = False) -> Facts:
         """What limits are checked on: latencies as reported, quality on the validation split; test
         figures choose nothing, else they would flatter what is chosen.
@@ -143,6 +151,7 @@ class Member:
             self.quality.validation_stderr or 0.0,
             self.quality.drop_validation_stderr,
             rivals,
+            self.quality.constant,
         )
 
     @classmethod
@@ -162,6 +171,8 @@ class Front:
         objectives: that no other model of the search is better in; of ``OBJECTIVES``.
         size_hypervolume: of size and validation quality; None where size is no objective.
         hypervolume_test: of latency and test quality; None until the front is verified.
+        commonest: the score of always answering the commonest class, of the test split, or of the
+            validation split until the front is verified; None where there are no classes.
     """
 
     metric: str
@@ -174,6 +185,7 @@ class Front:
     objectives: tuple[str, ...] = LATENCY_AND_QUALITY
     size_hypervolume: float | None = None
     hypervolume_test: float | None = None
+    commonest: float | None = None
 
     def pick(
         self,
@@ -188,20 +200,7 @@ class Front:
         allow_tie: bool = False,
         confidence: float = CONFIDENCE,
     ) -> Member:
-        """The best member within limits of latency or size; with quality limits only, the fastest
-        that meets them.
-
-        The validation split chooses, quality limits are checked on it with a margin, and the test
-        score of what is chosen stays unbiased. Limits as in ``Limits``; of several all must hold.
-
-        Args:
-            allow_tie: also members whose interval of latency or speedup crosses the limit.
-            confidence: that the member's true quality is within its limits; 0.5 asks for no margin.
-
-        Raises:
-            UserError: no limit given, or one that makes no sense.
-            RequestUnmet: no member meets the request.
-        """
+        """``choose`` within these limits, see ``Limits``."""
         limits = Limits(
             max_latency_ms,
             min_speedup,
@@ -212,6 +211,22 @@ class Front:
             min_compression,
             confidence=confidence,
         )
+        return self.choose(limits, allow_tie=allow_tie)
+
+    def choose(self, limits: Limits, *, allow_tie: bool = False) -> Member:
+        """The best member within limits of latency or size; with quality limits only, the fastest
+        that meets them.
+
+        The validation split chooses, quality limits are checked on it with a margin, and the test
+        score of what is chosen stays unbiased. Of several limits all must hold.
+
+        Args:
+            allow_tie: also members whose interval of latency or speedup crosses the limit.
+
+        Raises:
+            UserError: no limit given, or one that makes no sense.
+            RequestUnmet: no member meets the request.
+        """
         limits.check(self.scale)
         if not limits.as_dict():
             raise UserError(
@@ -250,6 +265,42 @@ class Front:
             "no model of the front meets the request; "
             + nearest(self.members, uncut, limits, self.scale)
         )
+
+    @property
+    def hint(self) -> Limits | None:
+        """A limit to choose by: met by a member that is within the worst drop that counts; None
+        where there is no such member."""
+        for gain in _HINTS:
+            by_size = Limits(min_compression=gain)
+            limits = Limits(min_speedup=gain) if "latency" in self.objectives else by_size
+            with contextlib.suppress(RequestUnmet):
+                if self.choose(limits).quality.drop_validation < self.scale.worst_drop:
+                    return limits
+        return None
+
+    @property
+    def too_few(self) -> str | None:
+        """That the test split is too small to tell models apart, in words; None where it is not."""
+        tested, scale = self.baseline.quality.n_test, self.scale
+        if tested is None or tested >= scale.enough:
+            return None
+        return f"only {tested} {scale.examples}, too few to tell models apart"
+
+    @property
+    def notes(self) -> list[str]:
+        """What a reader must know to judge the scores."""
+        scale, few = self.scale, self.too_few
+        alone = None if self.commonest is None else scale.text(self.commonest)
+        return [
+            *([f"the commonest class alone has {scale.name} {alone}"] if alone else []),
+            *([few] if few else []),
+        ]
+
+    def error_text(self, member: Member) -> str:
+        """The standard error of a member's drop; unknown where too few examples show none."""
+        stderr = member.quality.drop_stderr_reported
+        unknown = self.too_few and stderr == 0 and member.id != self.baseline.id
+        return "?" if unknown else f"{stderr:.2f}"
 
     @property
     def scale(self) -> Metric:

@@ -13,12 +13,13 @@ from typing import Any
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
-from autocompress.errors import UserError
+from autocompress.errors import RequestUnmet, UserError
 from autocompress.files import write_text
 from autocompress.journal import Run, Trial
+from autocompress.limits import Limits
 from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
 from autocompress.reading import Reading
-from autocompress.scores import Score, Timing
+from autocompress.scores import CONSTANT, Score, Timing
 from autocompress.structure import describe_sizes
 
 _ACCENT, _SECOND, _FADED, _INK = "#0b6bcb", "#c2410c", "#9aa7b4", "#1d2733"
@@ -129,6 +130,11 @@ class _Seen:
         return self.score.timing.speedup
 
     @property
+    def flaw(self) -> str:
+        """What keeps it from the front, whatever its scores."""
+        return f", {CONSTANT}" if self.score.quality and self.score.quality.constant else ""
+
+    @property
     def drop(self) -> float:
         assert self.score.quality
         return self.score.quality.drop_validation
@@ -155,6 +161,12 @@ class _Axis:
         if isinstance(one, _Seen):
             return one.latency if self.name == "latency" else one.size
         return one.latency_ms.value if self.name == "latency" else one.weight_bytes / 1e6
+
+    def limit(self, budget: float) -> dict[str, float]:
+        """A budget on this axis as one of ``Limits``."""
+        if self.name == "latency":
+            return {"max_latency_ms": budget}
+        return {"max_bytes": round(1e6 * budget)}
 
 
 _LATENCY, _SIZE = _Axis("latency", "ms"), _Axis("size", "MB")
@@ -238,8 +250,8 @@ def _front_note(front: Front) -> str:
         f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
         f"validation split and timings during "
         f"the search; {_open_circles(front)}what is far from the others lies outside the picture. "
-        "Drag the line, move "
-        "the slider or type a budget."
+        "Drag the line, move the slider or type a budget; the limits of the search hold beside it."
+        + "".join(f" {note[0].upper()}{note[1:]}." for note in front.notes)
         + (
             f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}."
             if disturbed
@@ -271,7 +283,7 @@ def _front_figure(front: Front, seen: Sequence[_Seen], axis: _Axis = _LATENCY) -
     figure.add_scatter(
         x=[axis.of(one) for one in rest],
         y=[metric.change(one.drop) for one in rest],
-        text=[f"{one.trial.id}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
+        text=[f"{one.trial.id}{one.flaw}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
         mode="markers",
         name="dominated",
         marker={"color": _FADED, "size": 7, "opacity": 0.5},
@@ -487,7 +499,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
         f"{timing.speedup_interval[0]:.2f}-{timing.speedup_interval[1]:.2f}" if measured else "-",
         metric.text(quality.reported),
         f"{quality.drop_reported:.2f}",
-        f"{quality.drop_stderr_reported:.2f}",
+        front.error_text(member),
         *(
             f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x"
             for _, other in _more(timing)
@@ -496,7 +508,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
         *([f"{front.compression(member):.2f}x"] if _sized(front) else []),
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,
-        describe_sizes(member.sizes),
+        describe_sizes(member.sizes) + member.mark,
     )
     return f"<tr{attributes}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
@@ -513,6 +525,7 @@ def _facts(description: dict[str, Any]) -> str:
         "data": data["source"],
         **Reading.from_json(data).lines(timed),
         **({"doubts": "; ".join(data["doubts"])} if data.get("doubts") else {}),
+        "scored by": _scored_by(inputs, data),
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
         **{
@@ -534,6 +547,11 @@ def _facts(description: dict[str, Any]) -> str:
         )
         + "</dl>"
     )
+
+
+def _scored_by(inputs: dict[str, Any], data: dict[str, Any]) -> str:
+    metric, classes = inputs.get("metric", "not recorded"), data.get("classes")
+    return f"{metric} of {[*classes['train']][1]}" if metric == "f1" else metric
 
 
 def _hardware(hardware: dict[str, Any]) -> str:
@@ -576,6 +594,7 @@ def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
             "name": axis.name,
             "unit": axis.unit,
             "budget": _first_budget(front, axis),
+            "choices": _choices(front, axis),
             "figure": _front_figure(front, seen, axis).to_plotly_json(),
         }
         for axis in _axes(front)
@@ -584,15 +603,14 @@ def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
         "name": front.hardware["name"],
         "estimated": front.estimated,
         "budget": _first_budget(front, _axes(front)[0]),
+        "choices": _choices(front, _axes(front)[0]),
         **({"axes": axes} if _sized(front) else {}),
         "models": [
             {
                 "id": member.id,
                 "latency": member.latency_ms.value,
-                "slow": member.latency_ms.interval[1],
                 "speedup": member.speedup,
                 "size": member.weight_bytes / 1e6,
-                "drop": member.quality.drop_validation,
                 "qualityText": f"{metric.name} {metric.text(member.quality.reported)} "
                 f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit}) on {split}",
                 "candidate": member.candidate,
@@ -600,6 +618,21 @@ def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
             for member in members
         ],
     }
+
+
+def _choices(front: Front, axis: _Axis) -> list[dict[str, Any]]:
+    """What ``Front.choose`` says as the budget of an axis grows, beside the other limits of the
+    search: from each budget in ascending order the model, or why there is none."""
+    highs = [member.latency_ms.interval[1] for member in front.members if axis == _LATENCY]
+    steps = sorted({*map(axis.of, front.members), *highs})
+    choices = []
+    for budget in [0.99 * min(steps, default=1.0), *steps]:
+        try:
+            choice = {"id": front.choose(Limits(**front.budget | axis.limit(budget))).id}
+        except RequestUnmet as error:
+            choice = {"why": str(error)}
+        choices.append({"from": budget} | choice)
+    return choices
 
 
 def _first_budget(front: Front, axis: _Axis) -> float:

@@ -1,78 +1,12 @@
-"""What is measured of a model: latencies under a profile, quality on the task, by which metric."""
+"""What is measured of a model: latencies under a profile, quality on the task."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Metric:
-    """What the models of a task are scored by; a drop is how much worse a model is than the
-    baseline.
-
-    Args:
-        name: of the score.
-        lost: what a drop is for the score, in a word.
-        unit: of drops.
-        worst_drop: at which a model counts nothing in the hypervolume.
-        largest_drop: that can be asked for; it stands for a model that was not scored.
-        higher_is_better: whether a drop lowers the score.
-        digits: of the score that are shown.
-        examples: what is scored.
-    """
-
-    name: str
-    lost: str
-    unit: str
-    worst_drop: float
-    largest_drop: float
-    higher_is_better: bool
-    digits: int
-    examples: str
-
-    def text(self, score: float) -> str:
-        """The score as it is printed."""
-        return f"{score:.{self.digits}f}"
-
-    def change(self, drop: float) -> float:
-        """How the score changes with a drop, in its unit."""
-        return 0 - drop if self.higher_is_better else drop
-
-    @property
-    def axis(self) -> str:
-        """The title of an axis of changes."""
-        better = "" if self.higher_is_better else " (lower is better)"
-        return f"{self.name} against the baseline, {self.unit}{better}"
-
-    def drop_text(self, drop: float) -> str:
-        """Such as ``drop 1.25 points``."""
-        return f"{self.lost} {drop:.2f} {self.unit}"
-
-
-METRICS: dict[str, Metric] = {
-    "accuracy": Metric(
-        "accuracy",
-        "drop",
-        "points",
-        5.0,
-        100.0,
-        higher_is_better=True,
-        digits=4,
-        examples="test examples",
-    ),
-    "perplexity": Metric(
-        "perplexity",
-        "increase",
-        "percent",
-        50.0,
-        10_000.0,
-        higher_is_better=False,
-        digits=2,
-        examples="windows of test text",
-    ),
-}
-"""By name. Points are of a hundred, percent are of the baseline's score."""
+CONSTANT = "constant answers"
+"""What is wrong with a model that answers everything alike, in words."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +113,9 @@ class Quality:
     ``validation`` is its own, None in older files. Models are chosen by validation figures, so that
     the test figures of what is chosen are unbiased; these are None until the front is verified.
     ``n_test`` counts examples, windows of text where those are what is scored; ``bits_per_byte`` is
-    a language model's, of the test split.
+    a language model's, of the test split. ``constant``: every validation example gets the same
+    answer, and such a model stands on no front. ``beaten_by``: the member of the front that is
+    better on the test split by more than the paired error, and neither slower nor larger.
     """
 
     validation: float
@@ -192,6 +128,8 @@ class Quality:
     drop_test_stderr: float | None = None
     bits_per_byte: float | None = None
     validation_stderr: float | None = None
+    constant: bool = False
+    beaten_by: str | None = None
 
     @property
     def reported(self) -> float:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from autocompress import resources, units
 from autocompress.candidate import Setting, thaw
-from autocompress.errors import AutocompressError, RequestUnmet, UserError
+from autocompress.errors import RequestUnmet, UserError
 from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
 from autocompress.limits import CONFIDENCE, Limits
 from autocompress.pareto import (
@@ -202,20 +202,16 @@ def demo(options: argparse.Namespace) -> None:
             resume=options.resume,
         )
     )
-    _choose_and_copy(front, out)
+    if front.hint is not None:
+        _choose_and_copy(front, front.hint, out)
 
 
-def _choose_and_copy(front: Front, run: Path) -> None:
-    """The demo's last act: pick the most accurate model that is at least 4 times faster, and export
-    it."""
+def _choose_and_copy(front: Front, limits: Limits, run: Path) -> None:
+    """The demo's last act: pick the best model within the limits, and export it."""
     from autocompress import console
 
-    console.out.print(f"\nautocompress pick {_quoted(run)} --min-speedup 4x")
-    try:
-        member = front.pick(min_speedup=4)
-    except AutocompressError as error:
-        console.out.print(f"  {error}")
-        return
+    console.out.print(f"\n{_pick_command(run, limits)}")
+    member = front.choose(limits)
     console.out.print(f"  {console.member_line(front, member, CONFIDENCE)}")
     target = run / "exported"
     _copy(front, run, member, target)
@@ -255,9 +251,23 @@ def _run(request: Request) -> Front:
     for line in console.prediction_lines(result.run):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
-    by = "speedup" if "latency" in result.front.objectives else "compression"
-    console.out.print(f"choose: autocompress pick {_quoted(result.run)} --min-{by} 4x")
+    console.out.print(f"choose: {_hint(result.front, result.run)}")
     return result.front
+
+
+def _hint(front: Front, run: Path) -> str:
+    """A command that chooses a model worth having, where the front has one."""
+    if front.hint is not None:
+        return _pick_command(run, front.hint)
+    worst = f"{front.scale.worst_drop:g} {front.scale.unit}"
+    return f"no model of the front gains anything within {worst} of the baseline"
+
+
+def _pick_command(run: Path, limits: Limits) -> str:
+    options = " ".join(
+        f"--{name.replace('_', '-')} {value:g}x" for name, value in limits.as_dict().items()
+    )
+    return f"autocompress pick {_quoted(run)} {options}"
 
 
 def front(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,24 @@ def test_verification_rejects_and_keeps_nothing_by_its_test_score(
     assert (awful.hypervolume_test, splendid.hypervolume_test) == (0.0, 1 - 1 / _fastest(splendid))
     assert awful.hypervolume == splendid.hypervolume
     assert awful.pick(max_drop=20.0).id == splendid.pick(max_drop=20.0).id
+
+
+@pytest.mark.parametrize("slower", [False, True])
+def test_members_beaten_on_test_are_marked(slower: bool) -> None:
+    """By more than the paired error, by one that is no slower; and they stay."""
+    drops = {"t001": 3.0, "t002": 1.0, "t003": 1.5}
+    latencies = {"t001": 2.0, "t002": 4.0 if slower else 1.0, "t003": 1.5}
+    members = [member(name, ms, 0.8) for name, ms in latencies.items()]
+    scorer: Any = SimpleNamespace(
+        objectives=("latency", "quality"),
+        task=SimpleNamespace(test=None, drop=lambda a, b, part: (b - a, 1.0)),
+    )
+    tested: Any = {name: {"board": lost} for name, lost in drops.items()}
+    marked = verification._marked(members, "board", tested, scorer)
+    assert [one.id for one in marked] == list(drops)
+    beaten_by = "t003" if slower else "t002"
+    assert [one.quality.beaten_by for one in marked] == [beaten_by, None, None]
+    assert marked[0].mark == f"; beaten on test by {beaten_by}"
 
 
 def _fastest(verified_front: Front) -> float:

@@ -9,7 +9,7 @@ import pytest
 
 from autocompress.errors import UserError
 from autocompress.limits import Facts, Limits
-from autocompress.scores import METRICS
+from autocompress.metrics import METRICS
 
 FACTS = Facts(
     latency_ms=3.0,

@@ -511,6 +511,44 @@ def test_a_size_that_no_model_meets(limits: dict[str, Any], message: str) -> Non
         SIZED.pick(**limits)
 
 
+@pytest.mark.parametrize(
+    ("members", "hint"),
+    [
+        ((FAST, MIDDLE, GOOD), Limits(min_speedup=4)),
+        ((FAST, GOOD), Limits(min_speedup=2)),  # 8x costs more than counts
+        ((member("t001", 3.5, 0.875, spread=0.1),), Limits(min_speedup=2)),
+        ((member("t001", 2.0, 0.875, spread=0.1),), Limits(min_speedup=3)),  # 3.8 to 4.2
+        ((FAST,), None),
+        ((member("t001", 7.9, 0.875),), None),
+        ((), None),
+    ],
+)
+def test_a_hint_is_met_by_a_model_that_counts(
+    members: tuple[Member, ...], hint: Limits | None
+) -> None:
+    """The worst drop that counts is 5 points."""
+    assert front(*members).hint == hint
+
+
+def test_where_latency_is_no_objective_the_hint_is_of_size() -> None:
+    by_size = replace(SIZED, objectives=("quality", "size"))
+    assert by_size.hint == Limits(min_compression=4) and by_size.choose(by_size.hint) == SMALL
+
+
+@pytest.mark.parametrize(("examples", "few"), [(99, True), (100, False), (None, False)])
+def test_no_error_on_few_examples_is_no_certainty(examples: int | None, few: bool) -> None:
+    def tested(one: Member, stderr: float) -> Member:
+        return replace(one, quality=replace(one.quality, n_test=examples, drop_test_stderr=stderr))
+
+    alike, other = tested(MIDDLE, 0.0), tested(GOOD, 0.5)
+    small = replace(front(alike, other), baseline=tested(FRONT.baseline, 0.0), commonest=0.5)
+    assert small.error_text(alike) == ("?" if few else "0.00")
+    assert small.error_text(other) == "0.50" and small.error_text(small.baseline) == "0.00"
+    alone = "the commonest class alone has accuracy 0.5000"
+    too_few = "only 99 test examples, too few to tell models apart"
+    assert small.notes == [alone, *([too_few] if few else [])]
+
+
 def test_the_limit_whose_interval_crosses_is_the_one_that_is_named() -> None:
     """3 to 5 ms hold for certain, 1.6x to 2.7x do not."""
     with pytest.raises(

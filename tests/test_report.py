@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from autocompress import console
+from autocompress.cli import main
 from autocompress.engine.verification import write_fronts
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
@@ -226,8 +227,9 @@ def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> No
         ("t002", 2.0, 3.0),
         ("t003", 3.0, 2.0),
     ]
-    assert [m["drop"] for m in models] == pytest.approx([3.0, 0.5, 0.45])
-    assert [m["slow"] for m in models] == pytest.approx([1.01, 2.02, 3.03])
+    assert [choice["from"] for choice in device["choices"]] == pytest.approx(
+        [0.99, 1.0, 1.01, 2.0, 2.02, 3.0, 3.03]
+    )
     assert models[1]["qualityText"] == (
         "accuracy 0.8750 (-0.50 points) on test, chosen on validation"
     )
@@ -389,6 +391,45 @@ def test_with_size_the_front_is_drawn_against_either(run: Run) -> None:
     areas = "0.700 by latency and 0.625 by size on validation, 0.650 by latency on test"
     assert f"budget max size 1.5 MB, hypervolume {areas}." in page
     assert row(page, "row-0-t003")["compression"] == "8.00x"
+
+
+BUDGETS = {"latency": 3.0, "size": 2.5}
+"""Milliseconds and megabytes."""
+
+
+@pytest.mark.parametrize("axis", ["latency", "size"])
+def test_the_report_chooses_as_pick_and_export_do(
+    run: Run, axis: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Latency, drop and size together; also where an interval crosses the budget, which only
+    ``--allow-tie`` takes."""
+    members = [of_size(m) for m in MEMBERS]
+    unsure = replace(MEMBERS[1].latency_ms, interval=(1.5, 2.5))
+    members[1] = replace(members[1], timing=replace(MEMBERS[1].timing, latency_ms=unsure))
+    three = replace(
+        FRONT,
+        baseline=of_size(BASELINE),
+        members=tuple(members),
+        objectives=("latency", "quality", "size"),
+        size_hypervolume=0.5,
+        budget={"max_latency_ms": 3.0, "max_drop": 4.0, "max_bytes": 2_500_000.0},
+    )
+    write_fronts(run, [three])
+    [device] = script_value(page_of(run), "devices")
+    [choices] = [shown["choices"] for shown in device["axes"] if shown["name"] == axis]
+    chosen = set()
+    for budget in (0.3, 0.7, 1.005, 1.2, 1.7, 2.1, 2.9, 3.02, 3.2, 9.0):
+        [shown] = [choice for choice in choices if choice["from"] <= budget][-1:] or choices[:1]
+        given = BUDGETS | {axis: budget}
+        limits = [f"--max-latency={given['latency']}ms", f"--max-size={given['size']}MB"]
+        picked = main(["pick", str(run.folder), *limits, "--max-drop=4", "--json"])
+        said = capsys.readouterr()
+        if picked == 1:
+            assert "id" not in shown and shown["why"].split(";")[0] in said.err
+        else:
+            assert shown["id"] == json.loads(said.out)["id"]
+        chosen.add(shown.get("id"))
+    assert chosen == ({None, "t001", "t002", "t003"} if axis == "latency" else {None, "t002"})
 
 
 def test_where_latency_is_no_objective_size_is_shown_first(run: Run) -> None:

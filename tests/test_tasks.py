@@ -25,7 +25,8 @@ from tests.searching import CPU, space
 
 
 def test_every_task_is_known_everywhere() -> None:
-    assert {kind.metric.name for kind in TASKS.values()} == set(METRICS)
+    offered = {option.name: option.choices for option in OPTIONS.values()}["metric"]
+    assert {*offered, *(kind.metric.name for kind in TASKS.values())} == set(METRICS)
     for kind in TASKS.values():
         assert all(OPTIONS[option.name] == option for option in kind.options)
 
@@ -88,12 +89,22 @@ def test_a_task_of_ones_own_is_searched(tiny_model: Path, data_file: Path, tmp_p
         (
             replace(OWN, metric="f1"),  # type: ignore[arg-type]
             {},
-            "task few-tests: its metric is 'f1', known are accuracy, perplexity",
+            "task few-tests: its metric is 'f1', known are accuracy, macro-f1, f1, mcc, balanced",
         ),
         (OWN, {"stride": 3}, "--stride is for the task language-modeling, not for few-tests"),
         (OWN, {"tests": 3}, "--tests is unknown; the options of few-tests are tested"),
         (OWN, {"tested": "3"}, "--tested is '3': it must be a whole number"),
         ("text-classification", {"unlabeled": 3}, "--unlabeled is 3: it must be text"),
+        (
+            "text-classification",
+            {"metric": "perplexity"},
+            "--metric is 'perplexity': it must be one of accuracy, macro-f1, f1, mcc, balanced-acc",
+        ),
+        (
+            "language-modeling",
+            {"metric": "f1"},
+            "--metric is for the task text-classification, not for language-modeling",
+        ),
     ],
 )
 def test_a_mistake_in_the_task_is_one_line(

@@ -17,10 +17,11 @@ from transformers import AutoTokenizer, BertConfig
 from autocompress import demo
 from autocompress.errors import UserError
 from autocompress.interfaces import TaskInputs
+from autocompress.metrics import METRICS
 from autocompress.reading import SPLITS, Reading
 from autocompress.tasks import TASKS
 from autocompress.tasks.data import Columns, load_examples
-from autocompress.tasks.text_classification import KIND, Split, TextClassification, correct
+from autocompress.tasks.text_classification import KIND, Split, TextClassification
 from autocompress.tasks.text_classification import load as load_task
 
 WORDS = ("film", "plot", "actor", "scene", "music", "story", "joke", "end", "hero", "world")
@@ -62,19 +63,17 @@ def test_the_task_is_listed() -> None:
     assert TASKS["text-classification"].metric.name == "accuracy"
 
 
-@pytest.mark.parametrize("classes", [2, 4])
-@pytest.mark.parametrize("answer", ["first", "last", "tie"])
-def test_constant_output_scores_at_chance(classes: int, answer: str) -> None:
-    labels = np.arange(200) % classes
-    logits = np.zeros((200, classes), np.float32)
-    if answer != "tie":
-        logits[:, 0 if answer == "first" else -1] = 1
-    assert correct(logits, labels).mean() == 1 / classes
-
-
-def test_correct_by_hand() -> None:
+def test_evidence_is_the_class_that_was_answered(by_hand: TextClassification) -> None:
     logits = np.array([[1.0, 2.0, 0.0], [0.5, 0.1, 0.2], [-3.0, -2.0, -1.0]], np.float32)
-    assert correct(logits, np.array([1, 2, 2])).tolist() == [True, False, True]
+    assert by_hand.evidence(logits, by_hand.test).tolist() == [[1], [0], [2]]
+
+
+def test_f1_is_of_the_second_of_two_classes(tokenizer: Any, tmp_path: Path) -> None:
+    source = table(["ham", "spam"], tmp_path / "data.csv")
+    task = load(tokenizer, source, metric=METRICS["f1"])
+    assert [*task.reading.classes["train"]][1] == "spam"
+    with pytest.raises(UserError, match="--metric f1 is of the second of two classes, here are 3"):
+        load(tokenizer, table([0, 1, 2], tmp_path / "three.csv"), metric=METRICS["f1"])
 
 
 @pytest.mark.parametrize(

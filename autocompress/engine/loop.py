@@ -284,17 +284,23 @@ class Loop:
                     graph, sealed, candidate, trial.candidate, trial.id
                 )
             timings = self.scorer.time_baseline()
+            scores = self.scorer.scores(folder, timings, None)
+            self.scorer.refuse_ignorance(scores)
             trial = replace(
                 trial,
                 state="complete",
                 rungs=((0, 0.0),),
-                scores=self.scorer.scores(folder, timings, None),
+                scores=scores,
                 weight_bytes=(folder / "model.onnx").stat().st_size,
                 parity=parity,
                 path=f"models/{trial.id}",
                 seconds=time.monotonic() - started,
             )
         self._record([trial], plan)
+        alone = self.scorer.commonest(self.scorer.task.validation)
+        if alone is not None:
+            share = f"{self.metric.name} {self.metric.text(alone)} on validation"
+            self.listener.stage(f"the commonest class alone has {share}")
         return trial
 
     def _uncut_formats(self, baseline: Trial, recorded: deque[list[Trial]]) -> bool:

@@ -144,6 +144,10 @@ class Request:
             if not isinstance(value, own[name].takes):
                 wanted = "text" if own[name].takes is str else "a whole number"
                 raise UserError(f"--{name} is {value!r}: it must be {wanted}")
+            if own[name].choices and value not in own[name].choices:
+                raise UserError(
+                    f"--{name} is {value!r}: it must be one of {', '.join(own[name].choices)}"
+                )
 
     @property
     def kind(self) -> TaskKind:
@@ -153,7 +157,7 @@ class Request:
     @property
     def metric(self) -> Metric:
         """What the task scores models by."""
-        return self.kind.metric
+        return METRICS[str(self.options.get("metric", self.kind.metric.name))]
 
     @property
     def all_objectives(self) -> tuple[str, ...]:
@@ -191,6 +195,7 @@ class Request:
                 for option in self.kind.options
                 if (value := self.options.get(option.name)) is not None
             },
+            "metric": self.metric.name,
             "finetune": self.finetune,
             "hardware": [profile.as_dict() for profile in self.hardware],
             "space": self.space.as_dict(),

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from autocompress.errors import NOT_FINITE, CandidateFailed
+from autocompress.errors import NOT_FINITE, CandidateFailed, UserError
 from autocompress.hardware.agent import kept
 from autocompress.interfaces import Device, Evidence, HeldOut, Question, Task
 from autocompress.limits import Facts, Limits
@@ -123,8 +123,33 @@ class Scorer:
         task, part = self.task, self.task.validation
         score, stderr = task.score(evidence, part)
         lost = task.drop(baseline, evidence, part)
-        quality = Quality(score, *lost, validation_stderr=stderr)
+        constant = task.constant(evidence)
+        quality = Quality(score, *lost, validation_stderr=stderr, constant=constant)
         return Score(timing, quality, task.pack(evidence))
+
+    def commonest(self, part: HeldOut) -> float | None:
+        """What always answering the commonest class scores; None where there are no classes."""
+        evidence = self.task.commonest(part)
+        return None if evidence is None else self.task.score(evidence, part)[0]
+
+    def refuse_ignorance(self, baseline: Mapping[str, Score]) -> None:
+        """Raises:
+        UserError: the uncut model does no better than the commonest class alone.
+        """
+        task, part = self.task, self.task.validation
+        commonest, metric = task.commonest(part), task.metric
+        for score in baseline.values():
+            if commonest is None or task.drop(commonest, self.recorded(score), part)[0] < 0:
+                continue
+            reached, alone = (
+                metric.text(task.score(evidence, part)[0])
+                for evidence in (self.recorded(score), commonest)
+            )
+            raise UserError(
+                f"the model has {metric.name} {reached} on validation, no better than the "
+                f"commonest class alone ({alone}): look at the order of its labels, train it with "
+                f"--finetune, or score it by another --metric"
+            )
 
     def recorded(self, score: Score) -> Evidence:
         """The evidence of a model that was scored on the validation split."""

@@ -3,8 +3,9 @@ end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
@@ -91,6 +92,7 @@ def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:
         quality.drop_validation if quality else None,
         (quality and quality.validation_stderr) or 0.0,
         quality.drop_validation_stderr if quality else 0.0,
+        constant=quality is not None and quality.constant,
     )
 
 
@@ -252,11 +254,39 @@ def verified(
         outcome.rejected[name] = [member for member in members if member not in fit]
         untied = without_ties(fit, _difference(trials, name, scorer), scorer.objectives)
         points = [point(member, scorer.objectives, together=True) for member in untied]
-        stay = [untied[i] for i in non_dominated(points)]
+        stay = _marked([untied[i] for i in non_dominated(points)], name, tested, scorer)
         areas = _covered(stay, scorer)
         outcome.fronts.append(_front(name, scorer, baseline, areas, stay, verified=True))
     _annotate(outcome.fronts, scorer)
     return outcome
+
+
+def _marked(
+    members: Sequence[Member],
+    name: str,
+    tested: Mapping[str, Mapping[str, Evidence]],
+    scorer: Scorer,
+) -> list[Member]:
+    """The members, each with the name of the one that beats it on the test split; it stays, since
+    that split chooses nothing."""
+    others = [objective for objective in scorer.objectives if objective != "quality"]
+    points = {member.id: point(member, others, together=True) for member in members}
+
+    def lead(rival: Member, over: Member) -> float:
+        """In standard errors; 0 where the rival is slower or larger."""
+        pairs = zip(points[rival.id], points[over.id], strict=True)
+        if any(theirs > own for theirs, own in pairs):
+            return 0.0
+        evidence, better = tested[over.id][name], tested[rival.id][name]
+        lost, stderr = scorer.task.drop(better, evidence, scorer.task.test)
+        return lost / stderr if stderr else 0.0
+
+    def marked(member: Member) -> Member:
+        best = max(members, key=partial(lead, over=member))
+        beaten_by = best.id if lead(best, member) > 1 else None
+        return replace(member, quality=replace(member.quality, beaten_by=beaten_by))
+
+    return [marked(member) for member in members]
 
 
 def _timed(
@@ -303,6 +333,7 @@ def _front(
         scorer.objectives,
         areas[1],
         hypervolume(on_test, scorer.task.metric.worst_drop) if verified else None,
+        scorer.commonest(scorer.task.test if verified else scorer.task.validation),
     )
 
 

@@ -25,7 +25,7 @@ from autocompress.interfaces import (
     TaskInputs,
     TaskKind,
 )
-from autocompress.pareto import METRICS, Metric
+from autocompress.metrics import METRICS, Metric
 from autocompress.reading import Reading
 from autocompress.tasks.cleaning import clean
 from autocompress.tasks.data import TEXT_COLUMN, Documents, Encode, Text, load_documents, once
@@ -165,6 +165,13 @@ class LanguageModeling:
 
     def evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
         return answers[:, None].astype(float)
+
+    def commonest(self, part: HeldOut) -> None:
+        """There are no classes."""
+
+    def constant(self, evidence: Evidence) -> bool:
+        """Never: what is answered is not kept."""
+        return False
 
     def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
         """Perplexity."""

@@ -1,4 +1,5 @@
-"""Text classification: one sentence or a pair of sentences, one label, scored by accuracy."""
+"""Text classification: one sentence or a pair of sentences, one label, scored by accuracy or
+another metric of classes."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from autocompress import metrics
 from autocompress.errors import UserError
 from autocompress.interfaces import (
     Batch,
@@ -22,7 +24,7 @@ from autocompress.interfaces import (
     TaskInputs,
     TaskKind,
 )
-from autocompress.pareto import METRICS, Metric
+from autocompress.metrics import METRICS, OF_CLASSES, Metric
 from autocompress.reading import SPLITS, Reading
 from autocompress.tasks.data import (
     NO_PAIR,
@@ -46,6 +48,12 @@ OPTIONS = (
         f"column of the second text of a pair; a usual name is found, or {NO_PAIR}",
     ),
     Option("label-column", "C", "column of the labels; a usual name is found"),
+    Option(
+        "metric",
+        "|".join(OF_CLASSES),
+        "what models are scored by (default: accuracy); f1 is of the second class",
+        choices=OF_CLASSES,
+    ),
     Option("unlabeled", "FILE", "text for the teacher to label, a line each", is_file=True),
 )
 
@@ -68,7 +76,7 @@ class Split:
 @dataclass(frozen=True)
 class TextClassification:
     """A ``Task``: three splits that share no text, and unlabelled rows. Evidence, of shape
-    (examples, 1), is 1 for a correct answer, else 0.
+    (examples, 1), is the id of the class that was answered.
 
     Args:
         labels: names, by id.
@@ -84,7 +92,7 @@ class TextClassification:
     test: Split
     unlabeled: list[Row]
     reading: Reading
-    metric: ClassVar[Metric] = METRICS["accuracy"]
+    metric: Metric = METRICS["accuracy"]
     head: ClassVar[Head] = Head.SEQUENCE_CLASSIFICATION
     batch_size: ClassVar[int] = 32
     cleaned: ClassVar[None] = None
@@ -125,43 +133,47 @@ class TextClassification:
         return [self.batch(part.rows[i : i + size]).inputs for i in range(0, len(part.rows), size)]
 
     def evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
-        return correct(answers, cast(Split, part).labels)[:, None].astype(float)
+        answered: Evidence = answers.argmax(1)[:, None].astype(float)
+        return answered
+
+    def commonest(self, part: HeldOut) -> Evidence:
+        labels = cast(Split, part).labels
+        return np.full((len(labels), 1), np.bincount(labels).argmax(), float)
+
+    def constant(self, evidence: Evidence) -> bool:
+        return bool((evidence == evidence[0]).all())
 
     def score(self, evidence: Evidence, part: HeldOut) -> tuple[float, float]:
-        """Share of correct answers."""
-        return _mean(evidence[:, 0])
+        """See ``metrics``."""
+        labels = cast(Split, part).labels
+        return metrics.score(self.metric, len(self.labels), labels, _ids(evidence))
 
     def bits_per_byte(self, evidence: Evidence, part: HeldOut) -> None:
         """Nothing is said."""
 
     def drop(self, baseline: Evidence, other: Evidence, part: HeldOut) -> tuple[float, float]:
         """In points of a hundred."""
-        lost, stderr = _mean((baseline - other)[:, 0])
-        return 100 * lost, 100 * stderr
+        labels, count = cast(Split, part).labels, len(self.labels)
+        return metrics.drop(self.metric, count, labels, _ids(baseline), _ids(other))
 
     def pack(self, evidence: Evidence) -> str:
-        """As hex of the packed bits."""
-        return np.packbits(evidence > 0).tobytes().hex()
+        """As hex of the bits that an id takes."""
+        return np.packbits(_ids(evidence)[:, None] >> self._places & 1).tobytes().hex()
 
     def unpack(self, text: str, count: int) -> Evidence:
-        packed = np.frombuffer(bytes.fromhex(text), np.uint8)
-        return np.unpackbits(packed, count=count)[:, None].astype(float)
+        packed, places = np.frombuffer(bytes.fromhex(text), np.uint8), self._places
+        bits = np.unpackbits(packed, count=count * len(places)).reshape(count, len(places))
+        ids: Evidence = (bits << places).sum(1, keepdims=True).astype(float)
+        return ids
+
+    @property
+    def _places(self) -> NDArray[np.int64]:
+        """Of the bits of an id."""
+        return np.arange((len(self.labels) - 1).bit_length())
 
 
-def _mean(values: NDArray[np.float64]) -> tuple[float, float]:
-    """With its standard error."""
-    return float(values.mean()), float(values.std(ddof=1)) / len(values) ** 0.5
-
-
-def correct(logits: NDArray[np.floating[Any]], labels: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Which examples are answered correctly.
-
-    Args:
-        logits: (examples, labels).
-        labels: (examples,).
-    """
-    answers: NDArray[np.bool_] = logits.argmax(1) == labels
-    return answers
+def _ids(evidence: Evidence) -> NDArray[np.int64]:
+    return evidence[:, 0].astype(np.int64)
 
 
 def load(
@@ -173,6 +185,7 @@ def load(
     validation: str | None = None,
     test: str | None = None,
     unlabeled: str | None = None,
+    metric: Metric = METRICS["accuracy"],
 ) -> TextClassification:
     """Read, split and tokenize.
 
@@ -182,7 +195,8 @@ def load(
         label_ids: the model's label names to ids; None takes the labels from the data.
 
     Raises:
-        UserError: see ``load_examples``; one class only; a label that the model does not have.
+        UserError: see ``load_examples``; one class only; a label that the model does not have; more
+            than two classes for a metric of two.
     """
     input_names = tuple(
         name for name in ("input_ids", "token_type_ids") if name in tokenizer.model_input_names
@@ -202,6 +216,11 @@ def load(
     examples = load_examples(source, columns, validation, test, rows_of)
     if label_ids is None:
         label_ids = _classes(examples, source)
+    if metric is METRICS["f1"] and len(label_ids) != 2:
+        raise UserError(
+            f"--metric f1 is of the second of two classes, here are {len(label_ids)}: macro-f1 is "
+            f"of all"
+        )
     to_id = _label_reader(label_ids, examples.label_names)
     names = tuple(sorted(label_ids, key=lambda name: label_ids[name]))
     parts = [examples.train, examples.validation, examples.test]
@@ -241,6 +260,7 @@ def load(
         splits["test"],
         fresh,
         reading,
+        metric,
     )
 
 
@@ -335,6 +355,7 @@ def from_inputs(given: TaskInputs) -> TextClassification:
         given.validation,
         given.test,
         given.options.get("unlabeled"),
+        METRICS[given.options.get("metric", TextClassification.metric.name)],
     )
 
 
