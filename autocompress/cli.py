@@ -20,9 +20,7 @@ from autocompress.search_space import SearchSpace
 from autocompress.tasks import OPTIONS, TASKS
 
 EXIT_UNMET, EXIT_MISTAKE, EXIT_STOPPED = 1, 2, 130
-_MAX_DROP = (
-    "lose at most so many points of accuracy, or increase the perplexity by at most so many percent"
-)
+_MAX_DROP = "lose at most so many points, or increase the perplexity by at most so many percent"
 _MAX_SIZE, _MIN_COMPRESSION = "of the model's file", "bytes of the fp32 model over the model's"
 
 
@@ -322,7 +320,7 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
     group.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
-    group.add_argument("--min-quality", type=float, metavar="0.86", help="accuracy, as a share")
+    group.add_argument("--min-quality", type=float, metavar="0.86", help="the score, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")
     group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)
     _add_confidence(group)

@@ -61,9 +61,9 @@ class Limits:
     Args:
         max_latency_ms: latency at most, milliseconds.
         min_speedup: against the unquantized fp32 model in the same runtime.
-        max_drop: lost against the baseline at most: points of accuracy, or percent that the
+        max_drop: lost against the baseline at most: points of a hundred, or percent that the
             perplexity increases by.
-        min_quality: accuracy at least, as a share.
+        min_quality: score at least, as a share.
         max_perplexity: at most.
         max_bytes: size of the file at most.
         min_compression: bytes of the unquantized fp32 model's file over those of the model's.

@@ -54,12 +54,6 @@ class Reading:
         values = asdict(self)
         return {**values.pop("rows"), **values}
 
-    def majority(self, split: str) -> float | None:
-        """The share of the most frequent class: what a model scores that always answers with it.
-        None where there are no classes."""
-        counts = self.classes.get(split, {}).values()
-        return max(counts) / sum(counts) if counts else None
-
     def lines(self, timed: Mapping[str, object]) -> dict[str, str]:
         """All of it in words, by what they are of.
 

@@ -45,7 +45,7 @@ def write_report(folder: str | Path) -> Path:
     names = [front.hardware["name"] for front in fronts]
     try:
         model = Path(description["inputs"]["model"])
-        summary, facts = _summary(fronts, trials, description), _facts(description)
+        summary, facts = _summary(fronts, trials, description), _facts(description, fronts[0])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: {error!r}") from error
     parts = {
@@ -513,19 +513,20 @@ def _row(member: Member, front: Front, attributes: str) -> str:
     return f"<tr{attributes}>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
-def _facts(description: dict[str, Any]) -> str:
+def _facts(description: dict[str, Any], front: Front) -> str:
     inputs, data = description["inputs"], description["data"]
     timed = {
         hardware["name"]: hardware["sequence_length"]
         for hardware in inputs["hardware"]
         if data.get("classes") and "sequence_length" in hardware
     }
+    of_class = f" of {[*data['classes']['train']][1]}" if front.metric == "f1" else ""
     facts = {
         "model": inputs["model"],
         "data": data["source"],
         **Reading.from_json(data).lines(timed),
         **({"doubts": "; ".join(data["doubts"])} if data.get("doubts") else {}),
-        "scored by": _scored_by(inputs, data),
+        "scored by": front.metric + of_class,
         "search space": inputs["space"]["name"],
         "sampler": f"{inputs['sampler']}, seed {inputs['seed']}",
         **{
@@ -547,11 +548,6 @@ def _facts(description: dict[str, Any]) -> str:
         )
         + "</dl>"
     )
-
-
-def _scored_by(inputs: dict[str, Any], data: dict[str, Any]) -> str:
-    metric, classes = inputs.get("metric", "not recorded"), data.get("classes")
-    return f"{metric} of {[*classes['train']][1]}" if metric == "f1" else metric
 
 
 def _hardware(hardware: dict[str, Any]) -> str:

@@ -483,7 +483,8 @@ def test_a_search_into_an_odd_folder_ends_well(
     report, choose = capsys.readouterr().out.splitlines()[-2:]
     assert report == f"report: {ODD}/report.html"
     command = shlex.split(choose.removeprefix("choose: autocompress "))
-    assert command == ["pick", ODD, "--min-speedup", "4x"]
+    assert command == ["pick", ODD, "--min-speedup", "3x"]  # the fastest gains 3.8x
+    assert main(command) == 0
 
 
 def test_a_limit_within_the_interval_is_refused_but_for_allow_tie(

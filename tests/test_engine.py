@@ -98,14 +98,16 @@ def test_the_baseline_is_the_teacher_in_fp32(whole: SearchResult) -> None:
     assert baseline.candidate == {}
 
 
-def test_drops_are_paired(whole: SearchResult) -> None:
+def test_drops_are_paired(whole: SearchResult, data_file: Path) -> None:
+    held_out = load_examples(str(data_file), Columns()).validation
+    labels = np.array([int(label) for _, _, label in held_out])
     compared = 0
     for trial in whole.trials[1:]:
         baseline, score = whole.trials[0].scores[CPU], trial.scores[CPU]
         if score.quality is None or baseline.evidence is None or score.evidence is None:
             continue
         a, b = (
-            np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80)
+            np.unpackbits(np.frombuffer(bytes.fromhex(t), np.uint8), count=80) == labels
             for t in (baseline.evidence, score.evidence)
         )
         differences = a.astype(float) - b
@@ -381,7 +383,7 @@ def test_a_latency_budget_is_a_constraint(
         if trial.state == "over-budget":
             assert trial.rungs == ()
             assert trial.path is None
-    assert {trial.state for trial in outcome.trials[1:]} == {"complete", "over-budget"}
+    assert {trial.state for trial in outcome.trials[1:]} >= {"complete", "over-budget"}
 
 
 def test_a_space_that_holds_nothing_within_the_limits_ends_the_search(

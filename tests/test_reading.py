@@ -60,12 +60,6 @@ def test_the_most_frequent_of_many_classes_are_listed() -> None:
     assert line.endswith("class24 24, 24, 24; and 5 more (train, validation, test)")
 
 
-def test_the_majority_is_of_each_split() -> None:
-    shares = [READING.majority(split) for split in ("train", "validation", "test")]
-    assert shares == [pytest.approx(2 / 3), 0.75, 0.8]
-    assert replace(READING, classes={}).majority("test") is None
-
-
 def test_a_run_of_an_earlier_version_says_less() -> None:
     old = {"source": "a.csv", **READING.rows, "dropped": {"train repeated": 2}, "labels": ["a"]}
     reading = Reading.from_json(old)

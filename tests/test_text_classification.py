@@ -291,7 +291,6 @@ def test_what_was_read(tokenizer: Any, tmp_path: Path) -> None:
         [7, 13, 0],
     ]
     assert (reading.median_tokens, reading.longest_tokens) == (7, 32)
-    assert reading.majority("validation") == 0.7
 
 
 def test_rung_examples_are_spread_over_all_lengths(

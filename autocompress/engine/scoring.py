@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Scorer:
             the device's limit of memory is among them.
         baseline: folder of the uncut model in fp32.
         objectives: see ``pareto.OBJECTIVES``.
+        differences: of validation quality, by device and the two trials: each is computed once.
     """
 
     task: Task
@@ -41,6 +42,7 @@ class Scorer:
     budgets: Mapping[str, Limits]
     baseline: Path
     objectives: tuple[str, ...] = LATENCY_AND_QUALITY
+    differences: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
 
     @property
     def baseline_bytes(self) -> int:

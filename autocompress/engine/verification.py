@@ -75,7 +75,15 @@ def _difference(trials: Sequence[Trial], name: str, scorer: Scorer) -> Differenc
         for trial in trials
         if (score := trial.scores.get(name)) and score.evidence
     }
-    return lambda a, b: scorer.task.drop(evidence[a.id], evidence[b.id], scorer.task.validation)
+
+    def difference(a: Member, b: Member) -> tuple[float, float]:
+        pair, known = (name, a.id, b.id), scorer.differences
+        if pair not in known:
+            part = scorer.task.validation
+            known[pair] = scorer.task.drop(evidence[a.id], evidence[b.id], part)
+        return known[pair]
+
+    return difference
 
 
 def facts(trial: Trial, name: str, scorer: Scorer) -> Facts:

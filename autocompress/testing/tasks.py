@@ -6,6 +6,7 @@ import csv
 import json
 import math
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +20,7 @@ from transformers import PreTrainedTokenizerFast
 
 from autocompress.hardware.agent import kept
 from autocompress.interfaces import Evidence, HeldOut, Task, TaskInputs, TaskKind
+from autocompress.metrics import METRICS
 from autocompress.reading import Reading
 from autocompress.testing.models import BERT, GPT2
 from autocompress.testing.suite import Suite
@@ -118,6 +120,23 @@ class TaskSuite(Suite):
             evidence = _evidence(task, part, partial(np.broadcast_to, always), classes)
             scores.append(task.score(evidence, part)[0])
         assert np.mean(scores) == pytest.approx(self.chance(task, classes))
+
+    def test_the_commonest_class_answers_everything_alike(self, task: Task, classes: int) -> None:
+        assert not task.constant(_at_random(task, classes))
+        for part in (task.validation, task.test):
+            alone = task.commonest(part)
+            assert (alone is None) == task.head.generates
+            if alone is not None:
+                assert task.constant(alone) and len(alone) == len(part.rows)
+                assert task.score(alone, part)[0] >= self.chance(task, classes)
+
+    def test_it_is_scored_by_any_metric_that_it_offers(
+        self, member: TaskKind, given: TaskInputs
+    ) -> None:
+        offered = {option.name: option.choices for option in member.options}.get("metric", ())
+        for name in offered:
+            options = {**given.options, "metric": name}
+            assert member.load(replace(given, options=options)).metric == METRICS[name]
 
     def test_evidence_is_kept_for_each_example_and_survives_the_journal(
         self, task: Task, classes: int
