@@ -116,10 +116,27 @@ def data_file(sentences: list[tuple[str, int]], tmp_path_factory: pytest.TempPat
     return path
 
 
+def taught(model: Any, tokenizer: Any, data_file: Path) -> None:
+    """Train a classifier until it knows most of the sentences by heart: one that is no better than
+    a constant answer is refused."""
+    with data_file.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    sentences = [row["text"] for row in rows]
+    texts = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
+    labels = torch.tensor([int(row["label"]) for row in rows])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    for _ in range(40):
+        batch = torch.randint(len(rows), (32,))
+        optimizer.zero_grad()
+        inputs = {name: texts[name][batch] for name in ("input_ids", "attention_mask")}
+        model(**inputs, labels=labels[batch]).loss.backward()
+        optimizer.step()
+
+
 @pytest.fixture(scope="session")
 def tiny_model(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A BERT classifier of 4 layers, 4 heads of 8, FFN 64, with the demo's tokenizer, that knows
-    most of the sentences by heart."""
+    """A BERT classifier of 4 layers, 4 heads of 8, FFN 64, with the tokenizer of the demo; it is
+    ``taught``."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
     config = BertConfig(
@@ -137,18 +154,7 @@ def tiny_model(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
                 parameter.normal_(0, 0.05)
     tokenizer = AutoTokenizer.from_pretrained(demo.model_folder())
     tokenizer.model_max_length = 64
-    with data_file.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    sentences = [row["text"] for row in rows]
-    texts = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
-    labels = torch.tensor([int(row["label"]) for row in rows])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
-    for _ in range(40):
-        batch = torch.randint(len(rows), (32,))
-        optimizer.zero_grad()
-        inputs = {name: tensor[batch] for name, tensor in texts.items()}
-        model(**inputs, labels=labels[batch]).loss.backward()
-        optimizer.step()
+    taught(model, tokenizer, data_file)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder

@@ -136,22 +136,22 @@ class Scorer:
 
     def refuse_ignorance(self, baseline: Mapping[str, Score]) -> None:
         """Raises:
-        UserError: the uncut model does no better than the commonest class alone.
+        UserError: on no device does the uncut model better than the commonest class alone.
         """
         task, part = self.task, self.task.validation
-        commonest, metric = task.commonest(part), task.metric
-        for score in baseline.values():
-            if commonest is None or task.drop(commonest, self.recorded(score), part)[0] < 0:
-                continue
-            reached, alone = (
-                metric.text(task.score(evidence, part)[0])
-                for evidence in (self.recorded(score), commonest)
-            )
-            raise UserError(
-                f"the model has {metric.name} {reached} on validation, no better than the "
-                f"commonest class alone ({alone}): look at the order of its labels, train it with "
-                f"--finetune, or score it by another --metric"
-            )
+        alone = task.commonest(part)
+        evidence = [self.recorded(score) for score in baseline.values()]
+        if alone is None or any(task.drop(alone, own, part)[0] < 0 for own in evidence):
+            return
+        least, reached = (
+            f"{task.metric.name} {task.metric.text(task.score(own, part)[0])}"
+            for own in (alone, evidence[0])
+        )
+        raise UserError(
+            f"the model has {reached} on validation, no better than the commonest class alone "
+            f"({least}): look at the order of its labels, train it with --finetune, or score it by "
+            f"another --metric"
+        )
 
     def recorded(self, score: Score) -> Evidence:
         """The evidence of a model that was scored on the validation split."""
