@@ -19,6 +19,7 @@ from autocompress.errors import UserError
 from autocompress.limits import Facts, Limits
 from autocompress.metrics import METRICS, OF_CLASSES, drop, resampled, score
 from autocompress.pareto import load_front
+from autocompress.reading import Reading
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.conftest import SizeDevice
 from tests.searching import CPU, space
@@ -104,9 +105,9 @@ def test_a_model_loses_nothing_against_itself() -> None:
 
 def task_of(labels: Sequence[int], classes: int = 2, metric: str = "accuracy") -> Any:
     split = Split([np.array([[i]]) for i in range(len(labels))], np.array(labels))
-    names = tuple(f"class {i}" for i in range(classes))
+    names, unread = tuple(f"class {i}" for i in range(classes)), Reading({}, {}, {})
     return TextClassification(
-        names, ("input_ids",), 0, split, split, split, [], {}, METRICS[metric]
+        names, ("input_ids",), 0, split, split, split, [], unread, METRICS[metric]
     )
 
 
