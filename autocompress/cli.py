@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
+from autocompress.files import refused_by_the_disk
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
 from autocompress.limits import CONFIDENCE
 from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
@@ -24,8 +25,34 @@ _MAX_DROP = "lose at most so many points, or increase the perplexity by at most 
 _MAX_SIZE, _MIN_COMPRESSION = "of the model's file", "bytes of the fp32 model over the model's"
 
 
+class _Once(argparse._StoreAction):
+    """An option whose first value is not silently replaced by a second one."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: Any,
+        option_string: str | None = None,
+    ) -> None:
+        given = vars(namespace).setdefault("given", set())
+        if option_string is not None and self.dest in given:
+            parser.error(f"{option_string} is given twice")
+        given.add(self.dest)
+        super().__call__(parser, namespace, values, option_string)
+
+
 class _Parser(argparse.ArgumentParser):
     """Mistakes in one line."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.register("action", None, _Once)
+
+    def _get_values(self, action: argparse.Action, texts: list[str]) -> Any:
+        if "" in texts and action.nargs != argparse.PARSER:
+            raise argparse.ArgumentError(action, "it is empty")
+        return super()._get_values(action, texts)
 
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (see {self.prog} --help)")
@@ -55,6 +82,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return EXIT_STOPPED
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if not refused_by_the_disk(error):
+            raise
+        console.fail(f"{error.filename or 'a file'} cannot be used: {error.strerror}")
+        return EXIT_MISTAKE
     return 0
 
 

@@ -33,7 +33,8 @@ err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=
 
 def fail(message: str) -> None:
     """One line on standard error."""
-    err.print(Text.assemble(("autocompress: ", "bold red"), message))
+    line = " ".join(message.splitlines())
+    err.print(Text.assemble(("autocompress: ", "bold red"), line))
 
 
 def stage(name: str) -> None:

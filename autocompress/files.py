@@ -2,17 +2,36 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
-from collections.abc import Collection, Iterator
+import tempfile
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from autocompress.errors import UserError
+
+RECORD = "autocompress.json"
+"""What a model folder says of itself, and the hashes of its files."""
+_DIGEST = "digest"
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_REFUSALS = (
+    *_NO_ROOM,
+    errno.ENAMETOOLONG,
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ELOOP,
+    errno.ENOTDIR,
+    errno.EIO,
+)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -81,10 +100,41 @@ def link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
 
 
+def refused_by_the_disk(error: OSError) -> bool:
+    """Whether an error says that a file cannot be had as things are: its name is too long, the disk
+    is full or read-only, a limit or a right is in the way."""
+    return error.errno in _REFUSALS
+
+
+def no_room(error: OSError) -> bool:
+    """Whether an error says that no more can be written."""
+    return error.errno in _NO_ROOM
+
+
 def sha256(path: Path) -> str:
     """Hex digest of the file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def whole_files(folder: Path) -> list[Path]:
+    """The files of a model folder, all as they were written; none that others put there.
+
+    Raises:
+        UserError: one is missing, damaged or a link.
+    """
+    record = folder / RECORD
+    try:
+        hashes = json.loads(record.read_text(encoding="utf-8"))["sha256"]
+        files = {folder / name: digest for name, digest in hashes.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{record} is missing or damaged: {error!r}") from error
+    for file in (record, *files):
+        if file.parent != folder or file.is_symlink() or not file.is_file():
+            raise UserError(f"{file} is no file that autocompress wrote there")
+        if file in files and sha256(file) != files[file]:
+            raise UserError(f"{file} is damaged: its sha256 is not the one in {record.name}")
+    return [record, *files]
 
 
 def fingerprint(source: str) -> str:
@@ -92,8 +142,75 @@ def fingerprint(source: str) -> str:
     return sha256(Path(source)) if Path(source).is_file() else source
 
 
+def keep_json(path: Path, value: Mapping[str, Any]) -> None:
+    """As ``write_json``, with a digest by which ``kept_json`` knows the file again."""
+    write_json(path, {**value, _DIGEST: _digest(value)})
+
+
+def kept_json(path: Path) -> dict[str, Any] | None:
+    """What ``keep_json`` wrote; None where there is nothing to be read, or something else, which is
+    deleted in one line."""
+    try:
+        value: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        if value.pop(_DIGEST) == _digest(value):
+            return value
+    except OSError:
+        return None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    _drop(path)
+    return None
+
+
+def keep_folder(folder: Path) -> None:
+    """Write down the files of a folder, by which ``kept_folder`` knows them again."""
+    hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    write_json(folder / RECORD, {"sha256": hashes})
+
+
+def kept_folder(folder: Path) -> bool:
+    """Whether a folder is as ``keep_folder`` left it; a damaged one is deleted in one line."""
+    try:
+        if folder.is_dir():
+            whole_files(folder)
+            return True
+    except UserError:
+        _drop(folder)
+    except OSError:
+        pass
+    return False
+
+
+def _drop(path: Path) -> None:
+    logging.getLogger(__name__).warning("%s is damaged: it is made again", path)
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with contextlib.suppress(OSError):
+            path.unlink()
+
+
+def _digest(value: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
 def cache_folder() -> Path:
     """Where what outlives a run is kept: fine-tuned teachers, latency tables, locks of devices."""
     if os.environ.get("AUTOCOMPRESS_CACHE"):
         return Path(os.environ["AUTOCOMPRESS_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "autocompress"
+    except RuntimeError:  # a user without a home
+        return own_temporary_folder()
+
+
+def own_temporary_folder() -> Path:
+    """Raises:
+    PermissionError: others can write there.
+    """
+    folder = Path(tempfile.gettempdir()) / f"autocompress-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    status = folder.lstat()
+    if folder.is_symlink() or status.st_uid != os.getuid() or status.st_mode & 0o077:
+        raise PermissionError(errno.EACCES, "it is not the user's own", str(folder))
+    return folder

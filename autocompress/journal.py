@@ -11,12 +11,14 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
+from autocompress import records
 from autocompress.errors import UserError
 from autocompress.files import write_json
 from autocompress.scores import Score
@@ -90,13 +92,18 @@ class Trial:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Trial:
-        return cls(
+        """Raises:
+        KeyError, TypeError, ValueError, AttributeError: it is damaged.
+        """
+        trial = cls(
             **value
             | {
                 "rungs": tuple((steps, quality) for steps, quality in value["rungs"]),
                 "scores": {name: Score.from_json(score) for name, score in value["scores"].items()},
             }
         )
+        records.check(trial)
+        return trial
 
 
 class Run:
@@ -198,6 +205,17 @@ class Run:
                 ) from error
             self._drop_partial_line()
             yield
+
+    @contextmanager
+    def only_if_tried(self) -> Iterator[None]:
+        """Leaves nothing in the folder where the block ends with an error before any trial came to
+        an end, so that the corrected request can be made there; a run that was stopped stays."""
+        try:
+            yield
+        except Exception:
+            if not self.trials():
+                shutil.rmtree(self.folder, ignore_errors=True)
+            raise
 
     def note(self, **facts: Any) -> None:
         """Replace facts in ``run.json``."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from autocompress import records
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.limits import CONFIDENCE, Facts, Limits
 from autocompress.metrics import METRICS as METRICS
@@ -395,6 +396,8 @@ def load_fronts(run: str | Path) -> dict[str, Front]:
         fronts = [Front.from_json(front) for front in value["fronts"]]
         if not fronts:
             raise ValueError("it holds no front")
+        for front in fronts:
+            records.check(front)
         return {front.hardware["name"]: front for front in fronts}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error

@@ -184,9 +184,12 @@ def demo(options: argparse.Namespace) -> None:
     out = options.out or runs[max(0, free - 1) if options.resume else free]
     from autocompress import demo
     from autocompress.engine.request import Request
-    from autocompress.files import cache_folder
+    from autocompress.files import cache_folder, own_temporary_folder
 
-    data, unlabeled = demo.data_files(cache_folder() / "demo")
+    try:
+        data, unlabeled = demo.data_files(cache_folder() / "demo")
+    except OSError:  # the cache is a convenience
+        data, unlabeled = demo.data_files(own_temporary_folder() / "demo")
     front = _run(
         Request(
             str(demo.model_folder()),
@@ -385,42 +388,20 @@ def export(options: argparse.Namespace) -> None:
 def _copy(front: Front, run: Path, member: Member, target: Path) -> None:
     import shutil
 
-    from autocompress.files import folder_aside
+    from autocompress.files import folder_aside, whole_files
 
     source = run / member.path
     if not source.resolve().is_relative_to(run.resolve()):
         raise UserError(f"{run / 'front.json'}: {member.id} lies outside of the run ({source})")
     if not (source / "model.onnx").is_file():
         raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
-    files = _whole_files(source)
+    files = whole_files(source)
     try:
         with folder_aside(target) as folder:
             for file in files:
                 shutil.copyfile(file, folder / file.name)
     except OSError as error:
         raise UserError(f"--out {target} cannot be written: {error.strerror}") from error
-
-
-def _whole_files(folder: Path) -> list[Path]:
-    """The files of a model folder, all as they were written; none that others put there.
-
-    Raises:
-        UserError: one is missing, damaged or a link.
-    """
-    from autocompress.files import sha256
-
-    record = folder / "autocompress.json"
-    try:
-        hashes = json.loads(record.read_text(encoding="utf-8"))["sha256"]
-        files = {folder / name: digest for name, digest in hashes.items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{record} is missing or damaged: {error!r}") from error
-    for file in (record, *files):
-        if file.parent != folder or file.is_symlink() or not file.is_file():
-            raise UserError(f"{file} is no file that autocompress wrote there")
-        if file in files and sha256(file) != files[file]:
-            raise UserError(f"{file} is damaged: its sha256 is not the one in {record.name}")
-    return [record, *files]
 
 
 def report(options: argparse.Namespace) -> None:

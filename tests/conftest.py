@@ -99,15 +99,17 @@ def demo_files(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="session")
 def sentences(demo_files: tuple[Path, Path]) -> list[tuple[str, int]]:
     """Real labelled sentences."""
-    labelled, _ = demo_files
-    with labelled.open(encoding="utf-8", newline="") as file:
-        return [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
+    return read_reviews(demo_files[0])
 
 
 @pytest.fixture(scope="session")
 def data_file(sentences: list[tuple[str, int]], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """400 real sentences, half of each label."""
-    path = tmp_path_factory.mktemp("data") / "reviews.csv"
+    return write_reviews(sentences, tmp_path_factory.mktemp("data") / "reviews.csv")
+
+
+def write_reviews(sentences: Sequence[tuple[str, int]], path: Path) -> Path:
+    """200 of each label."""
     chosen = [s for s in sentences if s[1] == 1][:200] + [s for s in sentences if s[1] == 0][:200]
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -116,28 +118,34 @@ def data_file(sentences: list[tuple[str, int]], tmp_path_factory: pytest.TempPat
     return path
 
 
+def read_reviews(path: Path) -> list[tuple[str, int]]:
+    """Labelled sentences."""
+    with path.open(encoding="utf-8", newline="") as file:
+        return [(row["text"], int(row["label"])) for row in csv.DictReader(file)]
+
+
 def taught(model: Any, tokenizer: Any, data_file: Path) -> None:
     """Train a classifier until it knows most of the sentences by heart: one that is no better than
     a constant answer is refused."""
-    with data_file.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
-    sentences = [row["text"] for row in rows]
-    texts = tokenizer(sentences, padding=True, truncation=True, return_tensors="pt")
-    labels = torch.tensor([int(row["label"]) for row in rows])
+    sentences, labels = zip(*read_reviews(data_file), strict=True)
+    texts = tokenizer(list(sentences), padding=True, truncation=True, return_tensors="pt")
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     for _ in range(40):
-        batch = torch.randint(len(rows), (32,))
+        batch = torch.randint(len(labels), (32,))
         optimizer.zero_grad()
         inputs = {name: texts[name][batch] for name in ("input_ids", "attention_mask")}
-        model(**inputs, labels=labels[batch]).loss.backward()
+        model(**inputs, labels=torch.tensor(labels)[batch]).loss.backward()
         optimizer.step()
 
 
 @pytest.fixture(scope="session")
 def tiny_model(data_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_tiny_model(tmp_path_factory.mktemp("models") / "tiny", data_file)
+
+
+def write_tiny_model(folder: Path, data_file: Path) -> Path:
     """A BERT classifier of 4 layers, 4 heads of 8, FFN 64, with the tokenizer of the demo; it is
     ``taught``."""
-    folder = tmp_path_factory.mktemp("models") / "tiny"
     torch.manual_seed(0)
     config = BertConfig(
         vocab_size=30522,

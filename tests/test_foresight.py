@@ -109,6 +109,22 @@ def test_a_table_is_measured_once_and_found_again(
         assert relative == pytest.approx(milliseconds(shape) / whole, rel=1e-12)
 
 
+def test_a_damaged_table_is_measured_again(
+    started: Any, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, again, found = Connected(), Connected(), Connected()
+    started(FP32, "first", first)
+    [file] = (cache / "latency").iterdir()
+    whole = file.read_bytes()
+    file.write_bytes(whole.replace(b"0.5", b"0.0"))
+    started(FP32, "again", again)
+    assert again.device.table == first.device.table
+    assert file.read_bytes() == whole
+    assert caplog.messages == [f"{file} is damaged: it is made again"]
+    started(FP32, "found", found)
+    assert found.device.table == []
+
+
 def test_over_budget_is_refused_before_training_and_export(
     started: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -421,6 +421,25 @@ def test_a_fine_tuned_teacher_is_kept_and_found_again(
     assert len(list((cache / "teachers").iterdir())) == 2
 
 
+def test_a_damaged_fine_tuned_teacher_is_made_again(
+    tiny_model: Path, task: TextClassification, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    few = replace(task, train=Split(task.train.rows[:64], task.train.labels[:64]))
+
+    def made() -> nn.Module:
+        return finetuned(load_classifier(str(tiny_model), task.labels), few, 0)
+
+    first = made()
+    [folder] = (cache / "teachers").iterdir()
+    weights = folder / "model.safetensors"
+    whole = weights.read_bytes()
+    for damage in (whole[:-1] + bytes([whole[-1] ^ 1]), whole[: len(whole) // 2]):
+        weights.write_bytes(damage)
+        assert same_weights(made(), first)
+        assert weights.read_bytes() == whole
+    assert caplog.messages == [f"{folder} is damaged: it is made again"] * 2
+
+
 def test_fine_tuning_repeats_with_its_seed(
     tiny_model: Path, task: TextClassification, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

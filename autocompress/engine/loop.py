@@ -34,6 +34,7 @@ from autocompress.errors import (
     SearchFailed,
     UserError,
 )
+from autocompress.files import whole_files
 from autocompress.formats import choices
 from autocompress.interfaces import Sampler
 from autocompress.journal import Run, Trial
@@ -296,6 +297,8 @@ class Loop:
                 path=f"models/{trial.id}",
                 seconds=time.monotonic() - started,
             )
+        else:
+            whole_files(self.scorer.baseline)
         self._record([trial], plan)
         alone = self.scorer.commonest(self.scorer.task.validation)
         if alone is not None:

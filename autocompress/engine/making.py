@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors import SafetensorError
 from torch import nn
 
 from autocompress.candidate import Candidate
@@ -160,7 +161,13 @@ class Maker:
             CandidateFailed: it cannot be built, or its training asks for what is not there.
         """
         folder = self.folder / self.id_of(plan, candidate)
-        student = self._found(folder) or self._begun(folder, plan, candidate)
+        try:
+            student = self._found(folder) or self._begun(folder, plan, candidate)
+            return self._at_work(student, candidate)
+        except SafetensorError:  # a damaged file
+            return self._at_work(self._begun(folder, plan, candidate), candidate)
+
+    def _at_work(self, student: Student, candidate: Candidate) -> Making:
         model = student.model(self.techniques).to(self.teacher.compute.device)
         if student.sealed or not candidate.number("recovery.steps", 0):
             return Making(student, model, None)

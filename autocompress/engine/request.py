@@ -19,6 +19,8 @@ from autocompress.tasks import TASKS
 from autocompress.techniques import TECHNIQUES
 
 DEFAULT_TRIALS = 50
+SEEDS = 2**32
+"""That the generators of random numbers take."""
 _STATE = ("memory_bytes", "busy_cores", "governor")
 """What a device may change between a run and its resume."""
 
@@ -49,7 +51,7 @@ class Request:
         techniques: that the space may name, in order of application.
         train_on: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU where there is one.
         tf32: whether a GPU may round the inputs of fp32 products.
-        seed: same seed, same search, as far as latencies repeat.
+        seed: same seed, same search, as far as latencies repeat; from 0 to 2^32 - 1.
         resume: go on with the run in ``out``.
         objectives: what is minimised, of ``pareto.OBJECTIVES``; by default what the space says,
             else latency and quality.
@@ -105,6 +107,8 @@ class Request:
                 )
         if self.trials is not None and self.trials < 1:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
+        if not 0 <= self.seed < SEEDS:
+            raise UserError(f"seed is {self.seed}: it must be from 0 to {SEEDS - 1}")
         if self.time_limit_s is not None and self.time_limit_s <= 0:
             raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
 

@@ -4,7 +4,6 @@ searches."""
 from __future__ import annotations
 
 import contextlib
-import errno
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -29,6 +28,7 @@ from autocompress.engine.tables import Tables
 from autocompress.engine.waiting import WaitedFor
 from autocompress.errors import UserError
 from autocompress.families import family_of
+from autocompress.files import no_room
 from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.patience import until
 from autocompress.hardware.profile import HardwareProfile
@@ -74,7 +74,7 @@ def search_for(
 
     Raises:
         UserError: a mistake in the request, or a device that cannot be reached; nothing is written
-            then.
+            then. Nor is anything left where the baseline cannot be had.
         RequestUnmet: no model meets the budget of any device; the run folder shows what was tried.
         SearchFailed: every trial failed.
         DeviceLost: a device went away for long; the run is left as by KeyboardInterrupt.
@@ -107,6 +107,8 @@ def search_for(
         )
         try:
             stack.enter_context(run.locked())
+            if not request.resume:
+                stack.enter_context(run.only_if_tried())
             stack.callback(shutil.rmtree, run.folder / "scratch", ignore_errors=True)
             said = _say_what_was_read(request, task, model, compute, listener)
             run.note(
@@ -127,10 +129,12 @@ def search_for(
             tables = _tables(run.folder, request, model, scorer, compute)
             return Loop(request, run, tables, listener, clock).search()
         except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            if not no_room(error):
                 raise
+            go_on = "go on with --resume" if run.trials() else "try again"
             raise UserError(
-                f"no room left on the disk of {request.out}: free some and go on with --resume"
+                f"no room left on the disk of {request.out} ({error.strerror}): free some and "
+                f"{go_on}"
             ) from error
 
 

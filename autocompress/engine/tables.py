@@ -19,7 +19,7 @@ from autocompress.engine.making import Maker, Measured
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed
-from autocompress.files import cache_folder, write_json
+from autocompress.files import cache_folder, keep_json, kept_json
 from autocompress.formats import FORMATS, choices
 from autocompress.hardware.agent import usable_cores
 from autocompress.interfaces import Device, Knowledge
@@ -109,7 +109,7 @@ class Tables:
         """
         devices = self.scorer.devices
         files = {name: self.folder / "latency" / f"{name}.json" for name in devices}
-        if not all(file.is_file() for file in files.values()):
+        if not all(kept_json(file) for file in files.values()):
             keys = {name: self.key(device) for name, device in devices.items()}
             known = self.known(self._probes(space), keys, progress, out_of_time)
             for name, rows in known.items():
@@ -386,14 +386,12 @@ def _write(path: Path, key: Mapping[str, Any], rows: Rows) -> None:
         }
         for shape, relative in rows
     ]
-    write_json(path, {"key": key, "rows": listed})
+    keep_json(path, {"key": key, "rows": listed})
 
 
 def _read(path: Path) -> Rows:
-    if not path.is_file():
-        return []
-    rows = json.loads(path.read_text(encoding="utf-8"))["rows"]
-    return [(_shape(row), row["relative_latency"]) for row in rows]
+    kept = kept_json(path) or {"rows": []}
+    return [(_shape(row), row["relative_latency"]) for row in kept["rows"]]
 
 
 def _shape(row: Mapping[str, Any]) -> Shape:

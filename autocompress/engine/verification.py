@@ -11,8 +11,8 @@ from typing import ParamSpec, TypeVar
 
 from autocompress.artifact import annotate
 from autocompress.engine.scoring import Scorer
-from autocompress.errors import CandidateFailed
-from autocompress.files import keep_only, write_json
+from autocompress.errors import CandidateFailed, UserError
+from autocompress.files import keep_only, whole_files, write_json
 from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
 from autocompress.limits import Facts
@@ -233,8 +233,7 @@ def verified(
     of = len(candidates) * (1 + len(scorer.devices))
     for done, trial in enumerate(candidates):
         progress(done, of)
-        model, test = scorer.models / trial.id, scorer.task.test
-        if evidence := outcome.attempted(trial, scorer.evidence, model, test):
+        if evidence := outcome.attempted(trial, _evidence_on_test, trial, scorer):
             tested[trial.id] = evidence
     for done, (name, device) in enumerate(scorer.devices.items(), 1):
         progress(done * len(candidates), of)
@@ -295,6 +294,18 @@ def _marked(
         return replace(member, quality=replace(member.quality, beaten_by=beaten_by))
 
     return [marked(member) for member in members]
+
+
+def _evidence_on_test(trial: Trial, scorer: Scorer) -> dict[str, Evidence]:
+    """Raises:
+    CandidateFailed: its files are no longer as they were written, or it cannot answer.
+    """
+    folder = scorer.models / trial.id
+    try:
+        whole_files(folder)
+    except UserError as error:
+        raise CandidateFailed(str(error)) from error
+    return scorer.evidence(folder, scorer.task.test)
 
 
 def _timed(

@@ -27,7 +27,7 @@ def family_of(model_type: str) -> Family:
     Raises:
         UserError: a model type that autocompress cannot cut.
     """
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"model type {model_type!r} is not supported; supported are {', '.join(FAMILIES)}"
         )

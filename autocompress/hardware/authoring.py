@@ -29,6 +29,8 @@ def new_profile(target: Path, values: Mapping[str, Any]) -> HardwareProfile:
     Raises:
         UserError: the file exists, a value is out of range, or the device cannot be reached.
     """
+    if not target.stem.strip(". ") or target.suffix != ".toml":
+        raise UserError(f"profile name {target.name.removesuffix('.toml')!r} names nothing")
     if target.exists():
         raise UserError(f"{target} exists already; give another name")
     if not (target.parent.is_dir() and os.access(target.parent, os.W_OK)):

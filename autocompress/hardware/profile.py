@@ -303,10 +303,12 @@ class HardwareProfile:
             generates: whether it is a language model.
 
         Raises:
-            UserError: something timed is longer.
+            UserError: something timed is longer, or of language models, and this is none.
         """
         wanted = {"sequence_length": max(lengths)}
-        if generates:
+        if not generates:
+            self.check_not_generating()
+        else:
             tokens = self.generation(lengths)
             wanted = {
                 "prompt_length and generated_tokens together": tokens["prompt_length"]

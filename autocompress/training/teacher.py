@@ -7,14 +7,17 @@ import copy
 import hashlib
 import itertools
 import json
+import re
+import struct
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from huggingface_hub.utils.tqdm import (
     are_progress_bars_disabled,
     disable_progress_bars,
@@ -34,7 +37,7 @@ from autocompress.cores import reserved
 from autocompress.environment import silenced, versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
-from autocompress.files import cache_folder, folder_aside
+from autocompress.files import cache_folder, folder_aside, keep_folder, kept_folder
 from autocompress.interfaces import Task
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.steps import Optimizer, schedule, seeded
@@ -57,6 +60,26 @@ _NOT_OF_THE_GRAPH = (
     "transformers_version",
 )
 _HEADS = ("classifier", "pre_classifier", "score")
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+)
+_UNUSABLE = (
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RuntimeError,
+    SafetensorError,
+    StrictDataclassError,
+    struct.error,
+)
+"""What is raised over files that do not hold what they should."""
 
 
 @contextlib.contextmanager
@@ -82,6 +105,14 @@ def _draw_progress(transformers: bool, hub: bool) -> None:
         (enable_progress_bars if hub else disable_progress_bars)()
 
 
+def _in_a_line(error: Exception) -> str:
+    """What an error says first, or the more telling second where it announces it."""
+    if isinstance(error, KeyError):
+        return f"{error} is unknown"
+    first, *rest = str(error).splitlines() or [repr(error)]
+    return " ".join([first, *rest[:1]]) if first.endswith(":") else first
+
+
 @quiet()
 def load_config(source: str) -> Any:
     """The transformers config of a folder or hub id.
@@ -101,22 +132,28 @@ def load_config(source: str) -> Any:
             if looks_local and not is_gguf
             else {}
         )
-        if isinstance(values, dict) and values.get("model_type") == "autocompress":
+        if not isinstance(values, dict):
+            raise UserError(f"--model {source}: config.json holds no object")
+        if values.get("model_type") == "autocompress":
             raise UserError(
                 f"{source} is already compressed by autocompress; give the model it was made from"
             )
-        if isinstance(values, dict) and "model_type" in values:
+        if "model_type" in values:
             family_of(values["model_type"])
         config = AutoConfig.from_pretrained(**_place(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {source} cannot be loaded: {str(error).splitlines()[0]}"
-        ) from error
+    except _UNUSABLE as error:
+        raise UserError(f"--model {source} cannot be loaded: {_in_a_line(error)}") from error
     except ImportError as error:
         raise UserError(
             f"--model {source}: to read it, pip install 'autocompress[gguf]'"
         ) from error
     family_of(config.model_type)
+    for name in _SIZES:
+        if getattr(config, name) < 1:
+            raise UserError(
+                f"--model {source}: config.json says {name} is {getattr(config, name)}, it must be "
+                "at least 1"
+            )
     return config
 
 
@@ -146,10 +183,10 @@ def load_tokenizer(source: str, vocabulary: int) -> Any:
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(**_place(source), trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"--model {source} has no usable tokenizer: {str(error).splitlines()[0]}"
-        ) from error
+    except Exception as error:
+        if not isinstance(error, _UNUSABLE) and type(error) is not Exception:  # as of tokenizers
+            raise
+        raise UserError(f"--model {source} has no usable tokenizer: {_in_a_line(error)}") from error
     ids = tokenizer.get_vocab().values()
     if len(ids) <= len(tokenizer.all_special_tokens):
         raise UserError(f"--model {source} has no usable tokenizer: its vocabulary is empty")
@@ -217,11 +254,12 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
                 output_loading_info=True,
                 **new_head,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
+    except _UNUSABLE as error:
         raise UserError(
-            f"--model {source}: weights cannot be loaded (safetensors and GGUF only): {reason}"
+            f"--model {source}: weights cannot be loaded (safetensors and GGUF only): "
+            f"{_in_a_line(error)}"
         ) from error
+    _refuse_other_shapes(source, model.config, info)
     fresh = (*_HEADS, "bert.pooler") if new_head else ()
     missing = sorted(key for key in info["missing_keys"] if not key.startswith(fresh))
     if missing:
@@ -245,6 +283,23 @@ def _load(auto: Any, source: str, **new_head: Any) -> nn.Module:
     model.config.architectures = [type(model).__name__]  # GGUF does not say
     loaded: nn.Module = model.eval()
     return loaded
+
+
+def _refuse_other_shapes(source: str, config: Any, info: Mapping[str, Any]) -> None:
+    """Weights that the config has no place for are not cut, nor begun anew."""
+    layers = config.num_hidden_layers
+    for key in sorted(info["unexpected_keys"]):
+        number = re.search(r"\.(\d+)\.", key)
+        if number and int(number[1]) >= layers:
+            raise UserError(
+                f"--model {source} has weights for {key}, its config.json says {layers} layers"
+            )
+    for key, found, wanted in sorted(info["mismatched_keys"]):
+        if not key.startswith(_HEADS):
+            raise UserError(
+                f"--model {source}: the weights of {key} are {list(found)}, its config.json says "
+                f"{list(wanted)}"
+            )
 
 
 def digest_of(model: nn.Module) -> str:
@@ -346,14 +401,15 @@ def finetuned(
             finetune(model, task, seed, progress, compute, steps)
     except CandidateFailed as error:
         raise UserError(f"fine-tuning failed: {error}") from error
-    with contextlib.suppress(OSError), folder_aside(folder) as aside:
+    with contextlib.suppress(OSError, SafetensorError), folder_aside(folder) as aside:
         model.save_pretrained(aside)  # type: ignore[operator]
+        keep_folder(aside)
     return model
 
 
 def is_kept(model: nn.Module, task: Task, seed: int, steps: int) -> bool:
     """Whether ``finetuned`` finds what it would make."""
-    return (_kept_in(model, task, seed, steps) / "config.json").is_file()
+    return kept_folder(_kept_in(model, task, seed, steps))
 
 
 def _kept_in(model: nn.Module, task: Task, seed: int, steps: int) -> Path:
