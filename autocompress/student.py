@@ -12,6 +12,7 @@ import copy
 import errno
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -195,7 +196,8 @@ def write_weights(model: nn.Module, file: Path) -> None:
     try:
         save_weights(model, str(file), {"format": "pt"})
     except SafetensorError as error:
-        code = errno.ENOSPC if "space" in str(error) else errno.EIO
+        told = re.search(r"os error (\d+)", str(error))
+        code = int(told[1]) if told else errno.ENOSPC if "space" in str(error) else errno.EIO
         raise OSError(code, f"{file.name}: {error}") from error
 
 

@@ -1079,8 +1079,8 @@ CASES: dict[str, Case] = {
 
 
 _KILLED: dict[str, Any] = {
-    "layers": {"keep": [1.0, 0.5]},
-    "recovery": {"steps": [36, 40]},
+    "layers": {"keep": [0.5]},
+    "recovery": {"steps": [36]},
     "quantization": {"scheme": ["fp32", "int8-dynamic"]},
 }
 _CHILD_S = 600.0
@@ -1173,7 +1173,7 @@ def _search_in_session(model: Path, data: Path, run: Path, device: type[SizeDevi
     tempfile.tempdir = str(run.with_suffix(".tmp"))
     Path(tempfile.tempdir).mkdir(exist_ok=True)
     resume = (run / "run.json").is_file()
-    options: dict[str, Any] = {"trials": 2, "connect": device, "resume": resume}
+    options: dict[str, Any] = {"trials": 1, "connect": device, "resume": resume}
     search(model, data, CPU, space(_KILLED), run, **options)
 
 

@@ -118,7 +118,7 @@ def search_for(
             )
             if request.finetune:
                 model = _finetuned(model, task, request, run, listener, compute)
-            tokenizer.save_pretrained(run.folder / "tokenizer")
+            _save(tokenizer, run.folder / "tokenizer")
             listener.stage("preparing the teacher")
             budgets = {
                 name: request.budget_on(name).on(device.profile.memory_limit_mb)
@@ -161,6 +161,15 @@ def _finetuned(
     return finetuned(
         model, task, request.seed, lambda done, of: listener.stage(stage, done, of), compute, steps
     )
+
+
+def _save(tokenizer: Any, folder: Path) -> None:
+    try:
+        tokenizer.save_pretrained(folder)
+    except Exception as error:
+        if type(error) is not Exception:  # as of tokenizers
+            raise
+        raise UserError(f"{folder} cannot be written: {error}") from error
 
 
 def _tables(
