@@ -16,7 +16,8 @@ def check(record: Any) -> None:
     Raises:
         TypeError: names a field, what it holds and what it must hold.
     """
-    for name, hint in _hints(type(record)).items():
+    declared: Any = type(record)
+    for name, hint in _hints(declared).items():
         value = getattr(record, name)
         if not _fits(value, hint):
             told = hint.__name__ if isinstance(hint, type) else hint
@@ -48,7 +49,6 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint in (int, float):
         numbers = int if hint is int else int | float
         return isinstance(value, numbers) and not isinstance(value, bool) and math.isfinite(value)
-    if dataclasses.is_dataclass(hint) and isinstance(value, hint):
+    if dataclasses.is_dataclass(value):
         check(value)
-    kind: type[Any] = origin or hint
-    return isinstance(value, kind)
+    return isinstance(value, origin or hint)

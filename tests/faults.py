@@ -1183,7 +1183,8 @@ def _ended(run: Path) -> list[Trial]:
 
 def _differences(whole: Path, run: Path) -> int:
     pairs = zip_longest(timeless(_ended(whole)), timeless(_ended(run)))
-    return sum(one != other for one, other in pairs) + (load_front(whole) != load_front(run))
+    fronts = load_front(whole), load_front(run)
+    return sum(bool(one != other) for one, other in (*pairs, fronts))
 
 
 def _litter(run: Path, whole: Path) -> int:
@@ -1195,10 +1196,10 @@ def _litter(run: Path, whole: Path) -> int:
 
 def _alive_in_session(leader: int | None) -> int:
     """Processes of a session, the leader aside."""
-    alive: int = 0
+    alive = 0
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError):  # it is gone
             process = int(stat.parent.name)
             state, _, _, of, *_ = stat.read_text().rpartition(")")[2].split()
-            alive += int(of) == leader != process and state != "Z"
+            alive += bool(int(of) == leader != process and state != "Z")
     return alive
