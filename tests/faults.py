@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -1132,6 +1133,7 @@ def killed(
     """
     toll, moments = Toll(), random.Random(seed)
     whole, run, number = folder / "whole", folder / "run-0", 0
+    _process(int).join()  # the server has imported everything
     started = time.monotonic()
     _searching(model, data, whole, device).join(_CHILD_S)
     seconds = time.monotonic() - started
@@ -1156,13 +1158,15 @@ def killed(
     return toll
 
 
-def _searching(
-    model: Path, data: Path, run: Path, device: type[SizeDevice]
-) -> multiprocessing.process.BaseProcess:
+def _searching(model: Path, data: Path, run: Path, device: type[SizeDevice]) -> BaseProcess:
     """A process from a server that has imported everything, with temporary files beside the run."""
+    return _process(_search_in_session, model, data, run, device)
+
+
+def _process(target: Callable[..., object], *arguments: object) -> BaseProcess:
     server = multiprocessing.get_context("forkserver")
     server.set_forkserver_preload([__name__])
-    child = server.Process(target=_search_in_session, args=(model, data, run, device))
+    child = server.Process(target=target, args=arguments)
     child.start()
     return child
 
