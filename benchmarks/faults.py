@@ -49,7 +49,7 @@ def main() -> None:
         os.environ["AUTOCOMPRESS_CACHE"] = str(folder / "cache")
         labelled, _ = demo.data_files(folder / "demo")
         data = write_reviews(read_reviews(labelled), folder / "reviews.csv")
-        model, run = write_tiny_model(folder / "tiny"), folder / "run"
+        model, run = write_tiny_model(folder / "tiny", data), folder / "run"
         search(model, data, CPU, "quantization-only", run, connect=SizeDevice)
         tracebacks, unclear = _cases(Ground(model, data, run), folder / "cases")
         (folder / "kills").mkdir()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress.engine.loop import SearchResult
+from autocompress.engine.loop import SearchResult, Silent
 from autocompress.engine.session import search
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
 from autocompress.files import keep_folder, keep_json, kept_folder, kept_json
@@ -110,7 +110,7 @@ def test_a_damaged_member_is_left_out_of_the_front(
     assert line.startswith(f"{hurt.id} left out: ") and file in line and "damaged" in line
 
 
-class Told:
+class Told(Silent):
     """Remembers its stages."""
 
     def __init__(self) -> None:
@@ -118,8 +118,6 @@ class Told:
 
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
         self.stages.append(name)
-
-    def trial(self, trial: object, remaining_s: float | None) -> None: ...
 
 
 DAMAGES: Mapping[str, Edit] = {
