@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
-from autocompress.engine.loop import Silent
+from autocompress.engine.listener import Silent
 from autocompress.interfaces import Task, TaskInputs, TaskKind
 from autocompress.tasks import text_classification
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from autocompress.candidate import Value
-from autocompress.engine.loop import Silent
+from autocompress.engine.listener import Silent
 from autocompress.journal import Trial
 from autocompress.pareto import Member
 from autocompress.scores import Latency, Score, Timing

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 
 from autocompress import Limits, search
 from autocompress.engine import verification
-from autocompress.engine.loop import SearchResult, Silent
+from autocompress.engine.listener import Silent
+from autocompress.engine.loop import SearchResult
 from autocompress.errors import RequestUnmet
 from autocompress.interfaces import TaskInputs
 from autocompress.limits import CONFIDENCE

@@ -22,7 +22,8 @@ from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
 from autocompress.engine.clock import Pace
-from autocompress.engine.loop import SearchResult, Silent
+from autocompress.engine.listener import Silent
+from autocompress.engine.loop import SearchResult
 from autocompress.engine.making import rungs
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.session import search

@@ -13,7 +13,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from autocompress.engine.loop import SearchResult, Silent
+from autocompress.engine.listener import Silent
+from autocompress.engine.loop import SearchResult
 from autocompress.engine.session import search
 from autocompress.errors import AutocompressError, RequestUnmet, UserError
 from autocompress.files import keep_folder, keep_json, kept_folder, kept_json

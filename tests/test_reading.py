@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from autocompress import search
 from autocompress.engine import doubts
-from autocompress.engine.loop import Silent
+from autocompress.engine.listener import Silent
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.reading import Reading
 from autocompress.tasks.text_classification import Split, TextClassification

@@ -20,7 +20,8 @@ import pytest
 from autocompress.artifact import onnx_file
 from autocompress.candidate import Value
 from autocompress.engine import loop, session, waiting
-from autocompress.engine.loop import SearchResult, Silent
+from autocompress.engine.listener import Silent
+from autocompress.engine.loop import SearchResult
 from autocompress.engine.making import Maker, Making
 from autocompress.engine.session import search
 from autocompress.errors import DeviceLost, UserError

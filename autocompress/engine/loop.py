@@ -5,15 +5,16 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
 
 from autocompress.candidate import Candidate
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.clock import Clock, Pace
 from autocompress.engine.foresight import Foresight
+from autocompress.engine.listener import Listener
+from autocompress.engine.nearest import nearest_in_words
 from autocompress.engine.request import Request
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.engine.stopping import Answers, Contender, outclassed
@@ -39,7 +40,7 @@ from autocompress.formats import choices
 from autocompress.interfaces import Sampler
 from autocompress.journal import Run, Trial
 from autocompress.limits import QUALITY
-from autocompress.pareto import Front, Member, Metric, nearest
+from autocompress.pareto import Front, Metric
 from autocompress.plan import Plan
 from autocompress.report import write_report
 from autocompress.student import Rung
@@ -56,33 +57,6 @@ space counts as holding none."""
 _LAST_SHARE = 0.1
 """Of the time limit: a candidate that does not fit the time left then ends the search."""
 _TIME_IS_UP = "the time is up"
-
-
-class Listener(Protocol):
-    """Hears of a search's progress."""
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-        """A stage has begun, or has got so far."""
-        ...
-
-    def said(self, line: str) -> None:
-        """Something to know: what was read of the data, or a doubt about it."""
-        ...
-
-    def trial(self, trial: Trial, remaining_s: float | None) -> None:
-        """A trial has ended; seconds to the end of the whole search, None when nothing is known
-        yet."""
-        ...
-
-
-class Silent:
-    """Hears nothing."""
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None: ...
-
-    def said(self, line: str) -> None: ...
-
-    def trial(self, trial: Trial, remaining_s: float | None) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -170,10 +144,9 @@ class Loop:
         write_report(self.run.folder)
         self._keep([member.id for front in fronts for member in front.members])
         if not any(front.members for front in fronts):
-            tried = len(self.trials) - 1
-            raise RequestUnmet(
-                f"none of {tried} candidates meets the budget; {self._nearest(outcome.rejected)}"
-            )
+            tried, rejected = len(self.trials) - 1, outcome.rejected
+            near = nearest_in_words(self.trials, self.scorer, self.foresight, rejected)
+            raise RequestUnmet(f"none of {tried} candidates meets the budget; {near}")
         by_name = dict(zip(self.scorer.devices, fronts, strict=True))
         return SearchResult(by_name, self.run.folder, tuple(self.trials))
 
@@ -594,43 +567,6 @@ class Loop:
         if tried and all(trial.state == "failed" for trial in tried):
             reasons = "; ".join(dict.fromkeys(f"{trial.id}: {trial.reason}" for trial in tried[:3]))
             raise SearchFailed(f"all {len(tried)} trials failed: {reasons}")
-
-    def _nearest(self, rejected: Mapping[str, Sequence[Member]]) -> str:
-        for name, members in rejected.items():
-            if members:
-                uncut = self.scorer.baseline_bytes
-                return nearest(members, uncut, self.scorer.budgets[name], self.metric)
-        foretold = [
-            (self.foresight.excess(name, relative), t, name)
-            for t in self.trials
-            if t.state == "over-budget" and not t.scores
-            for name, relative in t.predicted.items()
-        ]
-        timed = [
-            (self.scorer.budgets[name].violation(facts(t, name, self.scorer)), t, name)
-            for t in self.trials
-            for name in t.scores
-        ]
-        least = min(miss for miss, _, _ in timed)
-        for miss, trial, name in sorted(foretold, key=lambda one: one[0])[:1]:
-            if miss < least:
-                limit = "latency" if self.scorer.budgets[name].max_latency_ms else "speedup"
-                foretold_in_words = self.foresight.in_words(trial)
-                return (
-                    f"the nearest is {trial.id}, limited by its {limit}: {foretold_in_words}, "
-                    "not trained"
-                )
-        _, trial, name = min(timed, key=lambda one: (one[0], self._losses_of(one[1])))
-        score, budget = trial.scores[name], self.scorer.budgets[name]
-        limits = " and ".join(budget.missed(facts(trial, name, self.scorer))) or "verification"
-        size = f", {(trial.bytes_on(name) or 0) / 1e6:.3g} MB" if budget.of_size else ""
-        metric, scored = self.metric, score.quality
-        quality = (
-            f", {metric.name} {metric.text(scored.validation)} on the validation split"
-            if scored
-            else ", not trained"
-        )
-        return f"the nearest is {trial.id}, limited by its {limits}: {score.timing}{size}{quality}"
 
 
 def _stopped_like(stopped: Trial, trial: Trial) -> Trial:

@@ -20,7 +20,8 @@ from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
 from autocompress.engine import doubts
 from autocompress.engine.clock import Clock
 from autocompress.engine.converting import Converter
-from autocompress.engine.loop import Listener, Loop, SearchResult, Silent
+from autocompress.engine.listener import Listener, Silent
+from autocompress.engine.loop import Loop, SearchResult
 from autocompress.engine.making import Maker, Measured, teacher_of
 from autocompress.engine.request import Request
 from autocompress.engine.scoring import Scorer
