@@ -859,10 +859,12 @@ class Answer:
     written: tuple[Path, ...]
 
     def is_clear(self, case: Case) -> bool:
-        """Whether it is one line that says what is wrong, and nothing else happened."""
-        told = len(self.lines) == 1 and self.lines[0].startswith("autocompress: ")
-        quiet = not self.printed and not self.written
-        return told and quiet and case.said in self.lines[0] and self.code == case.code
+        """Whether it is one line that says what is wrong, after what a search says of its data, and
+        nothing else happened."""
+        wrong = [line for line in self.lines if line.startswith("autocompress: ")]
+        told = len(wrong) == 1 and wrong[0] == self.lines[-1] and case.said in wrong[0]
+        quiet = not self.printed and not self.written and "Traceback" not in "".join(self.lines)
+        return told and quiet and self.code == case.code
 
 
 def answer(case: Case, ground: Ground, folder: Path) -> Answer:

@@ -402,8 +402,9 @@ def test_a_local_timing_that_takes_too_long_fails_the_candidate(
     model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Patience, "limit_s", lambda self, asked: 0.4 if asked["models"] else 30.0)
+    timing = {"action": "time", "seconds": 60.0, "memory": [False]}
     with pytest.raises(CandidateFailed, match=r"^local: no answer within 0 s$"):
-        ask(LocalHost(), BASE | SHAPE | PRECISION | {"action": "time", "seconds": 60.0}, [model])
+        ask(LocalHost(), BASE | SHAPE | PRECISION | timing, [model])
 
 
 def test_no_memory_is_a_refusal(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,15 +14,11 @@ from numpy.typing import NDArray
 
 from autocompress import Limits, search
 from autocompress.engine import verification
-from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
 from autocompress.errors import RequestUnmet
-from autocompress.interfaces import TaskInputs
 from autocompress.limits import CONFIDENCE
 from autocompress.pareto import Front, Member, non_dominated, point
 from autocompress.scores import Quality
-from autocompress.tasks import TASKS
-from autocompress.tasks.text_classification import Split
 from tests.conftest import SizeDevice
 from tests.searching import CPU, space
 from tests.test_pareto import front, member
@@ -120,45 +116,6 @@ VALUES: dict[str, Any] = {
 }
 
 
-@dataclass
-class Sealed:
-    """A split that nobody may look into before the search has ended; how many examples it has is
-    no secret."""
-
-    split: Split
-    opened: bool = False
-
-    @property
-    def rows(self) -> Any:
-        return self.split.rows if self.opened else range(len(self.split.rows))
-
-    @property
-    def labels(self) -> NDArray[np.int64]:
-        if not self.opened:
-            raise AssertionError("the test split is read before the search has ended")
-        return self.split.labels
-
-
-class Opening(Silent):
-    """A listener that opens the split when the search has ended."""
-
-    part: Sealed
-    trials = 0
-
-    def load(self, given: TaskInputs) -> Any:
-        task: Any = TASKS["text-classification"].load(given)
-        self.part = Sealed(task.test)
-        return replace(task, test=self.part)
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-        if name == "verifying the front":
-            self.part.opened = True
-
-    def trial(self, trial: Any, remaining_s: float | None) -> None:
-        self.trials += 1
-        assert not self.part.opened
-
-
 Begin = Callable[..., SearchResult]
 
 
@@ -171,14 +128,6 @@ def begin(tiny_model: Path, data_file: Path, tmp_path: Path) -> Begin:
         )
 
     return begin
-
-
-def test_nothing_reads_the_test_split_before_the_end(begin: Begin) -> None:
-    opening = Opening()
-    task = replace(TASKS["text-classification"], load=opening.load)
-    search_result = begin("sealed", task=task, listener=opening)
-    assert opening.trials > 2 and opening.part.opened
-    assert all(member.quality.test is not None for member in search_result.front.members)
 
 
 def test_verification_rejects_and_keeps_nothing_by_its_test_score(

@@ -608,7 +608,9 @@ def test_objectives_of_the_command_come_before_those_of_the_space(
     monkeypatch.setattr(session, "search_for", record)
     named = f"objectives = {json.dumps(space_says)}\n" if space_says else ""
     (tmp_path / "s.toml").write_text(f"{named}[heads]\nkeep = [0.5]\n")
-    assert main([*words(options), "--space", str(tmp_path / "s.toml")]) == 2
+    given = words(options)
+    given[given.index("--space") + 1] = str(tmp_path / "s.toml")
+    assert main(given) == 2
     [request] = asked
     assert request.all_objectives == resolved
 

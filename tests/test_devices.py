@@ -270,7 +270,7 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (tmp_path / f"{name}.onnx").write_bytes(b"1")
     baseline, [timing] = device.time(tmp_path / "a.onnx", [tmp_path / "b.onnx"], final=False)
     device.time(tmp_path / "a.onnx", [], final=True)
-    _, trial, final = requests
+    _, trial, final, beside = requests
     assert trial == {
         "action": "time",
         "runtime": "onnxruntime-cpu",
@@ -280,15 +280,17 @@ def test_a_board_s_time_is_of_the_board(monkeypatch: pytest.MonkeyPatch, tmp_pat
         "statistic": "mean",
         "confidence": 0.9,
         "target_precision": 0.02,
+        "regime": "warm",
         "seconds": 2.5,
         "memory": [False, True],
     }
+    assert (final["regime"], beside["regime"]) == ("warm", "cold")
     assert (final["seconds"], final["memory"]) == (9.0, [True])
     assert baseline.latency_ms == Latency(4.0, 4.0, 4.0, (4.0, 4.0), 30, "mean", 0.9)
     assert (timing.speedup, timing.precision, timing.wall_ms, timing.cpu_ms) == (
         2.0,
         "fp32",
         2.0,
-        None,
+        2.0,
     )
     assert (timing.memory_bytes, timing.energy_mj, timing.disturbed) == (None, 7.0, False)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.session import search
 from autocompress.engine.verification import verified
+from autocompress.files import keep_folder
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Trial
 from autocompress.limits import Limits
@@ -98,6 +99,7 @@ def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
     for name, kilobytes in KILOBYTES.items():
         (scorer.models / name).mkdir(parents=True)
         (scorer.models / name / "model.onnx").write_bytes(bytes(1000 * kilobytes))
+        keep_folder(scorer.models / name)
     trials: list[Trial] = []
     for number, name in enumerate(RIGHT):
         [timings] = scorer.time([scorer.models / name])

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -482,20 +483,17 @@ def test_a_mistake_is_one_line(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     change, message = MISTAKES[mistake]
-    words = [
-        "search",
-        "--task",
-        "language-modeling",
-        "--model",
-        str(tiny_gpt2),
-        "--data",
-        str(text_file),
-        "--space",
-        "demo",
-    ]
-    out, given = tmp_path / "run", change(tmp_path, tiny_gpt2)
-    profile = [] if "--hardware" in given else ["--hardware", "cpu-1-thread"]
-    assert main([*words, "--out", str(out), *profile, *given]) == 2
+    out, changes = tmp_path / "run", change(tmp_path, tiny_gpt2)
+    options = {
+        "--task": "language-modeling",
+        "--model": str(tiny_gpt2),
+        "--data": str(text_file),
+        "--space": "demo",
+        "--out": str(out),
+        "--hardware": "cpu-1-thread",
+        **dict(zip(changes[::2], changes[1::2], strict=True)),
+    }
+    assert main(["search", *chain.from_iterable(options.items())]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("autocompress: ") and message in line
     assert not out.exists()

@@ -204,7 +204,7 @@ class Asked:
         self.requests: list[dict[str, Any]] = []
 
     def __call__(
-        self, host: Any, request: dict[str, Any], models: Sequence[Path] = ()
+        self, host: Any, request: dict[str, Any], models: Sequence[Path] = (), **_: object
     ) -> dict[str, Any]:
         if request["action"] == "describe":
             return {"memory_bytes": 0, "providers": ["CPUExecutionProvider"]}

@@ -102,6 +102,8 @@ class Knowing(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Any:
         return SimpleNamespace(logits=self.logits[input_ids[:, 0]])
 
+    def get_output_embeddings(self) -> None: ...
+
 
 def of_tokens(tokens: Sequence[int], labels: NDArray[np.int64]) -> Split:
     return Split([np.array([[token]]) for token in tokens], labels[list(tokens)])
