@@ -31,7 +31,7 @@ POINTS = METRICS["accuracy"]
 
 def packed(right: NDArray[np.bool_]) -> str:
     """As the classes answered: the label of all is 0."""
-    return TASK.pack(~right[:, None])
+    return TASK.pack((~right[:, None]).astype(float))
 
 
 def wrong(count: int, start: int = 0) -> NDArray[np.bool_]:
