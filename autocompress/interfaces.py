@@ -183,6 +183,11 @@ class Family(Protocol):
         """Whether a token attends to itself and those before it only."""
         ...
 
+    @property
+    def post_norm(self) -> bool:
+        """Whether a norm follows the sum of stream and branch, in place of leading the branch."""
+        ...
+
     def structure(self, model: torch.nn.Module) -> Structure:
         """The full structure of the model."""
         ...
@@ -224,6 +229,12 @@ class Family(Protocol):
         """The module whose output holds a layer's ``query``, ``key`` or ``value`` as attention
         multiplies them, what the layer (``block``) gives to the next, or what the last layer gives
         to the head (``last``), and what takes it from there."""
+        ...
+
+    def summed(self, model: torch.nn.Module, layer: int, role: str) -> tuple[torch.nn.Module, bool]:
+        """The module inside a layer at which the residual stream has just had a branch added to it,
+        that of ``attention_output`` or ``ffn_output``, and whether it goes in there (true) or comes
+        out. Where a norm follows the sum, the module is that norm."""
         ...
 
     def weights(self, model: torch.nn.Module, layer: int, kind: str) -> tuple[torch.Tensor, ...]:

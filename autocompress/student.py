@@ -85,7 +85,13 @@ def first(
     Args:
         start: one of ``families.starts.STARTS``.
     """
-    model = family.cut(teacher, plan.structure, start)
+    return filled(family.cut(teacher, plan.structure, start), family, plan, techniques)
+
+
+def filled(
+    model: nn.Module, family: Family, plan: Plan, techniques: Sequence[Technique] = TECHNIQUES
+) -> nn.Module:
+    """The cut model with the plan's parts, built and filled one by one."""
     for technique, part in parts_of(plan, techniques):
         before = copy.deepcopy(model)
         technique.build(model, part, family)

@@ -175,6 +175,23 @@ def test_without_training_it_is_sealed_as_it_began(
     assert bench.files()[WEIGHTS] == begun[WEIGHTS]
 
 
+@pytest.mark.parametrize("parts", [{}, {"sharing.groups": 2}])
+def test_a_student_may_begin_repaired(
+    parts: dict[str, Any], teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
+    """Whatever else was begun before it; what its parts make comes after."""
+    teacher = teachers("bert")
+
+    def begun(folder: str, **settings: Any) -> tuple[str, nn.Module]:
+        bench = Bench(teacher, tmp_path / folder, chosen(recovery__steps=0, **settings) | parts)
+        return bench.folder.name, bench.begin().model
+
+    plain, repaired = begun("a"), begun("a", weights__repair=True)
+    assert plain[0] != repaired[0] and not same(plain[1], repaired[1])
+    again = begun("b", weights__repair=True)
+    assert again[0] == repaired[0] and same(again[1], repaired[1])
+
+
 PARTS: dict[str, dict[str, Any]] = {
     "uncut": {},
     "cut": CUT,
@@ -298,6 +315,8 @@ def test_candidates_that_come_to_the_same_are_one_student(
     assert name(cut, **half) == name(cut, **half, ffn__keep=0.9, ffn__importance="magnitude")
     pooled = {"ffn__keep": 0.99, "weights__start": "pooled"}
     assert name(full, **pooled) == name(full) != name(cut, **pooled) != name(cut)
+    repaired = {"ffn__keep": 0.99, "weights__repair": True}
+    assert name(full, **repaired) == name(full) != name(cut, **repaired) != name(cut)
     assert name(cut) == name(cut, recovery__steps=0, recovery__learning_rate=0.1)
 
 

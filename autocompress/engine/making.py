@@ -33,11 +33,12 @@ from autocompress.interfaces import (
 from autocompress.knowledge import fisher, gradient, magnitude
 from autocompress.plan import Plan
 from autocompress.structure import Importance, Structure
-from autocompress.student import Student, config_of, first, student_id
+from autocompress.student import Student, config_of, filled, student_id
 from autocompress.techniques import TECHNIQUES, training_of
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.recovery import Recovery
+from autocompress.training.repair import calibration, repair
 
 FIRST_RUNG = 32
 """Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see
@@ -148,11 +149,12 @@ class Maker:
         return student_id(self.lineage, plan, self._training(plan, candidate), self.seed)
 
     def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
-        """What the weights follow from beside the plan: an uncut student has no start."""
+        """What the weights follow from beside the plan: an uncut student has no start, and nothing
+        to repair."""
         training = training_of(candidate, self.techniques)
         if plan.structure != self.full.structure:
             return training
-        return training.only([name for name in training.active if name != "weights.start"])
+        return training.only([name for name in training.active if not name.startswith("weights.")])
 
     def begin(self, plan: Plan, candidate: Candidate) -> Making:
         """The student as far as its folder has come; from its first weights where there is none.
@@ -183,8 +185,14 @@ class Maker:
 
     def _begun(self, folder: Path, plan: Plan, candidate: Candidate) -> Student:
         teacher = self.teacher
-        start = self._training(plan, candidate).text("weights.start", "copied")
-        model = first(teacher.model, teacher.family, plan, start, self.techniques).cpu()
+        training = self._training(plan, candidate)
+        start = training.text("weights.start", "copied")
+        model = teacher.family.cut(teacher.model, plan.structure, start)
+        if training.get("weights.repair", False):
+            with reserved():
+                batches = calibration(teacher.transfer, teacher.compute)
+                repair(model, teacher.model, teacher.family, plan.structure, batches)
+        model = filled(model, teacher.family, plan, self.techniques).cpu()
         return Student(folder, plan, config_of(teacher.model)).begun(model)
 
     def _recovery(self, student: Student, model: nn.Module, candidate: Candidate) -> Recovery:

@@ -92,6 +92,7 @@ class DecoderFamily(Streamed):
     attention: Branch
     ffn: Branch
     causal: ClassVar[bool] = True
+    post_norm: ClassVar[bool] = False
 
     def structure(self, model: nn.Module) -> Structure:
         config: Any = model.config
@@ -131,6 +132,11 @@ class DecoderFamily(Streamed):
     def attention_tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         """``tap`` of a ``query``, ``key`` or ``value``."""
         ...
+
+    def summed(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, bool]:
+        block = self.part(model, layer, "block")
+        before_ffn = role == "attention_output"
+        return (block.get_submodule(self.ffn.norm), True) if before_ffn else (block, False)
 
     def weights(self, model: nn.Module, layer: int, kind: str) -> tuple[Tensor, ...]:
         block, branch = self._blocks(model)[layer], self.attention if kind == "heads" else self.ffn

@@ -66,6 +66,7 @@ class EncoderFamily(Streamed):
     pooler: str
     classifier: str
     causal: ClassVar[bool] = False
+    post_norm: ClassVar[bool] = True
 
     def structure(self, model: nn.Module) -> Structure:
         size = self.head_size(model)
@@ -87,6 +88,9 @@ class EncoderFamily(Streamed):
 
     def tap(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, Take]:
         return self.part(model, layer, role), lambda output: output
+
+    def summed(self, model: nn.Module, layer: int, role: str) -> tuple[nn.Module, bool]:
+        return self.part(model, layer, role.replace("output", "norm")), True
 
     def weights(self, model: nn.Module, layer: int, kind: str) -> tuple[Tensor, ...]:
         inputs, output = (

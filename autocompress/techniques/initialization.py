@@ -7,9 +7,17 @@ with its embeddings only.
 
 from __future__ import annotations
 
-from autocompress.candidate import OneOf, Setting
+from collections.abc import Mapping
+
+from autocompress.candidate import Flag, OneOf, Setting, Value
 
 STARTS: tuple[str, ...] = ("copied", "pooled", "embeddings")
+
+
+def _is_cut(settings: Mapping[str, Value]) -> bool:
+    shares = ("layers.keep", "width.latency", "heads.keep", "ffn.keep")
+    return any(settings[name] != 1 for name in shares)
+
 
 INITIALIZATION_SETTINGS: tuple[Setting, ...] = (
     Setting(
@@ -18,8 +26,13 @@ INITIALIZATION_SETTINGS: tuple[Setting, ...] = (
         "copied",
         "copies of the kept units, averages of neighbours (pooled), or new layers on the "
         "embeddings",
-        when=lambda s: any(
-            s[name] != 1 for name in ("layers.keep", "width.latency", "heads.keep", "ffn.keep")
-        ),
+        when=_is_cut,
+    ),
+    Setting(
+        "weights.repair",
+        Flag(),
+        False,
+        "output projections fitted to what the teacher's layers give, before any training",
+        when=_is_cut,
     ),
 )
