@@ -322,6 +322,7 @@ def test_doctor_prints_json_that_any_reader_takes(
     assert host.closed
 
 
+@pytest.mark.slow
 def test_the_doctor_on_this_machine(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -38,6 +38,7 @@ def test_quickstart(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     assert printed[-1] in (f"{best.id} answers 0", f"{best.id} answers 1")
 
 
+@pytest.mark.slow
 def test_compress_gpt2(tiny_gpt2: Path, text_file: Path, tmp_path: Path) -> None:
     space = tmp_path / "half.toml"
     space.write_text("[layers]\nkeep = [0.5]\n", encoding="utf-8")

@@ -44,7 +44,7 @@ from autocompress.training.compute import CPU as PLAIN
 from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.teacher import finetuned, load_language_model, load_teacher
 from tests.conftest import END, SizeDevice
-from tests.searching import CPU, SPACE, StopAfter, space, timeless
+from tests.searching import CPU, SPACE, space
 from tests.test_language_modeling import score
 
 CUT = Structure((Layer(0, (0, 2), tuple(range(0, 64, 2))), Layer(3, (1,), tuple(range(64)))))
@@ -139,16 +139,6 @@ def test_what_ships_loads_back_as_a_language_model(whole: SearchResult) -> None:
         loaded = load_model(whole.run / member.path)
         assert isinstance(loaded, GPT2LMHeadModel)
         assert member.weight_bytes <= whole.front.baseline.weight_bytes
-
-
-def test_stopped_by_ctrl_c_and_resumed_it_ends_the_same(
-    whole: SearchResult, tiny_gpt2: Path, text_file: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(KeyboardInterrupt):
-        begin(tiny_gpt2, text_file, tmp_path / "run", listener=StopAfter(4))
-    resumed = begin(tiny_gpt2, text_file, tmp_path / "run", resume=True)
-    assert timeless(resumed.trials) == timeless(whole.trials)
-    assert resumed.front == whole.front
 
 
 def test_other_windows_are_another_run(

@@ -4,12 +4,7 @@ machine."""
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -185,48 +180,6 @@ def test_time_spent_before_a_resume_counts(
     tried = len(Run(out).trials())
     resumed = search(tiny_model, data_file, CPU, space(), out, trials=8, resume=True, **options)
     assert len(resumed.trials) == tried
-
-
-KILLED = """
-import sys
-from pathlib import Path
-from autocompress.engine.session import search
-from tests.conftest import SizeDevice
-from tests.searching import space
-model, data, out = sys.argv[1:]
-search(model, data, "cpu-1-thread", space(), out, trials=8, connect=SizeDevice)
-"""
-
-
-def test_killed_and_resumed_it_ends_the_same(
-    whole: SearchResult, tiny_model: Path, data_file: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    command = [sys.executable, "-c", KILLED, str(tiny_model), str(data_file), str(out)]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[1]) as process:
-        while process.poll() is None:
-            journal = out / "events.jsonl"
-            if journal.is_file() and journal.read_bytes().count(b"\n") >= 9:
-                break
-            time.sleep(0.02)
-        os.kill(process.pid, signal.SIGKILL)
-    before = Run(out).trials()
-    assert 1 <= len(before) < 18
-    with (out / "events.jsonl").open("a") as file:
-        file.write('{"event": "scored", "tri')
-    resumed = search(
-        tiny_model,
-        data_file,
-        "cpu-1-thread",
-        space(),
-        out,
-        trials=8,
-        connect=SizeDevice,
-        resume=True,
-    )
-    assert [trial for trial in resumed.trials if trial in before] == before
-    assert timeless(resumed.trials) == timeless(whole.trials)
-    assert resumed.front == whole.front
 
 
 class Loaded(SizeDevice):
