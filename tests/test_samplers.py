@@ -117,14 +117,15 @@ def test_numbers_to_choose_from_are_in_order_for_tpe(values: list[Any], ordinal:
         )
 
 
+@pytest.mark.parametrize("algorithm", ["tpe", "nsga2"])
 @pytest.mark.parametrize("seed", range(3))
-def test_tpe_heeds_the_budget(seed: int) -> None:
+def test_the_budget_is_heeded(seed: int, algorithm: str) -> None:
     """Wider models are better, but those wider than 0.3 miss the budget; by chance 6 of 20 are
     within."""
     space = SearchSpace.from_mapping("test", {"heads": {"keep": {"low": 0.0, "high": 1.0}}})
 
     def within(limit: float) -> int:
-        sampler, widths = make("tpe", seed, space), []
+        sampler, widths = make(algorithm, seed, space), []
         for _ in range(50):
             handle, point = sampler.ask()
             widths.append(SETTINGS.candidate(point).number("heads.keep"))

@@ -1,10 +1,10 @@
-"""The one door to Optuna: multi-objective TPE with constraints, and random search."""
+"""The one door to Optuna: multi-objective TPE and NSGA-II with constraints, and random search."""
 
 from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import optuna
@@ -14,6 +14,16 @@ from autocompress.environment import silenced
 from autocompress.search_space import Choices, Parameter, SearchSpace
 
 _START_UP_TRIALS = 8
+_POPULATION = 16
+"""Of NSGA-II: a search has tens of trials, not thousands."""
+_ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
+    "tpe": lambda seed: optuna.samplers.TPESampler(
+        seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True
+    ),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION),
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+}
+"""By the names in ``samplers.SAMPLERS``."""
 
 
 class OptunaSampler:
@@ -23,7 +33,7 @@ class OptunaSampler:
     asked for.
 
     Args:
-        algorithm: ``tpe`` or ``random``.
+        algorithm: one of ``samplers.SAMPLERS``.
         seed: same seed and same outcomes told, same points.
         objectives: losses that an outcome has.
     """
@@ -33,13 +43,7 @@ class OptunaSampler:
         self.space = space
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            sampler: optuna.samplers.BaseSampler = (
-                optuna.samplers.RandomSampler(seed=seed)
-                if algorithm == "random"
-                else optuna.samplers.TPESampler(
-                    seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True
-                )
-            )
+            sampler = _ALGORITHMS[algorithm](seed)
         self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
         self.trials: dict[int, optuna.Trial] = {}
         for corner in space.corners:
