@@ -213,8 +213,8 @@ def timing_text(timing: Timing) -> str:
     return "\n".join([", ".join(figures), *map(timing_text, more)])
 
 
-def prediction_lines(run: Path) -> list[str]:
-    """How well latencies were predicted, for each device that has a table."""
+def foresight_lines(run: Path) -> list[str]:
+    """How well latencies were predicted, for each device that has a table, and how rungs ranked."""
     description = json.loads((run / "run.json").read_text(encoding="utf-8"))
     accuracy = description.get("prediction", {})
     estimated = {
@@ -226,6 +226,10 @@ def prediction_lines(run: Path) -> list[str]:
         f"latency foretold on {name}: {100 * told['mean_abs_error']:.1f} % off"
         f"{' the estimates' if name in estimated else ''} on average over {told['n']} trials"
         for name, told in accuracy.items()
+    ] + [
+        f"after {steps} steps students ranked as in the end: correlation "
+        f"{told['rank_correlation']:.2f} over {told['n']} of them"
+        for steps, told in description.get("rungs", {}).items()
     ]
 
 

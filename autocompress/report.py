@@ -214,6 +214,11 @@ def _summary(fronts: Sequence[Front], trials: Sequence[Trial], description: dict
             f"{'of the estimate ' if name in estimated else ''}over {told['n']} trials."
             for name, told in description.get("prediction", {}).items()
         ),
+        *(
+            f"After {steps} steps students ranked as in the end with a correlation of "
+            f"{told['rank_correlation']:.2f}, over {told['n']} of them."
+            for steps, told in description.get("rungs", {}).items()
+        ),
     ]
     return " ".join(sentences)
 

@@ -251,7 +251,7 @@ def _run(request: Request) -> Front:
     result = _searched(request)
     for front in result.fronts.values():
         console.out.print(console.front_table(front))
-    for line in console.prediction_lines(result.run):
+    for line in console.foresight_lines(result.run):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
     console.out.print(f"choose: {_hint(result.front, result.run)}")

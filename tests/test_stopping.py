@@ -10,12 +10,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autocompress.engine.clock import Pace
 from autocompress.engine.scoring import Scorer
-from autocompress.engine.stopping import Answers, Contender, outclassed
+from autocompress.engine.stopping import Answers, Contender, outclassed, rank_correlations
 from autocompress.journal import Trial
 from autocompress.pareto import LATENCY_AND_QUALITY, METRICS, OBJECTIVES
+from autocompress.plan import Plan
 from autocompress.reading import Reading
 from autocompress.scores import Timing
+from autocompress.structure import Structure
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.searching import timed
 
@@ -156,3 +159,40 @@ def test_an_equal_candidate_is_seldom_stopped_and_a_worse_one_is(
         known: Known = {("s1", 32): packed(one), ("own", 32): packed(other)}
         stops += reason(own(), rival(1, {32: 7.5}), answers=Answers(SCORER, known)) is not None
     assert least <= stops / 500 <= most
+
+
+def test_rungs_are_told_by_how_they_ranked() -> None:
+    """Five students; one passed no rung, one came by 192 steps alone, one is another format."""
+    drops = {1: (9.0, 3.0), 2: (7.0, 2.0), 3: (5.0, 2.5), 4: (1.0, 1.0)}
+    trials = [
+        Trial(n, {}, "complete", rungs=((32, there), (500, end)))
+        for n, (there, end) in drops.items()
+    ]
+    others = [
+        Trial(0, {}, "complete", rungs=((0, 0.0),)),
+        Trial(5, {}, "complete", rungs=((500, 9.0),)),
+        Trial(6, {}, "complete", rungs=((192, 9.0), (500, 9.0))),
+        Trial(7, {}, "stopped", rungs=((32, 90.0),)),
+        Trial(8, {}, "complete", rungs=((32, 90.0), (500, 0.0)), asked=1),
+    ]
+    told = rank_correlations([*trials, *others])
+    assert list(told) == ["32"] and told["32"]["n"] == 4
+    assert told["32"]["rank_correlation"] == pytest.approx(0.8)
+    assert rank_correlations(trials[:3]) == {}
+    alike = [replace(trial, rungs=((32, 1.0), *trial.rungs[1:])) for trial in trials]
+    assert rank_correlations(alike) == {}
+    tied = [replace(trials[0], rungs=((32, 5.0), (500, 3.0))), *trials[1:]]
+    assert rank_correlations(tied)["32"]["rank_correlation"] == pytest.approx(1.5 / 22.5**0.5)
+
+
+def test_steps_that_take_longer_are_noticed_and_planned_with() -> None:
+    """A student of all layers does twice the work of the teacher's own share beside it."""
+    whole, half = (Plan("bert", Structure.full([4] * n, [8] * n)) for n in (6, 3))
+    pace = Pace(whole.structure)
+    assert pace.seconds(whole, 100) == 0
+    for plan in (whole, half, whole):
+        pace.learn(plan, 0.7 if plan == whole else 0.4)
+    assert pace.slower == pytest.approx(1) and pace.seconds(half, 100) == pytest.approx(50)
+    for plan in (half, whole):
+        pace.learn(plan, 3 * (0.7 if plan == whole else 0.4))
+    assert pace.slower == pytest.approx(3) and pace.seconds(half, 100) == pytest.approx(150)

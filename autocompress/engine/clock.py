@@ -8,8 +8,12 @@ import time
 from autocompress.plan import Plan
 from autocompress.structure import Structure
 
+MUCH_SLOWER = 1.5
+"""Times what a step took at first that is told to the user."""
 _MARGIN = 1.25
 """By which a training may take longer than those before it say."""
+_PRESENT = 3
+"""Trainings that tell the pace: the first ones that at first, the latest ones that now."""
 
 
 class Clock:
@@ -33,7 +37,7 @@ class Clock:
 
 
 class Pace:
-    """What trainings take, from the steps of those so far and the sizes of their students.
+    """What trainings take, from the steps of the latest ones and the sizes of their students.
 
     Args:
         uncut: structure of the teacher.
@@ -41,18 +45,24 @@ class Pace:
 
     def __init__(self, uncut: Structure) -> None:
         self.uncut = uncut
-        self.known: list[tuple[float, float]] = []
+        self.known: list[float] = []
 
     def learn(self, plan: Plan, step_s: float) -> None:
         """A step of this student took so many seconds."""
-        self.known.append((self._work(plan), step_s))
+        self.known.append(step_s / self._work(plan))
+
+    @property
+    def slower(self) -> float:
+        """Times that a step takes what it took at first, for its student's size; one training must
+        have been learned of."""
+        first, present = self.known[:_PRESENT], self.known[-_PRESENT:]
+        return statistics.median(present) / statistics.median(first)
 
     def seconds(self, plan: Plan, steps: float) -> float:
         """That so many steps may take; 0 while nothing is known."""
         if not self.known:
             return 0.0
-        own = self._work(plan)
-        step_s = statistics.median(seconds * own / work for work, seconds in self.known)
+        step_s = self._work(plan) * statistics.median(self.known[-_PRESENT:])
         return _MARGIN * steps * step_s
 
     def _work(self, plan: Plan) -> float:

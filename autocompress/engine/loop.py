@@ -11,13 +11,13 @@ from pathlib import Path
 
 from autocompress.candidate import Candidate
 from autocompress.engine.attempt import Attempt
-from autocompress.engine.clock import Clock, Pace
+from autocompress.engine.clock import MUCH_SLOWER, Clock, Pace
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.listener import Listener
 from autocompress.engine.nearest import nearest_in_words
 from autocompress.engine.request import Request
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
-from autocompress.engine.stopping import Answers, Contender, outclassed
+from autocompress.engine.stopping import Answers, Contender, outclassed, rank_correlations
 from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
     all_standing,
@@ -105,6 +105,7 @@ class Loop:
         self._too_long_s: list[float] = []
         self._answers = run.answers()
         self._pace = Pace(self.maker.full.structure)
+        self._slowness_is_told = False
 
     @property
     def metric(self) -> Metric:
@@ -140,7 +141,9 @@ class Loop:
         for trial, reason in outcome.failed.items():
             self.listener.stage(f"{trial} left out: {reason}")
         write_fronts(self.run, fronts)
-        self.run.note(prediction=self.foresight.summary(self.trials))
+        self.run.note(
+            prediction=self.foresight.summary(self.trials), rungs=rank_correlations(self.trials)
+        )
         write_report(self.run.folder)
         self._keep([member.id for front in fronts for member in front.members])
         if not any(front.members for front in fronts):
@@ -395,10 +398,20 @@ class Loop:
             in_time = self._carried_out(attempt)
             if attempt.rate_s:
                 self._pace.learn(plan, attempt.rate_s)
+                self._say_if_slower()
             if not in_time:
                 return None
         ended = {trial.number: trial for trial in attempt.ended()}
         return [ended.get(trial.number, trial) for trial in trials]
+
+    def _say_if_slower(self) -> None:
+        """Once."""
+        if self._pace.slower > MUCH_SLOWER and not self._slowness_is_told:
+            self._slowness_is_told = True
+            self.listener.said(
+                f"a training step takes {self._pace.slower:.1f} times what it took at first: is "
+                f"there other work on this machine?"
+            )
 
     def _carried_out(self, attempt: Attempt) -> bool:
         """Make, convert, score. False when the time is up before there is anything to score."""

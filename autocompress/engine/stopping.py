@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress.engine.scoring import Scorer, Timings
 from autocompress.journal import Trial
 from autocompress.pareto import SAME_SIZE, Metric
@@ -12,6 +15,8 @@ from autocompress.scores import Timing
 
 _CLEARLY = 2.0
 """Standard errors by which a candidate must be worse."""
+_FEWEST_RANKED = 4
+"""Students that a rank correlation is told of."""
 _TIMING_NOISE = 0.03
 """Share by which two timings of one model differ by chance."""
 
@@ -102,6 +107,31 @@ def outclassed(
         f"{metric.drop_text(own.drop)} after {own.rung} steps, where {rival.id} had "
         f"{dict(rival.rungs)[own.rung]:.2f} and is no {no_worse}"
     )
+
+
+def rank_correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
+    """How alike students rank at a rung and in the end: Spearman's correlation of their drops, by
+    recovery steps of the rung, with the number of students; of rungs that ``_FEWEST_RANKED``
+    students came by."""
+    finished = [t for t in trials if t.state == "complete" and t.asked is None and t.number]
+    told = {}
+    for steps in sorted({steps for trial in finished for steps, _ in trial.rungs[:-1]}):
+        pairs = [
+            (dict(trial.rungs)[steps], trial.rungs[-1][1])
+            for trial in finished
+            if steps in dict(trial.rungs[:-1])
+        ]
+        there, in_the_end = map(_ranks, zip(*pairs, strict=True))
+        if len(pairs) >= _FEWEST_RANKED and there.std() and in_the_end.std():
+            correlation = float(np.corrcoef(there, in_the_end)[0, 1])
+            told[str(steps)] = {"rank_correlation": correlation, "n": len(pairs)}
+    return told
+
+
+def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
+    """Of each value among all; equal ones share the mean of theirs."""
+    own = np.asarray(values)[:, None]
+    return ((own > own.T).sum(1) + (own >= own.T).sum(1)) / 2.0
 
 
 def _comparable(trial: Trial, own: Contender, objectives: Collection[str]) -> bool:
