@@ -203,7 +203,7 @@ def test_a_round_is_the_median_of_its_runs_and_the_mean_of_their_energy(
     clock: SimpleNamespace,
 ) -> None:
     """Two inferences a run; it is timed when 20 ms of untimed runs have gone by, for 5 ms."""
-    durations = iter([5.0, 5.0, 5.0, 4.9, 1.0, 1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 8.5])
+    durations = iter([5.0, 5.0, 5.0, 4.9, 1.0, 0.5, 0.5, 0.25, 0.25, 0.5, 8.5])
     run = lambda: clock.advance(next(durations))  # noqa: E731
     wall, cpu, energy = agent._block([run, run], clock.nanoseconds, 4)
     assert (wall, cpu) == (0.5, 0.125) and energy == pytest.approx(1.75)
@@ -236,6 +236,24 @@ def test_twice_the_largest_cache_is_displaced(monkeypatch: pytest.MonkeyPatch) -
         monkeypatch.setattr(agent, "_cache_bytes", lambda level, known=known: known.get(level, 0))
         agent.displacer()()
     assert sizes == [96 * 2**20, 64 * 2**20, 512 * 2**20]
+
+
+def test_rounds_that_take_long_are_fewer(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Eight lengths of 40 ms: one round of untimed runs, and one run before each timed round."""
+    calls = 0
+
+    def run() -> None:
+        nonlocal calls
+        calls += 1
+        clock.advance(40.0)
+
+    monkeypatch.setattr(agent, "runners", lambda path, request: [run] * 8)
+    request = BASE | SHAPE | PRECISION | {"models": [{"path": "a"}, {"path": "b"}]}
+    times = agent.rounds_of_one_process(request)
+    assert times["wall"] == [[40.0, 40.0]] * agent.FEWEST_LONG_ROUNDS
+    assert calls == 2 * (8 + 3 * (1 + 8))
 
 
 def test_no_round_is_dropped(clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -125,7 +125,7 @@ def test_a_model_without_a_cache_generates_too(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("phase", "rounds"), [("prefill", 10), ("decode", 10), ("end-to-end", 3)])
 def test_times_of_real_models(model: Path, phase: str, rounds: int) -> None:
-    assert (agent.FEWEST_ROUNDS, agent.FEWEST_TEXTS) == (10, 3)
+    assert (agent.FEWEST_ROUNDS, agent.FEWEST_LONG_ROUNDS) == (10, 3)
     request = REQUEST | PRECISION | {"action": "time", "phase": phase, "memory": [True, False]}
     answer = ask(LocalHost(), request, [model, model])
     assert np.shape(answer["wall_ms"]) == np.shape(answer["cpu_ms"]) == (3, rounds, 2)

@@ -31,6 +31,7 @@ import ctypes
 import gc
 import hashlib
 import io
+import itertools
 import json
 import os
 import platform
@@ -53,8 +54,9 @@ PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUD
 FEWEST_PROCESSES = 3
 FEWEST_ROUNDS = 10
 """In each process."""
-FEWEST_TEXTS = 3
-"""In place of rounds, end to end: a text takes so long that its beginning counts for nothing."""
+FEWEST_LONG_ROUNDS = 3
+"""Where a round takes long, as end to end: the beginning of one counts for nothing there."""
+_LONG_ROUND_S = 0.5
 SHARES = 5
 """Processes that a request's time is meant for."""
 _WARM_UP_ROUNDS = 3
@@ -282,16 +284,20 @@ def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU milliseconds of each round and model, and mean millijoules by model."""
     models = [runners(model["path"], request) for model in request["models"]]
     texts = request.get("phase") == "end-to-end"
-    for _ in range(1 if texts else _WARM_UP_ROUNDS):
+    fewest, warm_up_end = FEWEST_ROUNDS, time.perf_counter() + _LONG_ROUND_S
+    for _ in range(_WARM_UP_ROUNDS):
         for runs in models:
             _once(runs)
+        if texts or time.perf_counter() > warm_up_end:
+            fewest = FEWEST_LONG_ROUNDS
+            break
     threads = request["threads"] or usable_cores()
     cpu_clock = time.thread_time_ns if threads == 1 else time.process_time_ns
     displace = displacer() if request.get("regime") == "cold" else None
     rounds: list[list[tuple[float, float, float]]] = []
     end = time.perf_counter() + request["seconds"] / SHARES
     gc.disable()
-    while len(rounds) < (FEWEST_TEXTS if texts else FEWEST_ROUNDS) or time.perf_counter() < end:
+    while len(rounds) < fewest or time.perf_counter() < end:
         rounds.append([_block(runs, cpu_clock, threads, displace) for runs in models])
     readings = np.array(rounds)
     return {
@@ -365,8 +371,10 @@ def _block(
         wall, cpu = np.mean(singles, axis=0)
         return float(wall), float(cpu), float("nan")
     end = time.perf_counter() + _WARM_SECONDS
-    while time.perf_counter() < end:
-        _once(runs)
+    for run in itertools.cycle(runs):
+        run()
+        if time.perf_counter() >= end:
+            break
     times: list[tuple[float, float]] = []
     before = _microjoules()
     end = time.perf_counter() + _BLOCK_SECONDS
