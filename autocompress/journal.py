@@ -25,11 +25,12 @@ from autocompress.scores import Score
 
 SCHEMA = 3
 """Of ``run.json`` and its events; runs of schema 1 and 2 are read, not gone on with."""
-State = Literal["asked", "passed-over", "complete", "stopped", "over-budget", "failed"]
+State = Literal["asked", "passed-over", "complete", "stopped", "over-budget", "outdone", "failed"]
 _EVENTS: dict[State, str] = {
     "complete": "scored",
     "stopped": "refused",
     "over-budget": "refused",
+    "outdone": "refused",
     "failed": "failed",
 }
 """How a trial ends -> the event."""
@@ -48,7 +49,8 @@ class Trial:
             for it, and it is asked again when the run goes on; ``complete``: recovered in full and
             scored; ``stopped``: another trial was better at the same short recovery, or the rest of
             it would not fit the time left; ``over-budget``: misses a limit of latency, size or
-            memory on every device; ``failed``: see reason.
+            memory on every device; ``outdone``: another number format of its student is no slower
+            and no larger, and answers as the student itself; ``failed``: see reason.
         reason: why it failed, was stopped or is over budget.
         rungs: (recovery steps, drop on validation examples) each time it was scored, the last one
             included; on the worst device.

@@ -21,6 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
+from autocompress.engine.attempt import Attempt
 from autocompress.engine.clock import Pace
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
@@ -169,9 +170,11 @@ def in_two_orders(
         values["quantization"] = {"scheme": list(formats)}
         heard = Students(tmp_path_factory.mktemp("runs") / "order")
         options: Any = {"sampler": Scripted(*order), "trials": 3, "listener": heard}
-        result = search(
-            tiny_model, data_file, CPU, space(values), heard.out, connect=SizeDevice, **options
-        )
+        with pytest.MonkeyPatch.context() as patched:  # every format is scored
+            patched.setattr(Attempt, "_answers_alike", lambda *_: False)
+            result = search(
+                tiny_model, data_file, CPU, space(values), heard.out, connect=SizeDevice, **options
+            )
         runs.append((result, heard))
     return runs
 
@@ -263,9 +266,10 @@ class Overflows(SizeDevice):
 
 
 def test_what_answers_with_no_numbers_fails_and_the_search_goes_on(
-    tiny_model: Path, data_file: Path, tmp_path: Path
+    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Also when it is resumed."""
+    monkeypatch.setattr(Attempt, "_answers_alike", lambda *_: False)  # every format is scored
     values = {
         "layers": {"keep": [0.5]},
         "quantization": {"scheme": ["int8-dynamic", "fp32", "int8-weights"]},
@@ -350,8 +354,56 @@ def test_a_small_space_is_tried_whole_and_once(
     weights = [(name, block) for name in ("int4-weights", "int8-weights") for block in (32, 128)]
     others = [("fp32", 32), ("int8-dynamic", 32), ("int8-static", 32)]
     assert sorted(formats) == sorted([*others, *weights])
-    assert all(trial.state == "complete" for trial in outcome.trials)
+    assert {trial.state for trial in outcome.trials} <= {"complete", "outdone"}
     assert len({trial.student for trial in outcome.trials}) == 1
+
+
+class Flipping(SizeDevice):
+    """Int8 files answer some of the examples the other way round."""
+
+    flipped = 0
+
+    def predict(
+        self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
+    ) -> NDArray[np.float32]:
+        answers = super().predict(model, batches)
+        if scheme_of(model) != "fp32":
+            answers[: self.flipped] = answers[: self.flipped, ::-1]
+        return answers
+
+
+class FlippingMany(Flipping):
+    flipped = 30
+
+
+@pytest.mark.parametrize(
+    ("device", "objectives", "states"),
+    [
+        (Flipping, ("latency", "quality"), ["complete", "outdone"]),
+        (Flipping, ("quality", "size"), ["complete", "outdone"]),
+        (FlippingMany, ("latency", "quality"), ["complete", "complete"]),
+    ],
+)
+def test_a_format_that_another_one_outdoes_is_not_scored(
+    device: type[SizeDevice],
+    objectives: tuple[str, ...],
+    states: list[str],
+    tiny_model: Path,
+    data_file: Path,
+    tmp_path: Path,
+) -> None:
+    """Both int8 formats of the uncut model, the faster one first: where that one answers as the
+    model itself, the other one can win nothing."""
+    formats = {"quantization": {"scheme": ["int8-dynamic", "int8-weights"]}}
+    out, options = tmp_path / "run", dict[str, Any](objectives=objectives, trials=1)
+    outcome = search(tiny_model, data_file, CPU, space(formats), out, connect=device, **options)
+    faster, slower = sorted(outcome.trials[1:3], key=lambda trial: trial.weight_bytes or 0)
+    assert [faster.state, slower.state] == states
+    if slower.state == "outdone":
+        dearer = "slower" if "latency" in objectives else "larger"
+        said = f"{faster.id} is no {dearer} and answers as the student itself"
+        assert (slower.reason, slower.rungs) == (said, faster.rungs)
+        assert slower.path is None and slower.scores[CPU].quality is None
 
 
 def test_a_latency_budget_is_a_constraint(
@@ -645,7 +697,7 @@ def test_unlabelled_share_is_not_searched_without_text(
         trials=3,
         connect=SizeDevice,
     )
-    assert all(trial.state == "complete" for trial in outcome.trials)
+    assert {trial.state for trial in outcome.trials} <= {"complete", "outdone"}
     recorded = json.loads((tmp_path / "run" / "run.json").read_text())["inputs"]["space"][
         "parameters"
     ]

@@ -54,7 +54,8 @@ def test_a_search_never_touches_a_held_out_split_too_early(
         finetune=True,
         connect=SizeDevice,
     )
-    assert [trial.state for trial in result.trials] == ["complete"] * 4
+    assert len(result.trials) == 4
+    assert {trial.state for trial in result.trials} <= {"complete", "outdone"}
     assert [steps for steps, _ in result.trials[2].rungs] == [32, 33]
     first = guard.asked.index("test")
     assert set(guard.asked[:first]) == {"validation"}

@@ -203,7 +203,8 @@ def test_killed_before_any_line_is_whole_it_ends_the_same(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every process gets one line further, and dies with the files of the next one written and the
-    line itself cut short. Students are refused in one format, and complete or stopped in others."""
+    line itself cut short. Students are refused in one format, and complete, outdone or stopped in
+    others."""
     values = {
         "layers": {"keep": [1.0, 0.5]},
         "recovery": {"steps": [36, 40]},
@@ -254,7 +255,7 @@ def test_killed_before_any_line_is_whole_it_ends_the_same(
     resumed = searched(out, resume=True)
     assert timeless(resumed.trials) == timeless(at_once.trials)
     trained_one, stopped_one = (resumed.trials[i : i + 3] for i in (3, 6))
-    assert [t.state for t in trained_one] == ["over-budget", "complete", "complete"]
+    assert [t.state for t in trained_one] == ["over-budget", "outdone", "complete"]
     assert [t.state for t in stopped_one] == ["stopped"] * 3
     assert [len(t.rungs) for t in (*trained_one, *stopped_one)] == [0, 2, 2, 1, 1, 1]
     assert resumed.front == at_once.front

@@ -32,6 +32,7 @@ class Attempt:
         trials: in state ``asked``; the first one is timed before any training.
         formats: what each is converted by, in the same order.
         baseline: of the uncut model, scored.
+        ended: other trials of the student, that have come to their end.
     """
 
     def __init__(
@@ -44,9 +45,11 @@ class Attempt:
         trials: Sequence[Trial],
         formats: Sequence[Candidate],
         baseline: Trial,
+        ended: Sequence[Trial] = (),
     ) -> None:
         self.maker, self.converter, self.scorer = maker, converter, scorer
         self.plan, self.candidate, self.baseline = plan, candidate, baseline
+        self.siblings = [trial for trial in ended if trial.state == "complete"]
         self.trials = list(trials)
         self.formats = dict(zip((trial.number for trial in trials), formats, strict=True))
         self.steps = int(candidate.number("recovery.steps", 0))
@@ -166,9 +169,52 @@ class Attempt:
                 continue
             known_to_fit = bool(trial.scores)
             self._note(trial, shipped[number], timings, may_refuse=not known_to_fit)
-        for trial in self.open:
+        trained = self._answers_of(student)
+        as_trained = [one for one in self.siblings if trained and self._answers_alike(one, trained)]
+        for trial in sorted(self.open, key=self._costs):
+            outdone = next((one for one in as_trained if self._is_no_dearer(one, trial)), None)
+            if outdone:
+                reason = f"{outdone.id} is no {self._dearer} and answers as the student itself"
+                rungs = (*self._reached, outdone.rungs[-1])
+                self._end(trial, state="outdone", reason=reason, rungs=rungs)
+                continue
             with self._failing_alone(trial):
                 self._score(trial, student, shipped[trial.number])
+                if trained and self._answers_alike(self._now(trial), trained):
+                    as_trained.append(self._now(trial))
+
+    def _answers_of(self, student: Student) -> str | None:
+        """What the student answered at the end of its training, or the uncut model as it is,
+        packed; None of a student that was cut and not trained."""
+        if student.plan == self.maker.full:
+            return self.scorer.at_rungs(next(iter(self.baseline.scores.values())))
+        return next((answers for steps, _, answers in student.rungs if steps == self.steps), None)
+
+    def _answers_alike(self, trial: Trial, trained: str) -> bool:
+        """Whether its number format cost no more than a standard error, on every device."""
+        lost = [
+            self.scorer.drop_in_training(trained, self.scorer.at_rungs(score))
+            for score in trial.scores.values()
+        ]
+        return all(drop <= stderr for drop, stderr in lost)
+
+    def _costs(self, trial: Trial) -> tuple[float, ...]:
+        """What is to be small, quality aside."""
+        objectives = self.scorer.objectives
+        timings = [score.timing for score in trial.scores.values()]
+        latencies = [timing.latency_ms.value for timing in timings]
+        return (
+            *(latencies if "latency" in objectives else []),
+            *([trial.weight_bytes or 0] if "size" in objectives else []),
+        )
+
+    def _is_no_dearer(self, one: Trial, other: Trial) -> bool:
+        return all(a <= b for a, b in zip(self._costs(one), self._costs(other), strict=True))
+
+    @property
+    def _dearer(self) -> str:
+        words = {"latency": "slower", "size": "larger"}
+        return " or ".join(word for name, word in words.items() if name in self.scorer.objectives)
 
     def _score(self, trial: Trial, student: Student, folder: Path) -> None:
         timings = {name: score.timing for name, score in trial.scores.items()}

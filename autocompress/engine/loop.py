@@ -393,6 +393,7 @@ class Loop:
             [trials[i] for i in left],
             [formats[i] for i in left],
             baseline,
+            [trial for trial in trials if trial.state != "asked"],
         )
         with attempt.failing():
             in_time = self._carried_out(attempt)
@@ -512,7 +513,7 @@ class Loop:
         misses = self.scorer.budgets[name].misses(facts(trial, name, self.scorer))
         worst = self.metric.worst_drop
         of_quality = {key: 100 * misses.pop(key) / worst for key in QUALITY if key in misses}
-        lost = trial.rungs[-1][1] if trial.state == "complete" else 0.0
+        lost = trial.rungs[-1][1] if trial.state in ("complete", "outdone") else 0.0
         by_default = {} if "drop" in of_quality else {"drop": lost / worst - 1}
         return sum(max(0.0, miss) for miss in (misses | by_default | of_quality).values())
 

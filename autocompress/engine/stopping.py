@@ -131,7 +131,8 @@ def rank_correlations(trials: Sequence[Trial]) -> dict[str, dict[str, float]]:
 def _ranks(values: Sequence[float]) -> NDArray[np.float64]:
     """Of each value among all; equal ones share the mean of theirs."""
     own = np.asarray(values)[:, None]
-    return ((own > own.T).sum(1) + (own >= own.T).sum(1)) / 2.0
+    ranks: NDArray[np.float64] = ((own > own.T).sum(1) + (own >= own.T).sum(1)) / 2
+    return ranks
 
 
 def _comparable(trial: Trial, own: Contender, objectives: Collection[str]) -> bool:
