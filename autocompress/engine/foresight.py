@@ -79,11 +79,11 @@ class Foresight:
             known.growing = GrowingTables(tables, space, _GROWING_SHARE * whole_s, progress)
         return known
 
-    def plan(self, candidate: Candidate, trial: int = 0, *, fresh: bool = True) -> Plan:
+    def plan(self, candidate: Candidate, proposal: int = 0, *, fresh: bool = True) -> Plan:
         """The candidate's plan; raises as ``techniques.resolve`` and ``shape_of``.
 
         Args:
-            trial: the number that it is to have.
+            proposal: its number among all that were proposed, passed over or not.
             fresh: whether it is not replayed.
         """
         grown = False
@@ -93,7 +93,7 @@ class Foresight:
             shape = shape_of(replace(self.maker.full, structure=structure), candidate)
             if self.growing and not grown:
                 grown = True
-                self.tables = self.growing.at(trial, shape, self.measured_trials, fresh=fresh)
+                self.tables = self.growing.at(proposal, shape, self.measured_trials, fresh=fresh)
             name = next(iter(self.scorer.devices))
             table = self.tables.get(name)
             if table is None or not table.knows(shape):

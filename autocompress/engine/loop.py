@@ -106,6 +106,7 @@ class Loop:
         self._answers = run.answers()
         self._pace = Pace(self.maker.full.structure)
         self._slowness_is_told = False
+        self._proposed = 0
 
     @property
     def metric(self) -> Metric:
@@ -187,6 +188,7 @@ class Loop:
             and (most is None or self.asked < most or recorded)
         ):
             handle, candidate = next(asked)
+            self._proposed += 1
             plan, problem = self._planned(candidate, fresh=not recorded)
             known = self._trial_of(candidate, plan)
             if known is not None:
@@ -452,7 +454,7 @@ class Loop:
     def _planned(self, candidate: Candidate, *, fresh: bool) -> tuple[Plan | None, str | None]:
         """The candidate's plan, or why it has none."""
         try:
-            return self.foresight.plan(candidate, len(self.trials), fresh=fresh), None
+            return self.foresight.plan(candidate, self._proposed, fresh=fresh), None
         except CandidateFailed as error:
             return None, str(error)
 

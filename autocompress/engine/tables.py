@@ -243,7 +243,7 @@ class Tables:
 
 class GrowingTables:
     """Tables that are measured when candidates need them: a few shapes of a number format at first,
-    more with every further trial while there is time. What was known at a trial is kept, so that a
+    more with every further proposal while there is time. What was known at one is kept, so that a
     run that goes on plans the same again.
 
     Args:
@@ -266,36 +266,38 @@ class GrowingTables:
         self._pace_s = 0.0
 
     def at(
-        self, trial: int, shape: Shape, trials: Mapping[str, Rows], *, fresh: bool
+        self, proposal: int, shape: Shape, trials: Mapping[str, Rows], *, fresh: bool
     ) -> dict[str, LatencyTable]:
-        """For a trial that needs to know of such a shape; none of a device that none is known of.
+        """For a proposal that needs to know of such a shape; none of a device that none is known
+        of.
 
         Args:
+            proposal: its number.
             trials: measured so far, by device.
-            fresh: whether the trial is not replayed, so that more may be measured.
+            fresh: whether the proposal is not replayed, so that more may be measured.
 
         Raises:
             OSError: the disk is full.
         """
         weights = {name: tuple(key["weights"]) for name, key in self._keys.items()}
-        rows = self._rows(trial, shape, fresh=fresh)
+        rows = self._rows(proposal, shape, fresh=fresh)
         return {
             name: LatencyTable(known, weights[name], list(trials.get(name, ())))
             for name, known in rows.items()
             if known
         }
 
-    def _rows(self, trial: int, shape: Shape, *, fresh: bool) -> dict[str, Rows]:
+    def _rows(self, proposal: int, shape: Shape, *, fresh: bool) -> dict[str, Rows]:
         steps = [int(path.name) for path in self._folder.glob("[0-9]*") if path.is_dir()]
-        last = max((step for step in steps if step <= trial), default=None)
+        last = max((step for step in steps if step <= proposal), default=None)
         before: dict[str, Rows] = {name: [] for name in self._keys}
         if last is not None:
             before = {name: _read(self._folder / str(last) / f"{name}.json") for name in before}
-        if last == trial or not fresh:
+        if last == proposal or not fresh:
             return before
         rows = self._grown(before, {shape.rest, *(name for _, _, name in shape.layers)})
         for name, known in rows.items():
-            _write(self._folder / str(trial) / f"{name}.json", self._keys[name], known)
+            _write(self._folder / str(proposal) / f"{name}.json", self._keys[name], known)
         return rows
 
     def _grown(self, before: Mapping[str, Rows], formats: set[str]) -> dict[str, Rows]:
