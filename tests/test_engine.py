@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -404,6 +405,29 @@ def test_a_format_that_another_one_outdoes_is_not_scored(
         said = f"{faster.id} is no {dearer} and answers as the student itself"
         assert (slower.reason, slower.rungs) == (said, faster.rungs)
         assert slower.path is None and slower.scores[CPU].quality is None
+
+
+@pytest.mark.parametrize(
+    ("plan", "steps", "rungs", "answers"),
+    [
+        ("uncut", 0, (), "baseline"),
+        ("uncut", 40, ((32, 0.5, "at a rung"), (40, 0.1, "own")), "own"),
+        ("cut", 40, ((40, 0.1, "own"),), "own"),
+        ("cut", 0, (), None),
+    ],
+)
+def test_a_format_is_compared_with_its_own_student(
+    plan: str, steps: int, rungs: tuple[Any, ...], answers: str | None
+) -> None:
+    """An uncut one that was trained is no longer the baseline."""
+    attempt: Any = SimpleNamespace(
+        maker=SimpleNamespace(full="uncut"),
+        steps=steps,
+        scorer=SimpleNamespace(at_rungs=lambda score: score),
+        baseline=SimpleNamespace(scores={CPU: "baseline"}),
+    )
+    student: Any = SimpleNamespace(plan=plan, rungs=rungs)
+    assert Attempt._answers_of(attempt, student) == answers
 
 
 def test_a_latency_budget_is_a_constraint(

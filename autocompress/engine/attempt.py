@@ -186,7 +186,7 @@ class Attempt:
     def _answers_of(self, student: Student) -> str | None:
         """What the student answered at the end of its training, or the uncut model as it is,
         packed; None of a student that was cut and not trained."""
-        if student.plan == self.maker.full:
+        if student.plan == self.maker.full and not self.steps:
             return self.scorer.at_rungs(next(iter(self.baseline.scores.values())))
         return next((answers for steps, _, answers in student.rungs if steps == self.steps), None)
 
