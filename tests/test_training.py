@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import islice, pairwise
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
 from autocompress.training.compute import CPU
-from autocompress.training.steps import Optimizer, schedule
+from autocompress.training.steps import Optimizer, falling, held, schedule, trunk_steps
 from autocompress.training.taps import watch
 from autocompress.training.teacher import load_classifier
 from tests.tiny_models import build, inputs
@@ -94,16 +94,42 @@ def test_same_seed_same_batches() -> None:
     assert batches_of([24, 8], 50, (4, 5)) != first
 
 
-@pytest.mark.parametrize(("steps", "warm_up"), [(100, 10), (50, 5), (400, 20), (5, 1), (1, 1)])
-def test_learning_rate_rises_then_falls_to_zero(model: nn.Module, steps: int, warm_up: int) -> None:
-    optimizer, bias = Optimizer(model, 0.5, steps), model.get_parameter("classifier.bias")
-    rates = []
-    for _ in range(steps + 1):
+Share = Callable[[int, int], float]
+
+
+def rates(model: nn.Module, steps: int, taken: int, share: Share = held) -> list[float]:
+    """Of the steps taken, of all weights alike."""
+    optimizer = Optimizer(model, 0.5, steps, share=share)
+    bias, seen = model.get_parameter("classifier.bias"), []
+    for _ in range(taken):
         optimizer.step(bias.sum())
-        rates.append([part.param_groups[0]["lr"] for part in optimizer.parts])
+        (rate,) = {part.param_groups[0]["lr"] for part in optimizer.parts}
+        seen.append(rate)
+    return seen
+
+
+@pytest.mark.parametrize(("steps", "trunk"), [(1, 0), (5, 4), (32, 25), (128, 102)])
+def test_the_rate_rises_stays_and_falls_to_zero(model: nn.Module, steps: int, trunk: int) -> None:
+    assert trunk_steps(steps) == trunk
+    seen = rates(model, steps, steps + 1)
+    rising = [0.5 * min(1, step / 8) for step in range(1, steps + 2)]
+    fallen = [0.5 * (steps - step) / (steps - trunk) for step in range(trunk, steps + 1)]
+    expected = [*rising[:trunk], *map(min, rising[trunk:], fallen)]
+    np.testing.assert_allclose(seen, expected, rtol=1e-12)
+    assert seen[-2] > seen[-1] == 0
+
+
+def test_the_rate_before_the_decay_is_the_same_however_long_the_run(model: nn.Module) -> None:
+    trunk = trunk_steps(32)
+    assert rates(model, 32, trunk) == rates(model, 128, trunk)
+
+
+@pytest.mark.parametrize(("steps", "warm_up"), [(100, 10), (50, 5), (400, 20), (5, 1), (1, 1)])
+def test_the_rate_of_a_teacher_rises_then_falls_to_zero(
+    model: nn.Module, steps: int, warm_up: int
+) -> None:
     expected = [0.5 * min((step + 1) / warm_up, 1 - step / steps) for step in range(steps + 1)]
-    np.testing.assert_allclose(rates, np.stack([expected, expected], axis=1), rtol=1e-12)
-    assert rates[-1] == [0, 0]
+    np.testing.assert_allclose(rates(model, steps, steps + 1, falling), expected, rtol=1e-12)
 
 
 def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.Module) -> None:
@@ -125,7 +151,7 @@ def test_all_parameters_train_and_of_the_embedding_only_the_rows_seen(model: nn.
 
 def test_weights_decay_without_a_gradient(model: nn.Module) -> None:
     """By a hundredth of the learning rate, but for the rows of the embedding."""
-    optimizer = Optimizer(model, 0.5, 10)
+    optimizer = Optimizer(model, 0.5, 10, share=lambda done, steps: 1.0)
     embedding = model.get_parameter("bert.embeddings.word_embeddings.weight")
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
     optimizer.step(torch.stack([0 * parameter.sum() for parameter in optimizer.dense]).sum())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,32 @@ from autocompress.errors import CandidateFailed
 BATCH_SIZE = 32
 """Sentences of a training step."""
 _POOL = 20
+_WARM_UP = 8
 _LONGEST_WARM_UP = 20
+
+
+def trunk_steps(steps: int) -> int:
+    """Steps of so many before the learning rate decays: the first four fifths.
+
+    They are the same whatever comes after, so a run that was stopped among them can end by the
+    decay of a shorter run or a longer one.
+    """
+    return steps * 4 // 5
+
+
+def held(done: int, steps: int) -> float:
+    """Share of the learning rate after so many steps: a linear warm-up, then all of it, then a
+    linear decay to zero (Hu et al. 2024, MiniCPM; Hägele et al. 2024, Scaling Laws and
+    Compute-Optimal Training Beyond Fixed Training Durations)."""
+    trunk = trunk_steps(steps)
+    return min((done + 1) / _WARM_UP, 1.0, max(0.0, (steps - done) / (steps - trunk)))
+
+
+def falling(done: int, steps: int) -> float:
+    """Share of the learning rate after so many steps: a linear warm-up, then a linear decay to
+    zero."""
+    warm_up = max(1, min(_LONGEST_WARM_UP, steps // 10))
+    return min((done + 1) / warm_up, max(0.0, 1 - done / steps))
 
 
 @contextmanager
@@ -67,11 +92,12 @@ def _endless(count: int, offset: int, rng: np.random.Generator) -> Iterator[int]
 
 class Optimizer:
     """AdamW on the dense parameters, lazy Adam on word embeddings that no head shares (only the
-    rows a batch touches), with a linear warm-up and a linear decay to zero.
+    rows a batch touches).
 
     Args:
         steps: in all.
         beside: parameters that are not the model's.
+        share: of the learning rate, by steps done and steps in all.
     """
 
     def __init__(
@@ -79,10 +105,11 @@ class Optimizer:
         model: nn.Module,
         learning_rate: float,
         steps: int,
-        weight_decay: float = 0.01,
         beside: Iterable[nn.Parameter] = (),
+        share: Callable[[int, int], float] = held,
     ) -> None:
         self.learning_rate, self.steps, self.done = learning_rate, steps, 0
+        self.share = share
         whole: Any = model
         embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
         embeddings.sparse = head is None or head.weight is not embeddings.weight
@@ -92,7 +119,7 @@ class Optimizer:
             *beside,
         ]
         self.parts: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(self.dense, learning_rate, weight_decay=weight_decay, fused=True),
+            torch.optim.AdamW(self.dense, learning_rate, weight_decay=0.01, fused=True),
             *(torch.optim.SparseAdam([weight], learning_rate) for weight in lazy),
         ]
 
@@ -110,13 +137,9 @@ class Optimizer:
         nn.utils.clip_grad_norm_(self.dense, 1.0)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = self.learning_rate * self._factor()
+                group["lr"] = self.learning_rate * self.share(self.done, self.steps)
             part.step()
         self.done += 1
-
-    def _factor(self) -> float:
-        warm_up = max(1, min(_LONGEST_WARM_UP, self.steps // 10))
-        return min((self.done + 1) / warm_up, max(0.0, 1 - self.done / self.steps))
 
     def state(self) -> dict[str, Tensor]:
         """All that steps change in it."""

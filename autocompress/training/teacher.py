@@ -40,7 +40,7 @@ from autocompress.families import family_of
 from autocompress.files import cache_folder, folder_aside, keep_folder, kept_folder
 from autocompress.interfaces import Task
 from autocompress.training.compute import CPU, Compute
-from autocompress.training.steps import Optimizer, schedule, seeded
+from autocompress.training.steps import Optimizer, falling, schedule, seeded
 
 MOST_BYTES = 2**31
 """Of one ONNX file."""
@@ -369,7 +369,7 @@ def _trained(
     """Train a model on its device, step by step; how many tokens each step has learned from."""
     lengths = np.array([row.shape[1] for row in task.train.rows], np.int64)
     batches = schedule([lengths], [task.batch_size], [seed])
-    optimizer = Optimizer(model, LEARNING_RATE, steps)
+    optimizer = Optimizer(model, LEARNING_RATE, steps, share=falling)
     for indices in itertools.islice(batches, steps):
         inputs = compute.tensors(task.batch([task.train.rows[i] for i in indices]))
         labels = compute.moved(torch.from_numpy(task.train.labels[indices]))
