@@ -13,8 +13,11 @@ House words, in the order in which a search meets them:
     part        what a technique makes of a student beside its structure
     knowledge   what is measured of the teacher once: importance, and what a technique asks for
     student     a model in the making: a folder of weights, plan and progress, named by a digest
-    recovery    the short training that repairs a cut; it stops at rungs
-    rung        so many recovery steps, after which students are compared
+    recovery    the short training that repairs a cut
+    rung        so many recovery steps, after which a student is sealed and scored; the better ones
+                go on to the next
+    trunk       the training that the students of a candidate share, whatever their steps: each of
+                them leaves it a little before its end
     modifier    what trains along with a student and leaves a plain one behind
     sealed      of a student: nothing is to be trained any more
     artifact    a student in one number format, as a folder that ships
@@ -138,7 +141,12 @@ class Modifier(ABC):
 
     It acts only while ``Lesson.training`` is true: scored in between, a student answers as after
     ``remove``.
+
+    Args:
+        scheduled: as of an ``Objective``.
     """
+
+    scheduled: ClassVar[bool] = False
 
     def parameters(self) -> Iterable[torch.nn.Parameter]:
         """Trained beside the student's."""
@@ -636,7 +644,14 @@ class Lesson:
 
 
 class Objective(ABC):
-    """A distillation loss, made anew from the ``Lesson`` of each recovery."""
+    """A distillation loss, made anew from the ``Lesson`` of each recovery.
+
+    Args:
+        scheduled: whether it goes by the share of the steps that are done, so that with more steps
+            in all a student begins otherwise.
+    """
+
+    scheduled: ClassVar[bool] = False
 
     @abstractmethod
     def features(self) -> tuple[tuple[str, str], ...]:

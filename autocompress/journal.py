@@ -1,7 +1,7 @@
 """The run folder: inputs, one line per event, resume.
 
-What happens to a trial is a line each: it is asked for or passed over, its student reaches a rung
-and is sealed, and each of its number formats is scored, refused or fails. A killed process loses at
+What happens to a trial is a line each: it is asked for, its student is sealed, and each of its
+number formats is scored, refused or fails. A killed process loses at
 most what it was at: files are renamed into place before their line is appended and flushed, and a
 line cut short by the kill is dropped on resume. Trials follow from events whatever their order.
 """
@@ -23,9 +23,12 @@ from autocompress.errors import UserError
 from autocompress.files import write_json
 from autocompress.scores import Score
 
-SCHEMA = 3
-"""Of ``run.json`` and its events; runs of schema 1 and 2 are read, not gone on with."""
-State = Literal["asked", "passed-over", "complete", "stopped", "over-budget", "outdone", "failed"]
+SCHEMA = 4
+"""Of ``run.json`` and its events; runs of schema 1 to 3 are read, not gone on with."""
+State = Literal["asked", "complete", "stopped", "over-budget", "outdone", "failed"]
+Origin = Literal["uncut", "sampler", "ladder", "formats"]
+"""Why trials are asked for: as what the uncut model gives without training, as the sampler wants, to
+train a candidate on, or for the other number formats of a student."""
 _EVENTS: dict[State, str] = {
     "complete": "scored",
     "stopped": "refused",
@@ -45,15 +48,13 @@ class Trial:
         number: 0 is the baseline.
         candidate: the settings that differ from their defaults.
         sizes: see ``Plan.sizes``; None when the candidate could not be planned.
-        state: ``asked``: nothing has come of it yet; ``passed-over``: the time left was too short
-            for it, and it is asked again when the run goes on; ``complete``: recovered in full and
-            scored; ``stopped``: another trial was better at the same short recovery, or the rest of
-            it would not fit the time left; ``over-budget``: misses a limit of latency, size or
-            memory on every device; ``outdone``: another number format of its student is no slower
-            and no larger, and answers as the student itself; ``failed``: see reason.
-        reason: why it failed, was stopped or is over budget.
-        rungs: (recovery steps, drop on validation examples) each time it was scored, the last one
-            included; on the worst device.
+        state: ``asked``: nothing has come of it yet; ``complete``: scored; ``over-budget``: misses
+            a limit of latency, size or memory on every device; ``outdone``: another number format
+            of its student is no slower and no larger, and answers as the student itself;
+            ``failed``: see reason; ``stopped``: in runs of schema 3 and before.
+        reason: why it failed, is over budget or outdone.
+        rungs: (recovery steps, drop on validation examples) each time its candidate was scored, the
+            last one included; on the worst device.
         scores: of the artifact, by name of the hardware profile; none of a candidate that was not
             timed.
         predicted: latency relative to the baseline that the device's table foretold before the
@@ -106,6 +107,14 @@ class Trial:
         )
         records.check(trial)
         return trial
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Trials of one student, as they were asked for."""
+
+    by: Origin
+    trials: tuple[Trial, ...]
 
 
 class Run:
@@ -223,14 +232,10 @@ class Run:
         """Replace facts in ``run.json``."""
         write_json(self.folder / "run.json", self.description() | facts)
 
-    def asked(self, trials: Sequence[Trial]) -> None:
+    def asked(self, by: Origin, trials: Sequence[Trial]) -> None:
         """Record what was asked for, one trial for each number format of a student."""
-        self._append({"event": "asked", "trials": [asdict(trial) for trial in trials]})
-
-    def rung(self, student: str, steps: int, drop: float, answers: str) -> None:
-        """Record, once, how a student does after so many recovery steps, and what it answered."""
-        told = {"student": student, "steps": steps, "drop": drop, "answers": answers}
-        self._append_once({"event": "rung", **told})
+        asked = [asdict(trial) for trial in trials]
+        self._append({"event": "asked", "by": by, "trials": asked})
 
     def sealed(self, student: str) -> None:
         """Record, once, that a student is trained."""
@@ -252,18 +257,9 @@ class Run:
         by_number = {trial.number: trial for trial in _read(self.events_file, _ended) if trial}
         return [by_number[number] for number in sorted(by_number)]
 
-    def proposals(self) -> list[list[Trial]]:
-        """What was asked for, or in state ``passed-over`` would have been, in that order: the
-        trials of each student, as they were asked; raises as ``trials``."""
-        return [trials for trials in _read(self.events_file, _asked) if trials]
-
-    def passed_over(self, trials: Sequence[Trial]) -> None:
-        """Record what would have been asked for, had there been the time."""
-        self._append({"event": "passed-over", "trials": [asdict(trial) for trial in trials]})
-
-    def answers(self) -> dict[tuple[str | None, int], str]:
-        """What students answered, by id and recovery steps, as they did; raises as ``trials``."""
-        return {key: text for told in _read(self.events_file, _answers) for key, text in told}
+    def history(self) -> list[Asked | Trial]:
+        """What was asked for and what came to an end, in that order; raises as ``trials``."""
+        return [told for told in _read(self.events_file, _told) if told is not None]
 
     def _append_once(self, event: Mapping[str, Any]) -> None:
         if event not in list(_read(self.events_file, dict)):
@@ -288,15 +284,11 @@ def _ended(event: Mapping[str, Any]) -> Trial | None:
     return Trial.from_json(event["trial"]) if event["event"] in _EVENTS.values() else None
 
 
-def _asked(event: Mapping[str, Any]) -> list[Trial]:
-    trials = event["trials"] if event["event"] in ("asked", "passed-over") else []
-    return [Trial.from_json(trial) for trial in trials]
-
-
-def _answers(event: Mapping[str, Any]) -> list[tuple[tuple[str | None, int], str]]:
-    if event["event"] != "rung":
-        return []
-    return [((event["student"], event["steps"]), event["answers"])]
+def _told(event: Mapping[str, Any]) -> Asked | Trial | None:
+    if event["event"] != "asked":
+        return _ended(event)
+    trials = tuple(Trial.from_json(trial) for trial in event["trials"])
+    return Asked(event["by"], trials)
 
 
 def _read(file: Path, what: Callable[[Any], _Parsed]) -> Iterator[_Parsed]:

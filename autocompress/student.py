@@ -35,7 +35,6 @@ from autocompress.techniques import TECHNIQUES
 WEIGHTS = "model.safetensors"
 _TRAINING = "training.safetensors"
 _RECORD = "student.json"
-Rung = tuple[int, float, str]
 
 
 def student_id(lineage: str, plan: Plan, training: Candidate, seed: int) -> str:
@@ -120,8 +119,7 @@ class Student:
         plan: what it is made of; what training learned joins it at the end.
         config: of the teacher.
         steps: of recovery, done so far.
-        rungs: (recovery steps, drop on validation examples, packed evidence of its answers) each
-            time it was compared with others, and at the end of its training.
+        answers: packed evidence of what it answered when it was sealed, if it was asked.
         sealed: whether nothing is to be trained any more.
     """
 
@@ -129,7 +127,7 @@ class Student:
     plan: Plan
     config: Mapping[str, Any]
     steps: int = 0
-    rungs: tuple[Rung, ...] = ()
+    answers: str | None = None
     sealed: bool = False
 
     @property
@@ -143,8 +141,9 @@ class Student:
         """
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
         plan = plan_from(record["plan"], techniques)
-        rungs = tuple((steps, drop, answers) for steps, drop, answers in record["rungs"])
-        return cls(folder, plan, record["config"], record["steps"], rungs, record["sealed"])
+        return cls(
+            folder, plan, record["config"], record["steps"], record["answers"], record["sealed"]
+        )
 
     def model(self, techniques: Sequence[Technique] = TECHNIQUES) -> nn.Module:
         """The plain model with the weights of the folder, in evaluation mode."""
@@ -155,18 +154,17 @@ class Student:
         file = self.folder / _TRAINING
         return load_file(file) if file.is_file() else {}
 
-    def paused(self, rung: Rung, state: Mapping[str, Tensor]) -> Student:
+    def paused(self, steps: int, state: Mapping[str, Tensor]) -> Student:
         """Write how far it is; whole or not at all."""
-        return self._written(replace(self, steps=rung[0], rungs=(*self.rungs, rung)), None, state)
+        return self._written(replace(self, steps=steps), None, state)
 
     def as_sealed(
-        self, model: nn.Module, plan: Plan, steps: int, rungs: Sequence[Rung] = ()
+        self, folder: Path, model: nn.Module, plan: Plan, steps: int, answers: str | None = None
     ) -> Student:
-        """Write the trained weights, without the state of training; with what is more to its
-        rungs."""
-        rungs = (*self.rungs, *rungs)
-        after = replace(self, plan=plan, steps=steps, rungs=rungs, sealed=True)
-        return self._written(after, model, {})
+        """Write the trained weights into a folder, which may be its own, without the state of
+        training."""
+        after = replace(self, folder=folder, plan=plan, steps=steps, answers=answers, sealed=True)
+        return after._written(after, model, {})
 
     def begun(self, model: nn.Module) -> Student:
         """Write its first weights."""
@@ -186,7 +184,7 @@ class Student:
                 "plan": after.plan.as_dict(),
                 "config": dict(after.config),
                 "steps": after.steps,
-                "rungs": after.rungs,
+                "answers": after.answers,
                 "sealed": after.sealed,
             }
             write_json(folder / _RECORD, record)

@@ -4,6 +4,7 @@ Annealing-KD, section 3)."""
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn.functional import mse_loss
@@ -19,6 +20,7 @@ class AnnealedLogits(Objective):
     steps. The method's second phase is ``recovery.label_phase``.
     """
 
+    scheduled: ClassVar[bool] = True
     lesson: Lesson
 
     def features(self) -> tuple[tuple[str, str], ...]:

@@ -1,27 +1,28 @@
 """One student through the three steps of a trial: made, converted to its number formats, scored.
 
-The search calls each step and decides in between; nothing here calls back.
+The search calls each step and decides in between.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from autocompress.candidate import Candidate
 from autocompress.engine.converting import Converter
-from autocompress.engine.making import Maker, Making, rungs
+from autocompress.engine.ladder import History
+from autocompress.engine.making import Maker, Making
 from autocompress.engine.scoring import Scorer, Timings
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.journal import Trial
 from autocompress.plan import Plan
 from autocompress.scores import Score
 from autocompress.shipping import Graph
-from autocompress.student import Rung, Student
+from autocompress.student import Student
 
 
 class Attempt:
@@ -29,10 +30,12 @@ class Attempt:
 
     Args:
         plan, candidate: of the student.
-        trials: in state ``asked``; the first one is timed before any training.
+        trials: in state ``asked``.
         formats: what each is converted by, in the same order.
         baseline: of the uncut model, scored.
         ended: other trials of the student, that have come to their end.
+        history: of the candidate at lower rungs; without one the first trial is timed before any
+            training.
     """
 
     def __init__(
@@ -46,29 +49,23 @@ class Attempt:
         formats: Sequence[Candidate],
         baseline: Trial,
         ended: Sequence[Trial] = (),
+        history: History = (),
     ) -> None:
         self.maker, self.converter, self.scorer = maker, converter, scorer
         self.plan, self.candidate, self.baseline = plan, candidate, baseline
+        self.history = history
         self.siblings = [trial for trial in ended if trial.state == "complete"]
         self.trials = list(trials)
         self.formats = dict(zip((trial.number for trial in trials), formats, strict=True))
         self.steps = int(candidate.number("recovery.steps", 0))
-        self.timings: Timings = {}
-        self.weight_bytes: int | None = None
-        self.rate_s = 0.0
+        self.trained_steps, self.training_s = 0, 0.0
         self._counted = trials[0].number
-        self._reached: tuple[tuple[int, float], ...] = ()
         self._started = time.monotonic()
 
     @property
     def open(self) -> list[Trial]:
         """Those of which nothing has come yet."""
         return [trial for trial in self.trials if trial.state == "asked"]
-
-    @property
-    def rungs(self) -> list[int]:
-        """Recovery steps at which it may be stopped; none of a student that is trained."""
-        return rungs(self.steps) if self.making.recovery else []
 
     @contextmanager
     def failing(self) -> Iterator[None]:
@@ -85,8 +82,8 @@ class Attempt:
             self._end_all("failed", f"out of memory: {str(error).splitlines()[0]}")
 
     def begin(self) -> None:
-        """Build the student; where it is to be trained, time it first, so that one that misses a
-        limit of latency costs seconds.
+        """Build the student; where it is to be trained and a limit may refuse it, time it first, so
+        that one that misses a limit of latency costs seconds.
 
         Raises:
             CandidateFailed: it cannot be built, or cannot run.
@@ -94,9 +91,7 @@ class Attempt:
         """
         self.converter.room(self.scorer.baseline)
         self.making: Making = self.maker.begin(self.plan, self.candidate)
-        if self.making.recovery is None:
-            rungs_before = self.making.student.rungs
-            self._reached = tuple((at, drop) for at, drop, _ in rungs_before if at < self.steps)
+        if self.making.recovery is None or self.history or not self.scorer.refuses_early:
             return
         with self.converter.graph_of(self.making.student) as graph:
             failed: CandidateFailed | None = None
@@ -111,44 +106,31 @@ class Attempt:
                     self._refuse(trial, "failed", str(timings))
                     continue
                 self._note(trial, folder, timings)
-                if self.timings:
+                if self._now(trial).state == "asked":
                     break
-            if failed and not self.timings:
-                raise failed
+            else:
+                if failed:
+                    raise failed
         self._counted = min((trial.number for trial in self.open), default=self._counted)
 
-    def advance(self, rung: int) -> Rung:
-        """Train up to a rung, unless it was there before.
-
-        Returns:
-            How the student does there.
-        """
-        reached = [at for at, _, _ in self.making.student.rungs]
-        if rung not in reached:
-            before, begun = self.making.done, time.monotonic()
-            self.maker.advance(self.making, rung)
-            self.rate_s = (time.monotonic() - begun) / (rung - before)
-            self.maker.pause(self.making, *self._answered())
-        there = next(own for own in self.making.student.rungs if own[0] == rung)
-        self._reached = (*self._reached, there[:2])
-        return there
-
-    def _answered(self) -> tuple[float, str]:
-        """The drop of the model in training on validation examples, and its answers."""
-        first = next(iter(self.baseline.scores.values()))
-        answers = self.scorer.in_training(self.making.model, self.maker.teacher.compute)
-        return self.scorer.drop_in_training(self.scorer.at_rungs(first), answers)[0], answers
-
-    def stop(self, reason: str) -> None:
-        """Nothing more comes of it."""
-        self._end_all("stopped", reason)
+    def train(self, goes_on: Callable[[float], bool]) -> bool:
+        """Train to the end; see ``Maker.train``."""
+        before, begun = self.making.done, time.monotonic()
+        try:
+            return self.maker.train(self.making, self.steps, goes_on)
+        finally:
+            self.trained_steps = self.making.done - before
+            self.training_s = time.monotonic() - begun
 
     def seal(self) -> Student:
-        """Train to the end."""
-        if self.making.recovery is None:
-            return self.maker.seal(self.making)
-        self.maker.advance(self.making, self.steps)
-        return self.maker.seal(self.making, self._answered())
+        """Nothing is trained any more."""
+        several = len(self.open) + len(self.siblings) > 1
+        asked = several and self.making.recovery is not None
+        return self.maker.seal(self.making, self._answers() if asked else None)
+
+    def _answers(self) -> str:
+        """Of the model in training to validation examples."""
+        return self.scorer.in_training(self.making.model, self.maker.teacher.compute)
 
     def convert_and_score(self, student: Student) -> None:
         """Every open trial gets its artifact, its timings and its scores.
@@ -175,7 +157,7 @@ class Attempt:
             outdone = next((one for one in as_trained if self._is_no_dearer(one, trial)), None)
             if outdone:
                 reason = f"{outdone.id} is no {self._dearer} and answers as the student itself"
-                rungs = (*self._reached, outdone.rungs[-1])
+                rungs = (*self.history, outdone.rungs[-1])
                 self._end(trial, state="outdone", reason=reason, rungs=rungs)
                 continue
             with self._failing_alone(trial):
@@ -188,7 +170,7 @@ class Attempt:
         packed; None of a student that was cut and not trained."""
         if student.plan == self.maker.full and not self.steps:
             return self.scorer.at_rungs(next(iter(self.baseline.scores.values())))
-        return next((answers for steps, _, answers in student.rungs if steps == self.steps), None)
+        return student.answers
 
     def _answers_alike(self, trial: Trial, trained: str) -> bool:
         """Whether its number format cost no more than a standard error, on every device."""
@@ -226,7 +208,7 @@ class Attempt:
             sizes=student.plan.sizes(),
             scores=scores,
             path=f"models/{trial.id}",
-            rungs=(*self._reached, (self.steps, worst)),
+            rungs=(*self.history, (self.steps, worst)),
         )
 
     def _ship(self, graph: Graph, student: Student, trial: Trial) -> Path:
@@ -249,8 +231,6 @@ class Attempt:
         refused = self.scorer.refused(timings, size) if may_refuse else None
         if refused is not None:
             self._refuse(trial, "over-budget", refused)
-        elif not self.timings:
-            self.timings, self.weight_bytes = timings, size
 
     def _refuse(self, trial: Trial, state: str, reason: str) -> None:
         """For its timings alone; the same whether they were taken before its training or after."""
@@ -268,7 +248,7 @@ class Attempt:
             self._end(trial, state=state, reason=reason)
 
     def _end(self, trial: Trial, **facts: object) -> None:
-        ended = self._put(replace(self._now(trial), **{"rungs": self._reached, **facts}))  # type: ignore[arg-type]
+        ended = self._put(replace(self._now(trial), **{"rungs": self.history, **facts}))  # type: ignore[arg-type]
         if ended.state != "complete":
             shutil.rmtree(self.converter.models / ended.id, ignore_errors=True)
 

@@ -46,10 +46,25 @@ class Pace:
     def __init__(self, uncut: Structure) -> None:
         self.uncut = uncut
         self.known: list[float] = []
+        self._beside: list[float] = []
 
     def learn(self, plan: Plan, step_s: float) -> None:
         """A step of this student took so many seconds."""
         self.known.append(step_s / self._work(plan))
+
+    def learn_beside(self, seconds: float) -> None:
+        """A number format of a student took so long, its training apart."""
+        self._beside.append(seconds)
+
+    @property
+    def beside_s(self) -> float:
+        """What a number format of a student takes, training apart; 0 while nothing is known."""
+        return _MARGIN * statistics.median(self._beside[-_PRESENT:]) if self._beside else 0.0
+
+    def steps(self, plan: Plan, seconds: float) -> float:
+        """That fit so much time; none while nothing is known."""
+        step_s = self.seconds(plan, 1)
+        return max(0.0, seconds) / step_s if step_s else 0.0
 
     @property
     def slower(self) -> float:

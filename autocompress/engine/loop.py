@@ -1,29 +1,35 @@
-"""The search: ask, try, journal, tell, verify."""
+"""The search: propose, try, journal, tell, verify."""
 
 from __future__ import annotations
 
 import contextlib
 import time
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from autocompress.candidate import Candidate
+from autocompress.candidate import Candidate, Value
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.clock import MUCH_SLOWER, Clock, Pace
 from autocompress.engine.foresight import Foresight
+from autocompress.engine.ladder import (
+    FIRST_RUNG,
+    Climber,
+    finalists,
+    may_go_on,
+    promotable,
+    rank_correlations,
+    rungs,
+)
 from autocompress.engine.listener import Listener
 from autocompress.engine.nearest import nearest_in_words
+from autocompress.engine.outcomes import Outcomes, losses_of
 from autocompress.engine.request import Request
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
-from autocompress.engine.stopping import Answers, Contender, outclassed, rank_correlations
 from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
     all_standing,
-    facts,
     keep_models,
-    losses,
     provisional,
     verified,
     write_fronts,
@@ -38,25 +44,26 @@ from autocompress.errors import (
 from autocompress.files import whole_files
 from autocompress.formats import choices
 from autocompress.interfaces import Sampler
-from autocompress.journal import Run, Trial
-from autocompress.limits import QUALITY
+from autocompress.journal import Asked, Origin, Run, Trial
 from autocompress.pareto import Front, Metric
 from autocompress.plan import Plan
 from autocompress.report import write_report
-from autocompress.student import Rung
 from autocompress.techniques import FORMAT_NAMES
 from autocompress.units import clock
 
 _MOST_REPEATS = 300
 """Proposals in a row that were tried before, after which the space counts as exhausted."""
-_MOST_UNFIT = 10
-"""Candidates in a row that the time left is too short for, after which the search ends."""
 _MOST_REFUSED = 100
 """Candidates of which none could be built and met the limits of latency and size, after which the
 space counts as holding none."""
-_LAST_SHARE = 0.1
-"""Of the time limit: a candidate that does not fit the time left then ends the search."""
-_TIME_IS_UP = "the time is up"
+_EXPLORING_SHARE = 0.6
+"""Of the time for candidates, in which new ones are tried; then those of the front are trained on,
+as long as there is anything to gain."""
+_LEAST_GAIN = 1.25
+"""Times the steps so far that a candidate is trained on for, where the time left is too short for
+its next rung."""
+_WHOLE_STEPS = 32
+"""Steps fitted to the time left are a multiple of these."""
 
 
 @dataclass(frozen=True)
@@ -79,8 +86,28 @@ class SearchResult:
         return next(iter(self.fronts.values()))
 
 
+@dataclass
+class Proposal:
+    """A student in some number formats, to be tried.
+
+    Args:
+        trials: in state ``asked``, or as the latency tables or a failed plan ended them.
+        plan: None where the candidate cannot be planned.
+        climber: whose rung it is; None of uncut formats.
+        handle: of the sampler, which is told under it; None where it did not ask.
+    """
+
+    by: Origin
+    trials: list[Trial]
+    candidate: Candidate
+    plan: Plan | None
+    climber: Climber | None = None
+    handle: int | None = None
+    ended: dict[int, Trial] = field(default_factory=dict)
+
+
 class Loop:
-    """One search: asks, plans, has students made, converted and scored, and tells; then verifies.
+    """One search: proposes, has students made, converted and scored, and tells; then verifies.
 
     Args:
         run: the folder, held by this process.
@@ -95,29 +122,24 @@ class Loop:
         self.converter, self.scorer = tables.converter, tables.scorer
         self.trials: list[Trial] = []
         self.asked = 0
+        self.climbers: list[Climber] = []
         self.formats = choices(request.space.parameters)
         self.settings = request.space.settings
-        self.sampler = _sampler(request, self._losses)
+        self.sampler = _sampler(request, losses_of(self.scorer))
         self._ended = {trial.number: trial for trial in run.trials()}
         self._written = set(self._ended)
+        self._numbered = 0
         self._known: dict[object, Trial] = {}
-        self._passed_over: dict[Candidate, int] = {}
-        self._too_long_s: list[float] = []
-        self._answers = run.answers()
+        self._climbing: dict[object, Trial] = {}
         self._pace = Pace(self.maker.full.structure)
         self._slowness_is_told = False
         self._proposed = 0
+        self._exhausted = False
+        self._began_s = 0.0
 
     @property
     def metric(self) -> Metric:
         return self.scorer.task.metric
-
-    @property
-    def _losses(self) -> int:
-        """How many a trial has."""
-        objectives = self.scorer.objectives
-        latencies = len(self.scorer.devices) if "latency" in objectives else 0
-        return latencies + ("size" in objectives) + 1
 
     def search(self) -> SearchResult:
         """Raises as ``session.search_for``."""
@@ -143,7 +165,8 @@ class Loop:
             self.listener.stage(f"{trial} left out: {reason}")
         write_fronts(self.run, fronts)
         self.run.note(
-            prediction=self.foresight.summary(self.trials), rungs=rank_correlations(self.trials)
+            prediction=self.foresight.summary(self.trials),
+            rungs=rank_correlations(one.history for one in self.climbers),
         )
         write_report(self.run.folder)
         self._keep([member.id for front in fronts for member in front.members])
@@ -158,15 +181,16 @@ class Loop:
         fronts = [provisional(self.trials, name, self.scorer) for name in self.scorer.devices]
         write_fronts(self.run, fronts)
 
-    def _keep(self, ids: Sequence[str]) -> None:
-        """Delete the models, and the students, of all other trials but the baseline's."""
+    def _keep(self, ids: Sequence[str], trunks: Collection[str] = ()) -> None:
+        """Delete the models, and the students, of all other trials but the baseline's, and all
+        trunks but these."""
         kept = {"t000", *ids}
         keep_models(self.scorer.models, kept)
-        self.maker.keep({t.student for t in self.trials if t.id in kept})
+        self.maker.keep({*trunks, *(t.student for t in self.trials if t.id in kept)})
 
     def _search(self) -> None:
-        recorded = deque(self.run.proposals())
-        baseline = self._baseline(recorded.popleft() if recorded else None)
+        history = self.run.history()
+        baseline = self._baseline(asked=bool(history))
         self.foresight = Foresight.prepare(
             self.tables,
             baseline,
@@ -174,87 +198,30 @@ class Loop:
             self.listener.stage,
             lambda: self.clock.left(0),
         )
-        if self._uncut_formats(baseline, recorded):
-            self._try_candidates(baseline, recorded)
+        self.outcomes = Outcomes(self.scorer, self.foresight)
+        left_open = self._replayed([event for event in history if not _of_baseline(event)])
+        if not any(isinstance(event, Asked) and event.by == "formats" for event in history):
+            left_open += self._uncut_formats()
+        if not all(map(self._carried_through, left_open)):
+            return
+        self._began_s = self.clock.spent
+        while proposal := self._next():
+            if not self._carried_through(proposal):
+                return
 
-    def _try_candidates(self, baseline: Trial, recorded: deque[list[Trial]]) -> None:
-        """As many as were asked for and fit the time."""
-        repeats = unfit = 0
-        most = self.request.most_trials
-        asked = self._asked(recorded)
-        while (
-            repeats < _MOST_REPEATS
-            and not self._holds_nothing()
-            and (most is None or self.asked < most or recorded)
-        ):
-            handle, candidate = next(asked)
-            self._proposed += 1
-            plan, problem = self._planned(candidate, fresh=not recorded)
-            known = self._trial_of(candidate, plan)
-            if known is not None:
-                self._tell(handle, known)
-            if known is not None or candidate in self._passed_over:
-                repeats += 1
-                continue
-            repeats = 0
-            if not recorded and self._left <= 0:
-                break
-            proposal = self._proposal(candidate, plan, recorded)
-            if proposal is None:
-                break
-            if proposal[0].state == "passed-over":
-                self._passed_over[candidate] = handle
-                unfit = 0 if recorded else unfit + 1
-                if unfit > _MOST_UNFIT:
-                    break
-                continue
-            unfit = 0
-            if plan is None:
-                trials = [replace(proposal[0], state="failed", reason=problem)]
-                trials = [self._ended.get(trial.number, trial) for trial in trials]
-            else:
-                tried = self._tried(proposal, plan, candidate, baseline)
-                if tried is None:
-                    break
-                trials = tried
-            self.asked += 1
-            self._record(trials, plan)
-            self._known[candidate] = trials[0]
-            self._tell(handle, trials[0])
+    def _baseline(self, *, asked: bool) -> Trial:
+        """The uncut model in fp32, timed and scored; what all else is compared with.
 
-    def _asked(self, recorded: deque[list[Trial]]) -> Iterator[tuple[int, Candidate]]:
-        """Handles and candidates: those of a run that goes on as they were asked for, then what it
-        passed over once more, then whatever the sampler wants."""
-        while recorded:
-            wanted = self._candidate(recorded[0][0])
-            again = self._passed_over.pop(wanted, None)
-            yield self._sampled() if again is None else (again, wanted)
-        for candidate, handle in [*self._passed_over.items()]:
-            del self._passed_over[candidate]
-            plan, _ = self._planned(candidate, fresh=True)
-            if self._trial_of(candidate, plan) is None:
-                yield handle, candidate
-        while True:
-            yield self._sampled()
-
-    def _sampled(self) -> tuple[int, Candidate]:
-        handle, chosen = self.sampler.ask()
-        return handle, self.request.space.candidate(chosen)
-
-    def _holds_nothing(self) -> bool:
-        """Whether so many candidates were refused, and all there were, that none is to be
-        expected."""
-        met = any(trial.state in ("complete", "stopped") for trial in self.trials[1:])
-        return not met and self.asked >= _MOST_REFUSED
-
-    def _baseline(self, recorded: Sequence[Trial] | None) -> Trial:
-        """The uncut model in fp32, timed and scored; what all else is compared with."""
+        Args:
+            asked: whether it is in the journal.
+        """
         started = time.monotonic()
         plan, candidate = self.maker.full, self.settings.candidate({})
         student = self.maker.id_of(plan, candidate)
         trial = Trial(0, candidate.as_dict(), "asked", plan.sizes(), student=student)
-        if recorded is None:
-            self.run.asked([trial])
+        self._numbered = 1
+        if not asked:
+            self.run.asked("uncut", [trial])
         trial = self._ended.get(0, trial)
         if trial.state == "asked":
             sealed = self.maker.seal(self.maker.begin(plan, candidate))
@@ -284,33 +251,241 @@ class Loop:
             self.listener.stage(f"the commonest class alone has {share}")
         return trial
 
-    def _uncut_formats(self, baseline: Trial, recorded: deque[list[Trial]]) -> bool:
-        """The uncut model in every other number format, which costs no training.
+    def _replayed(self, history: Sequence[Asked | Trial]) -> list[Proposal]:
+        """All that an earlier process did is done again but for the work itself, in the same order.
 
         Returns:
-            Whether there was the time for it.
+            What it left open.
+
+        Raises:
+            UserError: it asked for something else than this one would.
         """
-        plan, uncut = self.maker.full, self.settings.candidate({})
-        others = [wanted for wanted in self.formats if wanted != uncut.only(FORMAT_NAMES)]
-        if not others:
-            return True
-        if recorded:
-            proposal = recorded.popleft()
+        waiting: dict[int, Proposal] = {}
+        for event in history:
+            if isinstance(event, Asked):
+                proposal = self._asked_again(event)
+                waiting |= {trial.number: proposal for trial in proposal.trials}
+                continue
+            proposal = waiting.pop(event.number)
+            proposal.trials = [
+                event if trial.number == event.number else trial for trial in proposal.trials
+            ]
+            if not any(trial.number in waiting for trial in proposal.trials):
+                self._end(proposal)
+        return list({id(proposal): proposal for proposal in waiting.values()}.values())
+
+    def _asked_again(self, event: Asked) -> Proposal:
+        proposal = self._wanted_again(event)
+        asked = [replace(trial, state="asked") for trial in event.trials]
+        if proposal is None or proposal.trials != asked:
+            raise UserError(
+                f"--resume: trial {event.trials[0].id} cannot be replayed; was the run made with "
+                "other library versions?"
+            )
+        return self._foretold(proposal)
+
+    def _wanted_again(self, event: Asked) -> Proposal | None:
+        if event.by == "sampler":
+            return self._sampled(fresh=False)
+        candidates = [self._candidate(trial) for trial in event.trials]
+        climbers = [*self.climbers, None]
+        if event.by == "formats":
+            number = event.trials[0].asked
+            climber = next(c for c in climbers if c is None or c.latest == number)
+            formats = [candidate.only(FORMAT_NAMES) for candidate in candidates]
+            return self._in_formats(self._numbered_as(number or 0), formats, climber)
+        steps = int(candidates[0].number("recovery.steps", 0))
+        for climber in self.climbers:
+            if self._at(climber.candidate, steps) == candidates[0]:
+                return self._rung_of(climber, steps)
+        return None
+
+    def _next(self) -> Proposal | None:
+        """What is worth most to be tried next; None at the end of the search."""
+        if self._exploring:
+            proposal = self._promotion() or self._new() or self._finishing()
         else:
-            proposal = [replace(t, asked=0) for t in self._trials(plan, uncut, others)]
-            self.run.asked(proposal)
-        tried = self._tried(proposal, plan, uncut, baseline)
-        if tried is not None:
-            self._record(tried, plan)
-        return tried is not None
+            proposal = self._finishing() or self._new()
+        if proposal is None:
+            return None
+        self.run.asked(proposal.by, proposal.trials)
+        return self._foretold(proposal)
+
+    @property
+    def _exploring(self) -> bool:
+        """Whether new candidates are wanted more than better ones."""
+        if self._exhausted or self._all_asked:
+            return False
+        if self.clock.limit is None:
+            return True
+        began, spent = self._began_s, self.clock.spent
+        return spent - began < _EXPLORING_SHARE * (spent + self._left - began)
+
+    @property
+    def _all_asked(self) -> bool:
+        most = self.request.most_trials
+        return most is not None and self.asked >= most
+
+    def _new(self) -> Proposal | None:
+        """The sampler's next candidate that was not tried before; None where there is none, or not
+        the time for it."""
+        first = min((min(climber.reached) for climber in self.climbers), default=0)
+        unwanted = self._exhausted or self._all_asked or self._holds_nothing()
+        if unwanted or not self._fits(self.maker.full, first):
+            return None
+        return self._sampled(fresh=True)
+
+    def _sampled(self, *, fresh: bool) -> Proposal | None:
+        """The sampler's next candidate at its first rung; None where the space holds no more.
+
+        Args:
+            fresh: whether it is not replayed.
+        """
+        for _ in range(_MOST_REPEATS):
+            handle, chosen = self.sampler.ask()
+            self._proposed += 1
+            candidate = self.request.space.candidate(chosen)
+            plan, problem = self._planned(candidate, fresh=fresh)
+            climber = None if plan is None else Climber(chosen, candidate, plan)
+            known = self._tried_before(candidate, climber)
+            if known is not None:
+                self.sampler.tell(handle, *self.outcomes.of(known))
+            elif climber is not None:
+                proposal = self._rung_of(climber, rungs(candidate)[0])
+                return replace(proposal, by="sampler", handle=handle)
+            else:
+                trial = Trial(self._numbered, candidate.as_dict(), "asked", reason=problem)
+                self._numbered += 1
+                return Proposal("sampler", [trial], candidate, None, handle=handle)
+        self._exhausted = True
+        return None
+
+    def _tried_before(self, candidate: Candidate, climber: Climber | None) -> Trial | None:
+        """What came of a candidate, or of another one that gives the same model; one that differs
+        only in how it is trained on from there joins the ladder."""
+        if climber is None:
+            return self._known.get(candidate)
+        if self._identity(climber) in self._climbing:
+            return self._climbing[self._identity(climber)]
+        lowest = self._at(candidate, rungs(candidate)[0])
+        known = self._known.get((self.maker.id_of(climber.plan, lowest), lowest.only(FORMAT_NAMES)))
+        if known is not None:
+            self._join(climber, known)
+        return known
+
+    def _identity(self, climber: Climber) -> object:
+        """Of all rungs of a candidate."""
+        plan, candidate = climber.plan, climber.candidate
+        return self.maker.trunk_of(plan, candidate), candidate.only(FORMAT_NAMES)
+
+    def _join(self, climber: Climber, trial: Trial) -> None:
+        """A candidate came to a rung, or was refused there."""
+        if trial.state == "complete":
+            steps = int(trial.candidate.get("recovery.steps", 0))
+            climber.reached[steps], climber.latest = self.outcomes.losses(trial), trial.number
+            if climber not in self.climbers:
+                self.climbers.append(climber)
+        self._climbing[self._identity(climber)] = trial
+
+    def _promotion(self) -> Proposal | None:
+        """The next rung of a candidate of the better half."""
+        climber = promotable(self.climbers)
+        if climber is None or climber.next is None:
+            return None
+        if not self._fits(climber.plan, climber.next, climber.steps):
+            return None
+        return self._rung_of(climber, climber.next)
+
+    def _finishing(self) -> Proposal | None:
+        """More steps for a candidate of the front, as many as fit the time; else its student in the
+        number formats that it was not tried in."""
+        for climber in finalists(self.climbers, self._rivals):
+            steps = self._steps_in_time(climber)
+            if steps is not None:
+                return self._rung_of(climber, steps)
+        standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
+        for climber in self.climbers:
+            if climber.latest in standing:
+                first = self._numbered_as(climber.latest)
+                others = self._untried_formats(first)
+                if others and self._fits(climber.plan, 0, times=len(others)):
+                    return self._in_formats(first, others, climber)
+        return None
+
+    @property
+    def _rivals(self) -> list[tuple[float, ...]]:
+        """Losses of the uncut model in its number formats."""
+        return [
+            self.outcomes.losses(trial)
+            for trial in self._same_student(self.trials[0])
+            if trial.state == "complete"
+        ]
+
+    def _numbered_as(self, number: int) -> Trial:
+        return next(trial for trial in self.trials if trial.number == number)
+
+    def _rung_of(self, climber: Climber, steps: int) -> Proposal:
+        """A candidate at so many steps: in its own number format, at the end of its ladder in all
+        others, too."""
+        candidate = self._at(climber.candidate, steps)
+        own = candidate.only(FORMAT_NAMES)
+        others = [wanted for wanted in self._worthy if wanted != own]
+        formats = [own, *(others if steps == rungs(climber.candidate)[-1] else [])]
+        trials = self._trials(climber.plan, candidate, formats)
+        return Proposal("ladder", trials, candidate, climber.plan, climber)
+
+    def _uncut_formats(self) -> list[Proposal]:
+        """The uncut model in one number format of each scheme, which costs no training."""
+        first = self.trials[0]
+        others = self._untried_formats(first)
+        by_scheme = {one.text("quantization.scheme", "fp32"): one for one in reversed(others)}
+        some = [one for one in others if one in by_scheme.values()]
+        if not some:
+            return []
+        proposal = self._in_formats(first, some, None)
+        self.run.asked("formats", proposal.trials)
+        return [self._foretold(proposal)]
+
+    @property
+    def _worthy(self) -> list[Candidate]:
+        """Number formats but those of a scheme that another one outdid on the uncut model, or that
+        failed there."""
+        uncut = self.trials[0].student
+        useless = {
+            trial.candidate.get("quantization.scheme")
+            for trial in self.trials
+            if trial.student == uncut and trial.state in ("outdone", "failed")
+        }
+        return [
+            one for one in self.formats if one.get("quantization.scheme", "fp32") not in useless
+        ]
+
+    def _untried_formats(self, trial: Trial) -> list[Candidate]:
+        """In which its student is worth trying."""
+        tried = [
+            self._candidate(one).only(FORMAT_NAMES)
+            for one in self.trials
+            if one.student == trial.student
+        ]
+        return [wanted for wanted in self._worthy if wanted not in tried]
+
+    def _in_formats(
+        self, first: Trial, formats: Sequence[Candidate], climber: Climber | None
+    ) -> Proposal:
+        """The student of a trial in other number formats."""
+        candidate = self._candidate(first)
+        plan = climber.plan if climber else self.maker.full
+        trials = [
+            replace(trial, asked=first.number) for trial in self._trials(plan, candidate, formats)
+        ]
+        return Proposal("formats", trials, candidate, plan, climber)
 
     def _trials(
-        self, plan: Plan | None, candidate: Candidate, formats: Sequence[Candidate]
+        self, plan: Plan, candidate: Candidate, formats: Sequence[Candidate]
     ) -> list[Trial]:
         """To be tried: one of each number format of a student, numbered from here on."""
-        first = len(self.trials)
-        if plan is None:
-            return [Trial(first, candidate.as_dict(), "asked")]
+        first = self._numbered
+        self._numbered += len(formats)
         student = self.maker.id_of(plan, candidate)
         return [
             Trial(
@@ -329,83 +504,99 @@ class Loop:
         others = {name: v for name, v in candidate.settings if name not in FORMAT_NAMES}
         return self.settings.candidate(others | dict(wanted.settings))
 
-    def _proposal(
-        self, candidate: Candidate, plan: Plan | None, recorded: deque[list[Trial]]
-    ) -> list[Trial] | None:
-        """What this candidate is to be tried as, or passed over as for want of time; the same as
-        before in a run that goes on. None when the time is up.
+    def _at(self, candidate: Candidate, steps: int) -> Candidate:
+        """The candidate with so many recovery steps."""
+        return self.settings.candidate({**dict(candidate.settings), "recovery.steps": steps})
 
-        Raises:
-            UserError: the run that goes on asked for something else here.
+    def _holds_nothing(self) -> bool:
+        """Whether so many candidates were refused, and all there were, that none is to be
+        expected."""
+        met = any(trial.state == "complete" for trial in self.trials[1:])
+        return not met and self.asked >= _MOST_REFUSED
+
+    def _steps_in_time(self, climber: Climber) -> int | None:
+        """Those of its next rung, or as many as fit the time left; None where these would gain
+        nothing."""
+        wanted, have = climber.next, climber.steps
+        if wanted is None or self._fits(climber.plan, wanted, have):
+            return wanted
+        most = have + self._pace.steps(climber.plan, self._left - self._pace.beside_s)
+        steps = _WHOLE_STEPS * int(most // _WHOLE_STEPS)
+        return steps if steps >= max(_WHOLE_STEPS, _LEAST_GAIN * have) else None
+
+    def _fits(self, plan: Plan, steps: float, done: float = 0, times: int = 1) -> bool:
+        """Whether so much training fits the time left, with all that comes beside it.
+
+        Args:
+            times: number formats.
         """
-        own = candidate.only(FORMAT_NAMES)
-        formats = [own, *(wanted for wanted in self.formats if wanted != own)]
-        trials = self._trials(plan, candidate, formats)
-        if recorded:
-            before = recorded.popleft()
-            if [replace(trial, state="asked") for trial in before] != trials:
-                raise UserError(
-                    f"--resume: trial {before[0].id} cannot be replayed; was the run made with "
-                    "other library versions?"
-                )
-            return before
-        problem = self._unfit(trials, plan, candidate)
-        if problem == _TIME_IS_UP:
-            return None
-        if problem is not None:
-            self.listener.stage(f"a candidate is passed over: {problem}")
-            trials = [replace(trial, state="passed-over") for trial in trials]
-            self.run.passed_over(trials)
-            return trials
-        self.run.asked(trials)
-        return trials
+        return self._needs_s(plan, steps - done) + (times - 1) * self._pace.beside_s <= self._left
 
-    def _unfit(
-        self, trials: Sequence[Trial], plan: Plan | None, candidate: Candidate
-    ) -> str | None:
-        """Why what is to be trained of a candidate does not fit the time left, as ``_too_long``."""
-        if plan is None or all(trial.state != "asked" for trial in self._foretold(trials, plan)):
-            return None
-        return self._too_long(self._pace.seconds(plan, candidate.number("recovery.steps", 0)))
+    def _needs_s(self, plan: Plan, steps: float) -> float:
+        return self._pace.seconds(plan, steps) + self._pace.beside_s
 
-    def _foretold(self, trials: Sequence[Trial], plan: Plan) -> list[Trial]:
-        return [self.foresight.foretold(t, plan, self._candidate(t)) for t in trials]
+    def _foretold(self, proposal: Proposal) -> Proposal:
+        """With what the latency tables, or a plan that failed, say of its trials."""
+        plan = proposal.plan
+        if plan is None:
+            proposal.trials = [replace(trial, state="failed") for trial in proposal.trials]
+        else:
+            proposal.trials = [
+                self.foresight.foretold(trial, plan, self._candidate(trial))
+                for trial in proposal.trials
+            ]
+        return proposal
 
-    def _tried(
-        self, proposal: Sequence[Trial], plan: Plan, candidate: Candidate, baseline: Trial
-    ) -> list[Trial] | None:
+    def _carried_through(self, proposal: Proposal) -> bool:
+        """Try it, and record what comes of it; False when the time is up before anything does."""
+        trials = self._tried(proposal)
+        if trials is None:
+            return False
+        proposal.trials = trials
+        self._end(proposal)
+        return True
+
+    def _tried(self, proposal: Proposal) -> list[Trial] | None:
         """What comes of a student in its number formats; None when the time is up, and nothing
         does."""
-        formats = [self._candidate(trial) for trial in proposal]
-        foretold = self._foretold(proposal, plan)
-        trials = [self._ended.get(trial.number, trial) for trial in foretold]
-        for stopped in [trial for trial in trials if trial.state == "stopped"][:1]:
-            trials = [_stopped_like(stopped, trial) for trial in trials]
-        left = [i for i, trial in enumerate(trials) if trial.state == "asked"]
-        if not left:
+        trials, plan = proposal.trials, proposal.plan
+        left = [trial for trial in trials if trial.state == "asked"]
+        if plan is None or not left:
             return trials
         if self._left <= 0:
             return None
+        climber = proposal.climber
         attempt = Attempt(
             self.maker,
             self.converter,
             self.scorer,
             plan,
-            candidate,
-            [trials[i] for i in left],
-            [formats[i] for i in left],
-            baseline,
-            [trial for trial in trials if trial.state != "asked"],
+            proposal.candidate,
+            left,
+            [self._candidate(trial) for trial in left],
+            self.trials[0],
+            [*self._same_student(left[0]), *(t for t in trials if t.state != "asked")],
+            climber.history if climber and proposal.by == "ladder" else (),
         )
         with attempt.failing():
             in_time = self._carried_out(attempt)
-            if attempt.rate_s:
-                self._pace.learn(plan, attempt.rate_s)
-                self._say_if_slower()
+            self._learn_pace(attempt)
             if not in_time:
                 return None
         ended = {trial.number: trial for trial in attempt.ended()}
         return [ended.get(trial.number, trial) for trial in trials]
+
+    def _learn_pace(self, attempt: Attempt) -> None:
+        if attempt.trained_steps:
+            self._pace.learn(attempt.plan, attempt.training_s / attempt.trained_steps)
+            self._say_if_slower()
+        ended = attempt.ended()
+        if any(trial.state == "complete" for trial in ended):
+            beside_s = sum(trial.seconds for trial in ended) - attempt.training_s
+            self._pace.learn_beside(beside_s / len(ended))
+
+    def _same_student(self, trial: Trial) -> list[Trial]:
+        return [one for one in self.trials if one.student == trial.student]
 
     def _say_if_slower(self) -> None:
         """Once."""
@@ -419,37 +610,15 @@ class Loop:
     def _carried_out(self, attempt: Attempt) -> bool:
         """Make, convert, score. False when the time is up before there is anything to score."""
         attempt.begin()
-        if attempt.open:
-            self._write(trial for trial in attempt.trials if trial.state != "asked")
-        for rung in attempt.rungs:
-            if not attempt.open:
-                return True
-            student, reached = attempt.making.student.id, attempt.advance(rung)
-            self._note_rung(student, reached)
-            own = Contender(
-                student, rung, attempt.steps, reached[1], attempt.timings, attempt.weight_bytes
-            )
-            answers = Answers(self.scorer, self._answers)
-            reason = outclassed(
-                own, self.trials, answers, self.metric, self.scorer.objectives
-            ) or self._too_long(attempt.rate_s * (attempt.steps - rung))
-            if reason == _TIME_IS_UP:
-                return False
-            if reason is not None:
-                attempt.stop(reason)
-                return True
-        if attempt.open:
-            sealed = attempt.seal()
-            for there in sealed.rungs:  # of a student found sealed, those that were not written
-                self._note_rung(sealed.id, there)
-            self.run.sealed(sealed.id)
-            attempt.convert_and_score(sealed)
+        if not attempt.open:
+            return True
+        self._write([trial for trial in attempt.trials if trial.state != "asked"])
+        if not attempt.train(lambda seconds: seconds + self._pace.beside_s <= self._left):
+            return False
+        sealed = attempt.seal()
+        self.run.sealed(sealed.id)
+        attempt.convert_and_score(sealed)
         return True
-
-    def _note_rung(self, student: str, reached: Rung) -> None:
-        steps, drop, answers = reached
-        self.run.rung(student, steps, drop, answers)
-        self._answers[student, steps] = answers
 
     def _planned(self, candidate: Candidate, *, fresh: bool) -> tuple[Plan | None, str | None]:
         """The candidate's plan, or why it has none."""
@@ -458,12 +627,29 @@ class Loop:
         except CandidateFailed as error:
             return None, str(error)
 
-    def _trial_of(self, candidate: Candidate, plan: Plan | None) -> Trial | None:
-        """What came of the candidate, or of another one that gives the same model."""
-        if plan is None:
-            return self._known.get(candidate)
-        identity = self.maker.id_of(plan, candidate), candidate.only(FORMAT_NAMES)
-        return self._known.get(identity) or self._known.get(candidate)
+    def _end(self, proposal: Proposal) -> None:
+        """A proposal came to an end, maybe in an earlier process: record it and tell of it."""
+        self._record(proposal.trials, proposal.plan)
+        climber, first = proposal.climber, proposal.trials[0]
+        if proposal.by == "sampler":
+            self.asked += 1
+            self._known[proposal.candidate] = first
+        if proposal.handle is not None:
+            self.sampler.tell(proposal.handle, *self.outcomes.of(first))
+        elif climber is not None:
+            for trial in proposal.trials if proposal.by == "formats" else [first]:
+                self.sampler.learn(self._chosen(climber, trial), *self.outcomes.of(trial))
+        if climber is not None and proposal.by != "formats":
+            self._join(climber, first)
+        if any(trial.number not in self._ended for trial in proposal.trials):
+            self._tidy()
+
+    def _chosen(self, climber: Climber, trial: Trial) -> dict[str, Value]:
+        """A trial as the sampler would have asked for it."""
+        active = self._candidate(trial).active
+        formats = {name: active[name] for name in FORMAT_NAMES if name in active}
+        searched = {parameter.name for parameter in self.request.space.parameters}
+        return {n: v for n, v in {**climber.chosen, **formats}.items() if n in searched}
 
     def _record(self, trials: Sequence[Trial], plan: Plan | None) -> None:
         """Trials that came to an end, some of them in an earlier process."""
@@ -480,60 +666,27 @@ class Loop:
                 self.listener.trial(trial, self._remaining_s())
         if any(trial.state == "complete" for trial in fresh):
             self._write_provisional()
-        if fresh and len(self.trials) > 1:
-            self._keep([trial.id for trial in all_standing(self.trials, self.scorer)])
 
-    def _write(self, trials: Iterable[Trial]) -> None:
+    def _tidy(self) -> None:
+        """Delete what nothing more comes of."""
+        standing = [trial.id for trial in all_standing(self.trials, self.scorer)]
+        trunks = {
+            self.maker.trunk_of(climber.plan, climber.candidate)
+            for climber in may_go_on(self.climbers, self._rivals)
+        }
+        self._keep(standing, trunks)
+
+    def _write(self, trials: Sequence[Trial]) -> None:
         """Into the journal, once."""
         for trial in trials:
             if trial.number not in self._written:
                 self.run.ended(trial)
                 self._written.add(trial.number)
 
-    def _tell(self, handle: int, trial: Trial) -> None:
-        if trial.state == "failed":
-            worst = (*[1.0] * (self._losses - 1), self.metric.largest_drop)
-            self.sampler.tell(handle, worst, self.metric.largest_drop / self.metric.worst_drop)
-        else:
-            self.sampler.tell(handle, self._losses_of(trial), self._violation(trial))
-
-    def _losses_of(self, trial: Trial) -> tuple[float, ...]:
-        return losses(trial, self.metric, self.scorer.objectives, self.scorer.baseline_bytes)
-
-    def _violation(self, trial: Trial) -> float:
-        """Of the device whose limits are missed by least. Missing one of latency or size by its
-        whole counts as much as missing one of quality by the drop that counts nothing in the
-        hypervolume, which is a limit where there is no other."""
-        if trial.scores:
-            return min(self._missed(trial, name) for name in trial.scores)
-        return min(
-            max(0.0, self.foresight.excess(name, relative))
-            for name, relative in trial.predicted.items()
-        )
-
-    def _missed(self, trial: Trial, name: str) -> float:
-        misses = self.scorer.budgets[name].misses(facts(trial, name, self.scorer))
-        worst = self.metric.worst_drop
-        of_quality = {key: 100 * misses.pop(key) / worst for key in QUALITY if key in misses}
-        lost = trial.rungs[-1][1] if trial.state in ("complete", "outdone") else 0.0
-        by_default = {} if "drop" in of_quality else {"drop": lost / worst - 1}
-        return sum(max(0.0, miss) for miss in (misses | by_default | of_quality).values())
-
     @property
     def _left(self) -> float:
         """Seconds, the verification apart."""
         return self.clock.left(self._verification_s())
-
-    def _too_long(self, seconds: float) -> str | None:
-        """Why something that takes so long cannot be done, ``_TIME_IS_UP`` when nothing else could
-        be done either; None when it can."""
-        left = self._left
-        if seconds <= left:
-            return None
-        self._too_long_s.append(seconds)
-        if self.clock.limit is None or left < _LAST_SHARE * self.clock.limit:
-            return _TIME_IS_UP
-        return f"its training would take {clock(seconds)} more, {clock(left)} are left"
 
     def _candidate(self, trial: Trial) -> Candidate:
         return self.settings.candidate(trial.candidate)
@@ -557,22 +710,33 @@ class Loop:
         return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
+        """To the end of the search: of its time limit, or what is still to be tried takes so long
+        as what was tried, and the front's candidates climb to the end of the ladder."""
         by_time = self.clock.left(0)
         if self.request.most_trials is None:
             return by_time
         if not self.asked:
             return None
-        mean = sum(trial.seconds for trial in self.trials if trial.asked != 0) / self.asked
-        left = self.request.most_trials - self.asked
-        return min(by_time, mean * left + self._verification_s())
+        first_s = [
+            trial.seconds for trial in self.trials if len(trial.rungs) < 2 and trial.asked != 0
+        ]
+        to_ask = self.request.most_trials - self.asked
+        climbing_s = sum(
+            self._needs_s(one.plan, rungs(one.candidate)[-1] - one.steps)
+            for one in finalists(self.climbers, self._rivals)
+        )
+        asking_s = to_ask * sum(first_s) / self.asked
+        return min(by_time, asking_s + climbing_s + self._verification_s())
 
     def _refuse_too_short(self) -> None:
-        least, limit = min(self._too_long_s, default=0.0), self.clock.limit
-        verification_s = self._verification_s()
-        ended = any(trial.state != "stopped" for trial in self.trials[1:])
-        if limit is None or ended or self.clock.left(verification_s + least) > 0:
+        limit, first = self.clock.limit, self.trials[0]
+        if limit is None or self.trials[1:]:
             return
-        needed = self.clock.spent + verification_s + max(least, self.trials[0].seconds)
+        needed = (
+            self.clock.spent
+            + self._verification_s()
+            + max(first.seconds, self._needs_s(self.maker.full, FIRST_RUNG))
+        )
         raise SearchFailed(
             f"the time limit of {clock(limit)} is too short to try a candidate, which takes about "
             f"{clock(needed)} in all: go on with --resume and a longer --time-limit"
@@ -585,11 +749,8 @@ class Loop:
             raise SearchFailed(f"all {len(tried)} trials failed: {reasons}")
 
 
-def _stopped_like(stopped: Trial, trial: Trial) -> Trial:
-    """The trial, if it is open, as another one of its student ended."""
-    if trial.state != "asked":
-        return trial
-    return replace(trial, state="stopped", reason=stopped.reason, rungs=stopped.rungs)
+def _of_baseline(event: Asked | Trial) -> bool:
+    return event.by == "uncut" if isinstance(event, Asked) else event.number == 0
 
 
 def _sampler(request: Request, losses: int) -> Sampler:

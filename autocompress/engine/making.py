@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,22 +41,12 @@ from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.recovery import Recovery
 from autocompress.training.repair import calibration, repair
 
-FIRST_RUNG = 32
-"""Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see
-README)."""
-_RUNG_FACTOR = 6
+_CHECKED_STEPS = 32
+"""Recovery steps between two looks at the time."""
+_SAVED_S = 60.0
+"""Seconds of training that a kill may cost."""
 _IMPORTANCE_BATCHES = 16
 _Measurement = TypeVar("_Measurement")
-
-
-def rungs(steps: int) -> list[int]:
-    """Recovery steps at which a candidate of so many steps may be stopped: 32, 192, 1152, ..."""
-    stops = []
-    rung = FIRST_RUNG
-    while rung < steps:
-        stops.append(rung)
-        rung *= _RUNG_FACTOR
-    return stops
 
 
 class Measured(dict[str, Importance]):
@@ -102,12 +93,14 @@ class Making:
     """A student at work.
 
     Args:
-        student: its folder.
+        student: its trunk's folder; once it is sealed, its own.
+        id: of the student.
         model: in training, with whatever modifiers are in it.
         recovery: None of a student that is not trained.
     """
 
     student: Student
+    id: str
     model: nn.Module
     recovery: Recovery | None
 
@@ -148,6 +141,12 @@ class Maker:
         """The name of the student that a candidate makes of a plan."""
         return student_id(self.lineage, plan, self._training(plan, candidate), self.seed)
 
+    def trunk_of(self, plan: Plan, candidate: Candidate) -> str:
+        """The name that the student shares with those of more and fewer steps."""
+        training = self._training(plan, candidate)
+        others = training.only([name for name in training.active if name != "recovery.steps"])
+        return student_id(self.lineage, plan, others, self.seed)
+
     def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
         """What the weights follow from beside the plan: an uncut student has no start, and nothing
         to repair."""
@@ -157,43 +156,57 @@ class Maker:
         return training.only([name for name in training.active if not name.startswith("weights.")])
 
     def begin(self, plan: Plan, candidate: Candidate) -> Making:
-        """The student as far as its folder has come; from its first weights where there is none.
+        """The student as far as it has come: sealed, or as far as its trunk was trained; from its
+        first weights where there is nothing yet.
 
         Raises:
             CandidateFailed: it cannot be built, or its training asks for what is not there.
         """
-        folder = self.folder / self.id_of(plan, candidate)
+        name, trunk = self.id_of(plan, candidate), self.trunk_of(plan, candidate)
         try:
-            student = self._found(folder) or self._begun(folder, plan, candidate)
-            return self._at_work(student, candidate)
+            student = (
+                self._sealed(name) or self._found(trunk) or self._begun(trunk, plan, candidate)
+            )
+            return self._at_work(name, student, candidate)
         except SafetensorError:  # a damaged file
-            return self._at_work(self._begun(folder, plan, candidate), candidate)
+            return self._at_work(name, self._begun(trunk, plan, candidate), candidate)
 
-    def _at_work(self, student: Student, candidate: Candidate) -> Making:
+    def _at_work(self, name: str, student: Student, candidate: Candidate) -> Making:
         model = student.model(self.techniques).to(self.teacher.compute.device)
         if student.sealed or not candidate.number("recovery.steps", 0):
-            return Making(student, model, None)
+            return Making(student, name, model, None)
         with reserved():
             recovery = self._recovery(student, model, candidate)
-        return Making(student, model, recovery)
+        return Making(student, name, model, recovery)
 
-    def _found(self, folder: Path) -> Student | None:
+    def _found(self, name: str) -> Student | None:
         try:
-            return Student.load(folder, self.techniques)
+            return Student.load(self.folder / name, self.techniques)
         except (OSError, ValueError, KeyError):
             return None
 
-    def _begun(self, folder: Path, plan: Plan, candidate: Candidate) -> Student:
+    def _sealed(self, name: str) -> Student | None:
+        student = self._found(name)
+        return student if student and student.sealed else None
+
+    def _begun(self, trunk: str, plan: Plan, candidate: Candidate) -> Student:
+        model = self._first(plan, self._training(plan, candidate))
+        return Student(self.folder / trunk, plan, config_of(self.teacher.model)).begun(model)
+
+    def _first(self, plan: Plan, training: Candidate) -> nn.Module:
+        """The student before any training: of the one that is to have none, where there is such."""
         teacher = self.teacher
-        training = self._training(plan, candidate)
+        begins = training.only([name for name in training.active if name.startswith("weights.")])
+        untrained = self._sealed(student_id(self.lineage, plan, begins, self.seed))
+        if untrained is not None:
+            return untrained.model(self.techniques)
         start = training.text("weights.start", "copied")
         model = teacher.family.cut(teacher.model, plan.structure, start)
         if training.get("weights.repair", False):
             with reserved():
                 batches = calibration(teacher.transfer, teacher.compute)
                 repair(model, teacher.model, teacher.family, plan.structure, batches)
-        model = filled(model, teacher.family, plan, self.techniques).cpu()
-        return Student(folder, plan, config_of(teacher.model)).begun(model)
+        return filled(model, teacher.family, plan, self.techniques).cpu()
 
     def _recovery(self, student: Student, model: nn.Module, candidate: Candidate) -> Recovery:
         seeds = (self.seed, int(student.id, 16))
@@ -201,33 +214,51 @@ class Maker:
         recovery = recovery_of(
             model, structure, candidate, self.teacher, seeds, self.techniques, self.objectives
         )
-        state = student.state()
-        if state:
-            recovery.restore(state)
+        if 0 < student.steps <= recovery.shared:
+            recovery.restore(student.state())
         return recovery
 
-    def advance(self, making: Making, until: int) -> None:
-        """Train up to this step.
+    def train(self, making: Making, steps: int, goes_on: Callable[[float], bool]) -> bool:
+        """Train to the end.
+
+        Args:
+            steps: in all.
+            goes_on: asked after some steps whether there is the time for so many seconds more.
+
+        Returns:
+            Whether it came there; else its trunk is written as far as it came.
 
         Raises:
             CandidateFailed: the loss is not finite.
         """
-        if making.recovery is not None:
+        recovery = making.recovery
+        if recovery is None:
+            return True
+        begun, first, saved = time.monotonic(), recovery.done, time.monotonic()
+        while recovery.done < steps:
+            stop = min(recovery.done + _CHECKED_STEPS, steps)
+            if recovery.done < recovery.shared:
+                stop = min(stop, recovery.shared)
             with reserved():
-                making.recovery.advance(until)
+                recovery.advance(stop)
+            now = time.monotonic()
+            step_s = (now - begun) / (recovery.done - first)
+            in_time = goes_on(step_s * (steps - recovery.done))
+            at_its_end = recovery.done == recovery.shared
+            if recovery.done <= recovery.shared and (
+                at_its_end or not in_time or now - saved > _SAVED_S
+            ):
+                making.student = making.student.paused(recovery.done, recovery.state())
+                saved = now
+            if not in_time:
+                return False
+        return True
 
-    def pause(self, making: Making, drop: float, answers: str) -> None:
-        """Write how far it is, and how it does there: its drop on validation examples, and what it
-        answered."""
-        if making.recovery is not None:
-            rung = making.done, drop, answers
-            making.student = making.student.paused(rung, making.recovery.state())
-
-    def seal(self, making: Making, answered: tuple[float, str] | None = None) -> Student:
+    def seal(self, making: Making, answers: str | None = None) -> Student:
         """Nothing is trained any more; what modifiers learned joins the plan.
 
         Args:
-            answered: of a student that was trained, how it does in the end, as for ``pause``.
+            answers: packed evidence of what it answers.
         """
         student = making.student
         if student.sealed:
@@ -236,8 +267,8 @@ class Maker:
         plan = student.plan
         for part in learned:
             plan = plan.with_part(part)
-        rungs = [(making.done, *answered)] if answered else []
-        making.student = student.as_sealed(making.model.cpu(), plan, making.done, rungs)
+        folder, done = self.folder / making.id, making.done
+        making.student = student.as_sealed(folder, making.model.cpu(), plan, done, answers)
         return making.student
 
     def keep(self, ids: Collection[str | None]) -> None:

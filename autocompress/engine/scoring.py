@@ -50,6 +50,12 @@ class Scorer:
         return (self.baseline / "model.onnx").stat().st_size
 
     @property
+    def refuses_early(self) -> bool:
+        """Whether a model may be refused for its timing and its size alone, on every device."""
+        limits = self.budgets.values()
+        return all(one.of_speed or one.of_size or one.max_memory_mb is not None for one in limits)
+
+    @property
     def models(self) -> Path:
         """Where all model folders are."""
         return self.baseline.parent

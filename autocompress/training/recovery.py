@@ -13,7 +13,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Features, Lesson, Modifier, Objective
 from autocompress.plan import Part
 from autocompress.training.outputs import Teacher, TransferSet
-from autocompress.training.steps import Optimizer, schedule, within
+from autocompress.training.steps import Optimizer, schedule, trunk_steps, within
 from autocompress.training.taps import watch
 
 
@@ -64,6 +64,15 @@ class Recovery:
         self.taught = sorted({theirs for _, theirs in pairs})
         data_share = candidate.number("recovery.data_share", 1)
         self.batches = _batches(self.transfer, data_share, unlabelled_share, seed)
+
+    @property
+    def shared(self) -> int:
+        """Steps that a recovery of the same settings has in common with this one, however many it
+        has in all, if it has no fewer."""
+        members = [*(objective for objective, _ in self.objectives), *self.modifiers]
+        if any(member.scheduled for member in members):
+            return 0
+        return min(trunk_steps(self.steps), self.lesson.steps)
 
     def advance(self, until: int) -> None:
         """Train up to this step.
