@@ -745,3 +745,16 @@ class Sampler(Protocol):
                 elsewhere.
         """
         ...
+
+    def learn(
+        self, chosen: Mapping[str, Value], losses: Sequence[float], violation: float = 0.0
+    ) -> None:
+        """The outcome of a point that was not asked for: of a student trained further, in another
+        number format, or of another worker. A point outside the space teaches nothing.
+
+        Args:
+            chosen: settings of a candidate; those left out are at their defaults, and those that
+                the space does not vary, or that mean nothing beside the others, are passed over.
+            losses: as in ``tell``, and so is ``violation``.
+        """
+        ...

@@ -204,6 +204,15 @@ class SearchSpace:
         """The candidate of a point of this space."""
         return self.settings.candidate(chosen, self.name)
 
+    def point(self, chosen: Mapping[str, Value]) -> dict[str, Value] | None:
+        """The settings of a candidate that the space varies, those that mean something beside the
+        others; None where one of them is outside of it."""
+        complete = self.settings.complete(chosen)
+        active = [p for p in self.parameters if p.setting.when(complete)]
+        if not all(parameter.contains(complete[parameter.name]) for parameter in active):
+            return None
+        return {parameter.name: complete[parameter.name] for parameter in active}
+
     def as_dict(self) -> dict[str, Any]:
         """As JSON, for the record of a run."""
         return {

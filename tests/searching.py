@@ -49,6 +49,11 @@ class Scripted:
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
         self.told[handle] = tuple(losses), violation
 
+    def learn(
+        self, chosen: Mapping[str, Value], losses: Sequence[float], violation: float = 0.0
+    ) -> None:
+        """Changes nothing about what it asks for."""
+
 
 class StopAfter(Silent):
     """A listener that presses Ctrl-C after some trials."""

@@ -99,6 +99,29 @@ class SamplerSuite(Suite):
             sampler.tell(handle, (0.5, 0.25))
         assert SPACE.candidate(sampler.ask()[1])
 
+    def test_learns_of_points_that_it_did_not_ask_for(self, member: Make) -> None:
+        """Between its own; of settings that the space does not vary it takes no notice, and of
+        points outside of it neither."""
+        others = _played(member, 7, 16)
+
+        def mixed(*strays: Mapping[str, Value]) -> list[dict[str, Value]]:
+            sampler, points = member(SPACE, 0, 2), []
+            for i, other in enumerate(others):
+                handle, point = sampler.ask()
+                points.append(point)
+                complete = SPACE.settings.complete(other)
+                sampler.learn(complete, _losses(other, 2), violation=float(i % 3 == 1))
+                for stray in strays:
+                    sampler.learn(stray, (0.0, 0.0))
+                _tell(sampler, handle, point, i, 2)
+            return points
+
+        points = mixed()
+        candidates = [SPACE.candidate(point) for point in points]
+        corners = [SPACE.candidate(corner) for corner in SPACE.corners]
+        assert candidates[: len(corners)] == corners
+        assert mixed({"heads.keep": 0.9}, {"heads.keep": 0.5, "layers.keep": 0.75}) == points
+
     def test_asking_stays_within_reason_over_many_trials(self, member: Make) -> None:
         """By calls that are made: ``trials`` behind it, a proposal takes at most ten times those
         that it takes after a quarter of them."""
@@ -144,6 +167,9 @@ def _played(
 def _tell(
     sampler: Sampler, handle: int, point: Mapping[str, Value], i: int, objectives: int
 ) -> None:
+    sampler.tell(handle, _losses(point, objectives), violation=float(i % 3 == 2))
+
+
+def _losses(point: Mapping[str, Value], objectives: int) -> tuple[float, ...]:
     width = SPACE.settings.candidate(point).number("heads.keep", 0.5)
-    losses = (width, 1 - width**2, 0.5)[:objectives]
-    sampler.tell(handle, losses, violation=float(i % 3 == 2))
+    return (width, 1 - width**2, 0.5)[:objectives]

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import (
+    BaseDistribution,
+    CategoricalDistribution,
+    FloatDistribution,
+    IntDistribution,
+)
 
 from autocompress.candidate import Value, freeze, thaw
 from autocompress.environment import silenced
 from autocompress.search_space import Choices, Parameter, SearchSpace
 
 _START_UP_TRIALS = 8
+_CONSTRAINT = "budget"
 _POPULATION = 16
 """Of NSGA-II: a search has tens of trials, not thousands."""
 _ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
@@ -64,8 +71,29 @@ class OptunaSampler:
     @silenced("optuna")
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
         trial = self.trials.pop(handle)
-        trial.set_constraint("budget", violation)
+        trial.set_constraint(_CONSTRAINT, violation)
         self.study.tell(trial, list(losses))
+
+    @silenced("optuna")
+    def learn(
+        self, chosen: Mapping[str, Value], losses: Sequence[float], violation: float = 0.0
+    ) -> None:
+        point = self.space.point(chosen)
+        if point is None:
+            return
+        active = [parameter for parameter in self.space.parameters if parameter.name in point]
+        self.study.add_trial(
+            optuna.trial.create_trial(
+                state=optuna.trial.TrialState.RUNNING,
+                params={p.name: _encode(p, point[p.name]) for p in active},
+                distributions={p.name: _distribution(p) for p in active},
+                constraints={_CONSTRAINT: violation},
+            )
+        )
+        trial = self.study.get_trials(deepcopy=False)[-1]
+        if isinstance(self.study.sampler, optuna.samplers.BaseGASampler):
+            self.study.sampler.get_trial_generation(self.study, trial)  # else it is of none
+        self.study.tell(trial.number, list(losses))
 
 
 def _encode(parameter: Parameter, value: Value) -> Any:
@@ -76,27 +104,37 @@ def _encode(parameter: Parameter, value: Value) -> Any:
     return json.dumps(thaw(value)) if ordered is None else ordered.index(value)
 
 
-def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
+def _decode(parameter: Parameter, encoded: Any) -> Value:
+    values = parameter.values
+    if not isinstance(values, Choices):
+        return freeze(encoded)
+    ordered = _ordered(values)
+    return freeze(json.loads(encoded)) if ordered is None else ordered[encoded]
+
+
+def _distribution(parameter: Parameter) -> BaseDistribution:
+    """Of the encoded values."""
     values = parameter.values
     if isinstance(values, Choices):
-        ordered = _ordered(values)
-        if ordered is not None:
-            return ordered[trial.suggest_int(parameter.name, 0, len(ordered) - 1)]
-        encoded = trial.suggest_categorical(
-            parameter.name, [json.dumps(thaw(value)) for value in values.values]
-        )
-        return freeze(json.loads(encoded))
+        if _ordered(values) is not None:
+            return IntDistribution(0, len(values.values) - 1)
+        return CategoricalDistribution([_encode(parameter, value) for value in values.values])
     if values.integer:
-        return trial.suggest_int(
-            parameter.name,
-            int(values.low),
-            int(values.high),
-            step=int(values.step or 1),
-            log=values.log,
-        )
-    return trial.suggest_float(
-        parameter.name, values.low, values.high, step=values.step, log=values.log
-    )
+        low, high, step = int(values.low), int(values.high), int(values.step or 1)
+        return IntDistribution(low, high, step=step, log=values.log)
+    return FloatDistribution(values.low, values.high, step=values.step, log=values.log)
+
+
+def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
+    name = parameter.name
+    match _distribution(parameter):
+        case IntDistribution() as of:
+            encoded: Any = trial.suggest_int(name, of.low, of.high, step=of.step, log=of.log)
+        case FloatDistribution() as of:
+            encoded = trial.suggest_float(name, of.low, of.high, step=of.step, log=of.log)
+        case CategoricalDistribution() as of:
+            encoded = trial.suggest_categorical(name, of.choices)
+    return _decode(parameter, encoded)
 
 
 def _ordered(values: Choices) -> list[Value] | None:
