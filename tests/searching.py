@@ -40,6 +40,7 @@ class Scripted:
 
     def __init__(self, *chosen: Mapping[str, Value]) -> None:
         self.chosen, self.told = chosen, dict[int, tuple[tuple[float, ...], float]]()
+        self.learned: list[dict[str, Value]] = []
         self.asked = 0
 
     def ask(self) -> tuple[int, dict[str, Value]]:
@@ -52,7 +53,7 @@ class Scripted:
     def learn(
         self, chosen: Mapping[str, Value], losses: Sequence[float], violation: float = 0.0
     ) -> None:
-        """Changes nothing about what it asks for."""
+        self.learned.append(dict(chosen))
 
 
 class StopAfter(Silent):

@@ -23,10 +23,9 @@ from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
 from autocompress.engine.attempt import Attempt
-from autocompress.engine.clock import Pace
+from autocompress.engine.ladder import rungs
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.making import rungs
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
@@ -35,12 +34,12 @@ from autocompress.graphs.runtime import predict
 from autocompress.journal import Run, Trial
 from autocompress.limits import Limits
 from autocompress.pareto import load_front, load_fronts, non_dominated
-from autocompress.plan import Plan
 from autocompress.scores import Timing
 from autocompress.shipping import Graph
 from autocompress.tasks.data import Columns, load_examples
+from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
-from tests.searching import CPU, SPACE, Scripted, scheme, space, timeless
+from tests.searching import CPU, SPACE, Scripted, scheme, space
 
 
 def test_the_front_is_what_its_files_are(whole: SearchResult, data_file: Path) -> None:
@@ -408,16 +407,11 @@ def test_a_format_that_another_one_outdoes_is_not_scored(
 
 
 @pytest.mark.parametrize(
-    ("plan", "steps", "rungs", "answers"),
-    [
-        ("uncut", 0, (), "baseline"),
-        ("uncut", 40, ((32, 0.5, "at a rung"), (40, 0.1, "own")), "own"),
-        ("cut", 40, ((40, 0.1, "own"),), "own"),
-        ("cut", 0, (), None),
-    ],
+    ("plan", "steps", "answers"),
+    [("uncut", 0, "baseline"), ("uncut", 40, "own"), ("cut", 40, "own"), ("cut", 0, None)],
 )
 def test_a_format_is_compared_with_its_own_student(
-    plan: str, steps: int, rungs: tuple[Any, ...], answers: str | None
+    plan: str, steps: int, answers: str | None
 ) -> None:
     """An uncut one that was trained is no longer the baseline."""
     attempt: Any = SimpleNamespace(
@@ -426,7 +420,7 @@ def test_a_format_is_compared_with_its_own_student(
         scorer=SimpleNamespace(at_rungs=lambda score: score),
         baseline=SimpleNamespace(scores={CPU: "baseline"}),
     )
-    student: Any = SimpleNamespace(plan=plan, rungs=rungs)
+    student: Any = SimpleNamespace(plan=plan, answers="own" if steps else None)
     assert Attempt._answers_of(attempt, student) == answers
 
 
@@ -546,82 +540,20 @@ def test_the_sampler_hears_of_every_proposal(
 
 
 def test_candidates_are_compared_at_these_steps() -> None:
-    assert [rungs(steps) for steps in (0, 32, 33, 193, 1153)] == [
-        [],
-        [],
-        [32],
-        [32, 192],
-        [32, 192, 1152],
+    """Twice the steps of a rung are no rung more; what is repaired is scored untrained first."""
+
+    def at(**recovery: Value) -> tuple[int, ...]:
+        return rungs(SETTINGS.candidate({k.replace("__", "."): v for k, v in recovery.items()}))
+
+    assert [at(recovery__steps=steps) for steps in (0, 33, 64, 65, 600)] == [
+        (0,),
+        (33,),
+        (64,),
+        (32, 65),
+        (32, 128, 600),
     ]
-
-
-def test_a_candidate_that_cannot_end_in_time_is_stopped_and_the_search_goes_on(
-    tiny_model: Path, data_file: Path, tmp_path: Path
-) -> None:
-    long, short = (
-        {"heads": {"keep": 0.5}, "recovery": {"steps": steps}} for steps in (1_000_000, 8)
-    )
-    values = {
-        "heads": {"keep": [0.5]},
-        "recovery": {"steps": [1_000_000, 500_000, 8]},
-        "corners": [long, short],
-    }
-    # nothing is known of the first trial's pace until its first rung, where a million steps turn
-    # out to take hours
-    outcome = search(
-        tiny_model,
-        data_file,
-        "cpu-1-thread",
-        space(values),
-        tmp_path / "run",
-        time_limit_s=600,
-        connect=SizeDevice,
-    )
-    first, *others = outcome.trials[1:]
-    assert (first.state, len(first.rungs)) == ("stopped", 1)
-    assert re.fullmatch(
-        r"its training would take \d+:\d\d:\d\d more, \d:\d\d are left", first.reason or ""
-    )
-    assert [(t.state, t.candidate["recovery.steps"]) for t in others] == [("complete", 8)]
-    kept = {folder.name for folder in (outcome.run / "models").iterdir()}
-    assert kept <= {"t000", "t002"}
-
-
-def test_what_the_time_was_too_short_for_is_asked_again(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It counts as no trial and tells the sampler nothing; a run that goes on tries it first, and
-    one that goes on from there knows in which order."""
-    asked: list[dict[str, Value]] = [
-        {"heads.keep": 0.5, "recovery.steps": steps} for steps in (4, 40, 6, 8)
-    ]
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [4, 40, 6, 8]}}
-    pace = Pace.seconds
-
-    def searched(trials: int, *, hours: bool, **more: Any) -> tuple[SearchResult, Scripted]:
-        def seconds(self: Pace, plan: Plan, steps: float) -> float:
-            return 3600.0 * steps if hours and steps == 40 else pace(self, plan, steps)
-
-        monkeypatch.setattr(Pace, "seconds", seconds)
-        sampler = Scripted(*asked)
-        given: dict[str, Any] = {"trials": trials, "time_limit_s": 600, "sampler": sampler} | more
-        run = tmp_path / "run"
-        found = search(tiny_model, data_file, CPU, space(values), run, connect=SizeDevice, **given)
-        return found, sampler
-
-    def steps(result: SearchResult) -> list[object]:
-        return [trial.candidate["recovery.steps"] for trial in result.trials[1:]]
-
-    short, sampler = searched(2, hours=True)
-    assert steps(short) == [4, 6] and sorted(sampler.told) == [1, 3]
-    events = [json.loads(line) for line in (short.run / "events.jsonl").read_text().splitlines()]
-    [passed] = [event["trials"][0] for event in events if event["event"] == "passed-over"]
-    assert (passed["candidate"]["recovery.steps"], passed["state"]) == (40, "passed-over")
-    longer, sampler = searched(4, hours=False, resume=True)
-    assert steps(longer) == [4, 6, 40, 8] and list(sampler.told) == [1, 3, 2, 4]
-    again, sampler = searched(4, hours=True, resume=True)
-    assert timeless(again.trials) == timeless(longer.trials)
-    assert list(sampler.told) == [1, 3, 2, 4]
+    assert at(layers__keep=0.5, recovery__steps=513, weights__repair=True) == (0, 32, 128, 513)
+    assert at(layers__keep=0.5, weights__repair=True) == (0,)
 
 
 class FailsAtLast(SizeDevice):
@@ -665,47 +597,22 @@ def test_a_model_that_fails_in_the_end_is_left_out(
     assert all(member.quality.test is not None for member in outcome.front.members)
 
 
-def test_when_little_time_is_left_such_a_candidate_ends_the_search_without_a_trace(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(engine, "_LAST_SHARE", 1.0)
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": [8, 1_000_000]}}
-    asked: list[dict[str, Value]] = [
-        {"heads.keep": 0.5, "recovery.steps": steps} for steps in (8, 1_000_000)
-    ]
-    outcome = search(
-        tiny_model,
-        data_file,
-        "cpu-1-thread",
-        space(values),
-        tmp_path / "run",
-        time_limit_s=600,
-        connect=SizeDevice,
-        sampler=Scripted(*asked),
-    )
-    assert [trial.id for trial in outcome.trials] == ["t000", "t001"]
-    assert {folder.name for folder in (outcome.run / "models").iterdir()} <= {"t000", "t001"}
-
-
-@pytest.mark.parametrize(("limit_s", "steps"), [(0.5, 8), (600, 1_000_000)])
 def test_a_time_limit_that_no_candidate_fits_says_what_is_needed(
-    limit_s: float, steps: int, tiny_model: Path, data_file: Path, tmp_path: Path
+    tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
     """And the run goes on with more."""
-    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": steps}}
+    values = {"heads": {"keep": [0.5]}, "recovery": {"steps": 8}}
 
-    def searched(limit_s: float, steps: int, **more: Any) -> SearchResult:
-        asked: dict[str, Value] = {"heads.keep": 0.5, "recovery.steps": steps}
+    def searched(limit_s: float, **more: Any) -> SearchResult:
+        asked: dict[str, Value] = {"heads.keep": 0.5}
         given: dict[str, Any] = {"time_limit_s": limit_s, "sampler": Scripted(asked)} | more
         run = tmp_path / "run"
         return search(tiny_model, data_file, CPU, space(values), run, connect=SizeDevice, **given)
 
     with pytest.raises(SearchFailed, match="is too short to try a candidate") as caught:
-        searched(limit_s, steps)
-    needed = re.search(r"takes about ([0-9:]+) in all", str(caught.value))
-    assert needed and (len(needed[1]) > len("59:59")) == (steps == 1_000_000)
-    if steps == 8:
-        assert len(searched(60, steps, resume=True, trials=1).trials) == 2
+        searched(0.5)
+    assert re.search(r"takes about 0:\d\d in all", str(caught.value))
+    assert len(searched(60, resume=True, trials=1).trials) == 2
 
 
 def test_unlabelled_share_is_not_searched_without_text(

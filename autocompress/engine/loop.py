@@ -407,7 +407,7 @@ class Loop:
         for climber in self.climbers:
             if climber.latest in standing:
                 first = self._numbered_as(climber.latest)
-                others = self._untried_formats(first)
+                others = self._untried_formats(first.student)
                 if others and self._fits(climber.plan, 0, times=len(others)):
                     return self._in_formats(first, others, climber)
         return None
@@ -428,16 +428,18 @@ class Loop:
         """A candidate at so many steps: in its own number format, at the end of its ladder in all
         others, too."""
         candidate = self._at(climber.candidate, steps)
-        own = candidate.only(FORMAT_NAMES)
-        others = [wanted for wanted in self._worthy if wanted != own]
-        formats = [own, *(others if steps == rungs(climber.candidate)[-1] else [])]
+        formats = [candidate.only(FORMAT_NAMES)]
+        if steps == rungs(climber.candidate)[-1]:
+            student = self.maker.id_of(climber.plan, candidate)
+            untried = self._untried_formats(student)
+            formats += [wanted for wanted in untried if wanted not in formats]
         trials = self._trials(climber.plan, candidate, formats)
         return Proposal("ladder", trials, candidate, climber.plan, climber)
 
     def _uncut_formats(self) -> list[Proposal]:
         """The uncut model in one number format of each scheme, which costs no training."""
         first = self.trials[0]
-        others = self._untried_formats(first)
+        others = self._untried_formats(first.student)
         by_scheme = {one.text("quantization.scheme", "fp32"): one for one in reversed(others)}
         some = [one for one in others if one in by_scheme.values()]
         if not some:
@@ -446,28 +448,25 @@ class Loop:
         self.run.asked("formats", proposal.trials)
         return [self._foretold(proposal)]
 
-    @property
-    def _worthy(self) -> list[Candidate]:
-        """Number formats but those of a scheme that another one outdid on the uncut model, or that
-        failed there."""
+    def _untried_formats(self, student: str | None) -> list[Candidate]:
+        """Those that a student was not tried in, but for schemes that another one outdid on the
+        uncut model."""
         uncut = self.trials[0].student
         useless = {
             trial.candidate.get("quantization.scheme")
             for trial in self.trials
-            if trial.student == uncut and trial.state in ("outdone", "failed")
+            if trial.student == uncut and trial.state == "outdone"
         }
-        return [
-            one for one in self.formats if one.get("quantization.scheme", "fp32") not in useless
-        ]
-
-    def _untried_formats(self, trial: Trial) -> list[Candidate]:
-        """In which its student is worth trying."""
         tried = [
-            self._candidate(one).only(FORMAT_NAMES)
-            for one in self.trials
-            if one.student == trial.student
+            self._candidate(trial).only(FORMAT_NAMES)
+            for trial in self.trials
+            if trial.student == student
         ]
-        return [wanted for wanted in self._worthy if wanted not in tried]
+        return [
+            wanted
+            for wanted in self.formats
+            if wanted not in tried and wanted.get("quantization.scheme", "fp32") not in useless
+        ]
 
     def _in_formats(
         self, first: Trial, formats: Sequence[Candidate], climber: Climber | None

@@ -142,10 +142,13 @@ class Maker:
         return student_id(self.lineage, plan, self._training(plan, candidate), self.seed)
 
     def trunk_of(self, plan: Plan, candidate: Candidate) -> str:
-        """The name that the student shares with those of more and fewer steps."""
+        """The name of what the student shares with those of more and fewer steps; its own where it
+        is not trained."""
         training = self._training(plan, candidate)
         others = training.only([name for name in training.active if name != "recovery.steps"])
-        return student_id(self.lineage, plan, others, self.seed)
+        if others == training:
+            return self.id_of(plan, candidate)
+        return student_id(f"{self.lineage} trunk", plan, others, self.seed)
 
     def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
         """What the weights follow from beside the plan: an uncut student has no start, and nothing

@@ -69,8 +69,8 @@ class Recovery:
     def shared(self) -> int:
         """Steps that a recovery of the same settings has in common with this one, however many it
         has in all, if it has no fewer."""
-        members = [*(objective for objective, _ in self.objectives), *self.modifiers]
-        if any(member.scheduled for member in members):
+        objectives = any(objective.scheduled for objective, _ in self.objectives)
+        if objectives or any(modifier.scheduled for modifier in self.modifiers):
             return 0
         return min(trunk_steps(self.steps), self.lesson.steps)
 
