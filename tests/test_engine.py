@@ -23,7 +23,6 @@ from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
 from autocompress.engine import loop as engine
 from autocompress.engine.attempt import Attempt
-from autocompress.engine.ladder import rungs
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
 from autocompress.engine.scoring import Scorer
@@ -37,7 +36,6 @@ from autocompress.pareto import load_front, load_fronts, non_dominated
 from autocompress.scores import Timing
 from autocompress.shipping import Graph
 from autocompress.tasks.data import Columns, load_examples
-from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
 from tests.searching import CPU, SPACE, Scripted, scheme, space
 
@@ -537,23 +535,6 @@ def test_the_sampler_hears_of_every_proposal(
     )
     assert sampler.asked > 3 and list(sampler.told) == list(range(1, sampler.asked + 1))
     assert sampler.told[1] == sampler.told[3] != sampler.told[2]
-
-
-def test_candidates_are_compared_at_these_steps() -> None:
-    """Twice the steps of a rung are no rung more; what is repaired is scored untrained first."""
-
-    def at(**recovery: Value) -> tuple[int, ...]:
-        return rungs(SETTINGS.candidate({k.replace("__", "."): v for k, v in recovery.items()}))
-
-    assert [at(recovery__steps=steps) for steps in (0, 33, 64, 65, 600)] == [
-        (0,),
-        (33,),
-        (64,),
-        (32, 65),
-        (32, 128, 600),
-    ]
-    assert at(layers__keep=0.5, recovery__steps=513, weights__repair=True) == (0, 32, 128, 513)
-    assert at(layers__keep=0.5, weights__repair=True) == (0,)
 
 
 class FailsAtLast(SizeDevice):

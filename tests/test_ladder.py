@@ -1,0 +1,148 @@
+"""Who goes on to the next rung, and how long training takes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import pytest
+
+from autocompress.engine.clock import Pace
+from autocompress.engine.ladder import (
+    Climber,
+    finalists,
+    may_go_on,
+    promotable,
+    rank_correlations,
+    ranked,
+    rungs,
+)
+from autocompress.plan import Plan
+from autocompress.structure import Structure
+from autocompress.techniques import SETTINGS
+
+WHOLE, HALF = (Plan("bert", Structure.full([4] * n, [8] * n)) for n in (6, 3))
+
+
+def climber(reached: Mapping[int, tuple[float, ...]], steps: int = 600) -> Climber:
+    """A candidate of rungs at 32 and 128 steps and its own."""
+    candidate = SETTINGS.candidate({"layers.keep": 0.5, "recovery.steps": steps})
+    return Climber({}, candidate, HALF, dict(reached), 1)
+
+
+def at(rung: int, *losses: tuple[float, ...]) -> list[Climber]:
+    return [climber({rung: own}) for own in losses]
+
+
+def test_a_ladder_ends_with_the_candidate_s_own_steps() -> None:
+    """Twice the steps of a rung are no rung more; what is repaired is scored untrained first."""
+
+    def of(steps: int, *, repair: bool = False) -> tuple[int, ...]:
+        given = {"layers.keep": 0.5, "recovery.steps": steps, "weights.repair": repair}
+        return rungs(SETTINGS.candidate(given))
+
+    assert [of(steps) for steps in (0, 33, 64, 65, 600)] == [
+        (0,),
+        (33,),
+        (64,),
+        (32, 65),
+        (32, 128, 600),
+    ]
+    assert [of(steps, repair=True) for steps in (0, 8, 600)] == [(0,), (0, 8), (0, 32, 128, 600)]
+    own = climber({32: (0.5, 9.0)})
+    assert (own.steps, own.next) == (32, 128)
+    own.reached[128] = 0.5, 4.0
+    assert (own.next, own.history) == (600, ((32, 9.0), (128, 4.0)))
+    own.reached[416] = 0.5, 3.0  # fitted to the time left
+    assert own.next == 600
+    own.reached[600] = 0.5, 2.0
+    assert own.next is None
+
+
+@pytest.mark.parametrize(
+    ("losses", "order"),
+    [
+        # three that nothing dominates, one that the first does, one that this one does
+        ([(0.5, 2.0), (0.1, 9.0), (0.9, 0.0), (0.5, 3.0), (0.6, 4.0)], [{0, 1, 2}, {3}, {4}]),
+        # the fast end counts as much as the slow one: the same ratio of latency, the same points
+        ([(0.8, 1.0), (0.4, 2.0), (0.2, 3.0), (0.19, 3.1), (0.1, 4.0)], [{0, 1, 4}, {2}, {3}]),
+        # alike, each adds nothing
+        ([(0.5, 2.0), (0.5, 2.0), (0.5, 1.0)], [{2}, {0}, {1}]),
+        ([(0.5, 0.5, 1.0), (0.5, 0.25, 2.0), (0.6, 0.6, 2.0)], [{0, 1}, {2}]),
+        ([(3.0,), (1.0,), (2.0,)], [{1}, {2}, {0}]),
+        ([], []),
+    ],
+)
+def test_candidates_are_ranked_by_fronts_and_by_what_they_add(
+    losses: list[tuple[float, ...]], order: list[set[int]]
+) -> None:
+    ranks = ranked(losses)
+    for together in order:
+        assert set(ranks[: len(together)]) == together
+        ranks = ranks[len(together) :]
+    assert ranks == []
+
+
+def test_the_better_half_of_a_rung_goes_on_the_highest_rung_first() -> None:
+    good, poor = at(32, (0.5, 5.0), (0.6, 9.0))
+    assert promotable([good]) is None
+    assert promotable([good, poor]) is good
+    good.reached[128] = 0.5, 3.0
+    assert promotable([good, poor]) is None  # the other half
+    better, worse = at(32, (0.4, 4.0), (0.7, 9.5))
+    assert promotable([good, poor, better, worse]) is better
+    other = climber({32: (0.9, 6.0), 128: (0.9, 2.5)})
+    higher = promotable([good, poor, better, worse, other])
+    assert higher in (good, other) and higher is not better
+    for one in (good, other):
+        one.reached[600] = 0.5, 1.0
+    assert promotable([good, poor, better, worse, other]) is better
+    assert promotable(at(600, (0.5, 5.0), (0.6, 9.0))) is None
+
+
+def test_the_front_climbs_to_the_end_the_least_trained_first() -> None:
+    """Whatever came of the limits of quality: more steps may meet them."""
+    front, trained, beaten, done = (
+        climber({32: (0.5, 5.0)}),
+        climber({32: (0.3, 20.0), 128: (0.3, 8.0)}),
+        climber({32: (0.6, 6.0)}),
+        climber({600: (0.7, 1.0)}),
+    )
+    everyone = [trained, front, beaten, done]
+    assert finalists(everyone, []) == [front, trained]
+    assert finalists(everyone, [(0.4, 0.0)]) == [trained]  # an uncut model in a fast format
+    assert finalists([], [(0.4, 0.0)]) == []
+
+
+def test_whoever_may_still_climb_is_kept() -> None:
+    """One more than the better half: another candidate may let it in."""
+    climbers = at(32, (0.5, 5.0), (0.6, 6.0), (0.7, 7.0), (0.8, 8.0))
+    assert {id(one) for one in may_go_on(climbers, [])} == {id(one) for one in climbers[:3]}
+
+
+def test_rungs_are_told_by_how_they_ranked() -> None:
+    """Four students; one more climbed no rung, and one came by 192 steps alone."""
+    drops = [(9.0, 3.0), (7.0, 2.0), (5.0, 2.5), (1.0, 1.0)]
+    histories = [((32, there), (500, end)) for there, end in drops]
+    told = rank_correlations([*histories, ((500, 9.0),), ((192, 9.0), (500, 9.0)), ()])
+    assert list(told) == ["32"] and told["32"]["n"] == 4
+    assert told["32"]["rank_correlation"] == pytest.approx(0.8)
+    assert rank_correlations(histories[:3]) == {}
+    assert rank_correlations([((32, 1.0), last) for _, last in histories]) == {}
+    tied = [((32, 5.0), (500, 3.0)), *histories[1:]]
+    assert rank_correlations(tied)["32"]["rank_correlation"] == pytest.approx(1.5 / 22.5**0.5)
+
+
+def test_steps_that_take_longer_are_noticed_and_planned_with() -> None:
+    """A student of all layers does twice the work of the teacher's own share beside it."""
+    pace = Pace(WHOLE.structure)
+    assert (pace.seconds(WHOLE, 100), pace.steps(WHOLE, 100), pace.beside_s) == (0, 0, 0)
+    for plan in (WHOLE, HALF, WHOLE):
+        pace.learn(plan, 0.7 if plan == WHOLE else 0.4)
+    assert pace.slower == pytest.approx(1) and pace.seconds(HALF, 100) == pytest.approx(50)
+    assert pace.steps(HALF, 50) == pytest.approx(100) and pace.steps(HALF, -1) == 0
+    for plan in (HALF, WHOLE):
+        pace.learn(plan, 3 * (0.7 if plan == WHOLE else 0.4))
+    assert pace.slower == pytest.approx(3) and pace.seconds(HALF, 100) == pytest.approx(150)
+    for seconds in (100.0, 4.0, 2.0, 8.0):  # the last three count
+        pace.learn_beside(seconds)
+    assert pace.beside_s == pytest.approx(5)
