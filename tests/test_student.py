@@ -19,9 +19,10 @@ from autocompress import student
 from autocompress.artifact import REFUSED, load_model
 from autocompress.candidate import Candidate
 from autocompress.distillation.settings import OBJECTIVES
+from autocompress.engine import making as engine_making
 from autocompress.engine.making import Maker, Making
 from autocompress.errors import UserError
-from autocompress.interfaces import Batch, Knowledge
+from autocompress.interfaces import Batch, Knowledge, Modifier
 from autocompress.knowledge import magnitude
 from autocompress.plan import Plan
 from autocompress.structure import Layer, Structure
@@ -35,10 +36,10 @@ from tests.tiny_models import FFN, HEADS, LAYERS, MODELS, VOCABULARY, build, inp
 
 TIED, UNTIED = "gpt2 with its head tied", "llama with a language head"
 CUT = {"layers.keep": 0.67, "heads.keep": 0.5, "ffn.keep": 0.5}
-STEPS = 12
+STEPS, FEWER = 12, 5
 """The generator of texts learns in the first and in the eleventh."""
-ANSWERED = (0.25, "7f00")
-"""A drop, and packed answers."""
+TRUNK, SHORT_TRUNK = 9, 4
+"""Their first four fifths."""
 DISTURBED = {"recovery.unlabeled_share": 0.25, "recovery.redraw_steps": 5}
 
 
@@ -81,8 +82,16 @@ def chosen(**settings: Any) -> dict[str, Any]:
     return defaults | {name.replace("__", "."): value for name, value in settings.items()}
 
 
+def always(_: float) -> bool:
+    return True
+
+
+def never(_: float) -> bool:
+    return False
+
+
 class Bench:
-    """Makes students of one candidate in a folder of its own."""
+    """Makes students of one candidate in a folder that it may share with others."""
 
     def __init__(
         self,
@@ -96,32 +105,47 @@ class Bench:
         self.plan = planned(teacher, self.candidate)
         self.maker = Maker(teacher, folder, lineage, seed)
         self.folder = folder / self.maker.id_of(self.plan, self.candidate)
+        self.trunk = folder / self.maker.trunk_of(self.plan, self.candidate)
+        self.steps = int(self.candidate.number("recovery.steps", 0))
         folder.mkdir(exist_ok=True)
 
     def begin(self) -> Making:
         torch.manual_seed(len(list(self.folder.parent.iterdir())))
         return self.maker.begin(self.plan, self.candidate)
 
-    def train(self, *rungs: int) -> tuple[Student, dict[str, Tensor]]:
-        """To the end; to each rung and from there in a session of its own, that knows of those
-        before what the folder says.
+    def stop(self) -> int:
+        """Train in a session of its own as far as the first look at the time.
+
+        Returns:
+            Steps that were done when it began.
+        """
+        making = self.begin()
+        begun = making.done
+        assert not self.maker.train(making, self.steps, never)
+        return begun
+
+    def train(self) -> tuple[Student, dict[str, Tensor]]:
+        """To the end, in a session of its own that knows of those before what the folder says.
 
         Returns:
             The student, and what training had come to.
         """
-        for rung in rungs:
-            making = self.begin()
-            self.maker.advance(making, rung)
-            self.maker.pause(making, *ANSWERED)
         making = self.begin()
-        self.maker.advance(making, STEPS)
+        assert self.maker.train(making, self.steps, always)
         assert making.recovery is not None
         state = making.recovery.state()
         self.maker.seal(making)
         return Student.load(self.folder), state
 
-    def files(self) -> dict[str, bytes]:
-        return {path.name: path.read_bytes() for path in sorted(self.folder.iterdir())}
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], None]:
+    """Have the time looked at after every so many steps."""
+    return lambda steps: monkeypatch.setattr(engine_making, "_CHECKED_STEPS", steps)
 
 
 def same(a: nn.Module, b: nn.Module) -> bool:
@@ -130,37 +154,41 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def test_a_student_is_begun_paused_and_sealed(
-    teachers: Callable[[str], Teacher], tmp_path: Path
+    teachers: Callable[[str], Teacher], looks: Callable[[int], None], tmp_path: Path
 ) -> None:
     bench = Bench(teachers("bert"), tmp_path, chosen())
     untrained = first(bench.maker.teacher.model, MODELS["bert"].family, bench.plan, "copied")
 
     making = bench.begin()
-    begun = Student.load(bench.folder)
-    assert (begun.steps, begun.rungs, begun.sealed, making.done) == (0, (), False, 0)
+    begun = Student.load(bench.trunk)
+    assert (begun.steps, begun.answers, begun.sealed, making.done) == (0, None, False, 0)
     assert begun.state() == {} and same(begun.model(), untrained) and not begun.model().training
 
-    bench.maker.advance(making, 5)
-    bench.maker.pause(making, *ANSWERED)
-    paused = Student.load(bench.folder)
-    assert (paused.steps, paused.rungs, paused.sealed) == (5, ((5, *ANSWERED),), False)
+    looks(5)
+    assert not bench.maker.train(making, STEPS, never)
+    paused = Student.load(bench.trunk)
+    assert (paused.steps, paused.answers, paused.sealed) == (5, None, False)
     assert paused.state() and same(paused.model(), untrained)
 
-    bench.maker.advance(making, 100)
-    bench.maker.seal(making, (0.125, "7f01"))
+    assert bench.maker.train(making, STEPS, always)
+    shared = Student.load(bench.trunk)
+    assert (shared.steps, shared.sealed, making.done) == (TRUNK, False, STEPS)
+    assert not bench.folder.exists()
+
+    bench.maker.seal(making, "7f01")
     sealed = Student.load(bench.folder)
-    assert sealed.rungs == ((5, *ANSWERED), (STEPS, 0.125, "7f01"))
-    assert (sealed.steps, sealed.sealed) == (STEPS, True)
+    assert (sealed.steps, sealed.answers, sealed.sealed) == (STEPS, "7f01", True)
     assert sealed.state() == {} and making.done == STEPS
     assert same(sealed.model(), making.model) and not same(sealed.model(), untrained)
+    assert Student.load(bench.trunk) == shared
 
-    again, before = bench.begin(), bench.files()
-    bench.maker.advance(again, 100)
-    bench.maker.pause(again, *ANSWERED)
+    again, before = bench.begin(), files(bench.folder)
     assert again.recovery is None and again.done == STEPS
-    assert bench.maker.seal(again) == sealed and bench.files() == before
+    assert bench.maker.train(again, STEPS, never)
+    assert bench.maker.seal(again, "ff") == sealed and files(bench.folder) == before
     assert sorted(before) == [WEIGHTS, "student.json"]
-    assert [path.name for path in tmp_path.iterdir()] == [sealed.id] == [bench.folder.name]
+    assert {path.name for path in tmp_path.iterdir()} == {sealed.id, shared.id}
+    assert (sealed.id, shared.id) == (bench.folder.name, bench.trunk.name)
 
 
 def test_without_training_it_is_sealed_as_it_began(
@@ -168,11 +196,12 @@ def test_without_training_it_is_sealed_as_it_began(
 ) -> None:
     bench = Bench(teachers("bert"), tmp_path, chosen(recovery__steps=0))
     making = bench.begin()
-    begun = bench.files()
-    bench.maker.advance(making, 32)
+    begun = files(bench.folder)
+    assert bench.maker.train(making, 0, never)
     sealed = bench.maker.seal(making)
     assert (sealed.steps, sealed.sealed, sealed.plan) == (0, True, bench.plan)
-    assert bench.files()[WEIGHTS] == begun[WEIGHTS]
+    assert files(bench.folder)[WEIGHTS] == begun[WEIGHTS]
+    assert [path.name for path in tmp_path.iterdir()] == [bench.folder.name]
 
 
 @pytest.mark.parametrize("parts", [{}, {"sharing.groups": 2}])
@@ -224,13 +253,21 @@ def test_what_is_read_back_is_what_was_written(
     assert stored == sum(p.numel() for p in model.parameters())
 
 
-def name_of(teacher: Teacher, plan: Plan, candidate: Candidate, lineage: str, seed: int) -> str:
-    return Maker(teacher, Path("nowhere"), lineage, seed).id_of(plan, candidate)
+def name_of(
+    teacher: Teacher,
+    plan: Plan,
+    candidate: Candidate,
+    lineage: str,
+    seed: int,
+    trunk: bool = False,
+) -> str:
+    maker = Maker(teacher, Path("nowhere"), lineage, seed)
+    return maker.trunk_of(plan, candidate) if trunk else maker.id_of(plan, candidate)
 
 
 @pytest.fixture(scope="module")
 def named(teachers: Callable[[str], Teacher]) -> Callable[..., str]:
-    """The name of a student that differs from the usual one in what is given."""
+    """The name of a student, or of its trunk, that differs from the usual one in what is given."""
     teacher = teachers("bert")
 
     def name(
@@ -239,6 +276,7 @@ def named(teachers: Callable[[str], Teacher]) -> Callable[..., str]:
         text: TransferSet | None = None,
         cleaned: TransferSet | None = None,
         plan: Plan | None = None,
+        trunk: bool = False,
         **settings: Any,
     ) -> str:
         candidate = SETTINGS.candidate(chosen(**settings))
@@ -246,7 +284,8 @@ def named(teachers: Callable[[str], Teacher]) -> Callable[..., str]:
         if text is not None or cleaned is not None:
             texts = text or teacher.transfer, teacher.scratch.with_name("other"), cleaned
             own = Teacher(teacher.model, teacher.family, *texts)
-        return name_of(own, plan or planned(teacher, candidate), candidate, lineage, seed)
+        plan = plan or planned(teacher, candidate)
+        return name_of(own, plan, candidate, lineage, seed, trunk)
 
     return name
 
@@ -298,6 +337,14 @@ def test_a_name_follows_from_nothing_else(named: Callable[..., str], what: str) 
     assert named(**ALIKE[what]) == named()
 
 
+def test_students_that_differ_in_steps_alone_share_a_trunk(named: Callable[..., str]) -> None:
+    trunks = {what: named(trunk=True, **how) for what, how in OTHERS.items()}
+    assert trunks.pop("steps") == trunks["the usual"] != named()
+    assert len(set(trunks.values())) == len(trunks)
+    untrained = {"recovery__steps": 0}
+    assert named(trunk=True, **untrained) == named(**untrained) not in trunks.values()
+
+
 def test_candidates_that_come_to_the_same_are_one_student(
     teachers: Callable[[str], Teacher],
 ) -> None:
@@ -334,7 +381,11 @@ def test_draws_follow_from_the_name_and_batches_from_the_seed(
     assert drawn[0] == drawn[1] == drawn[2] != drawn[3]
 
 
-EVERY = {"recovery.objectives": list(OBJECTIVES), "recovery.label_phase": 0.2}
+SCHEDULED = "annealed-logits"
+EVERY = {
+    "recovery.objectives": [objective for objective in OBJECTIVES if objective != SCHEDULED],
+    "recovery.label_phase": 0.2,
+}
 STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
     **{objective: ("bert", {"recovery.objectives": [objective]}) for objective in OBJECTIVES},
     "all, under int8": ("bert", EVERY | {"quantization.trained": True}),
@@ -342,6 +393,7 @@ STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "sparse embeddings beside a head": (UNTIED, EVERY | {"quantization.trained": True}),
     "parts": ("bert", EVERY | PARTS["all"]),
     "labels alone": ("bert", {"recovery.hard_label_weight": 1.0}),
+    "labels alone for half of it": ("bert", {"recovery.label_phase": 0.5}),
     "layers as one vector": (
         "bert",
         {"recovery.objectives": ["random-layers"], "recovery.random_layers": "concatenated"},
@@ -350,92 +402,169 @@ STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("case", STOPPED)
-def test_stopping_after_every_step_changes_no_bit(
-    teachers: Callable[[str], Teacher], case: str, tmp_path: Path
+def test_going_on_from_fewer_steps_and_stopping_after_every_one_changes_no_bit(
+    teachers: Callable[[str], Teacher], looks: Callable[[int], None], case: str, tmp_path: Path
 ) -> None:
+    """Training that is scheduled by all its steps begins anew each time."""
     name, settings = STOPPED[case]
-    more = settings if name in (TIED, UNTIED) else DISTURBED | settings
-    made = [Bench(teachers(name), tmp_path / folder, chosen() | more) for folder in ("a", "b")]
+    settings = chosen() | ({} if name in (TIED, UNTIED) else DISTURBED) | settings
+    made = [Bench(teachers(name), tmp_path / folder, settings) for folder in ("a", "b")]
     at_once, state = made[0].train()
-    in_parts, state_in_parts = made[1].train(*range(1, STEPS + 1))
+
+    looks(1)
+    shorter = Bench(teachers(name), tmp_path / "b", settings | {"recovery.steps": FEWER})
+    shorter.train()
+    label_phase = settings.get("recovery.label_phase") == 0.5
+    short, shared = (3, 6) if label_phase else (SHORT_TRUNK, TRUNK)
+    if case == SCHEDULED:
+        assert made[1].stop() == made[1].begin().done == 0
+    else:
+        assert [made[1].stop() for _ in range(short, shared)] == list(range(short, shared))
+        assert made[1].stop() == made[1].begin().done == shared
+    in_parts, state_in_parts = made[1].train()
+
     assert state.keys() == state_in_parts.keys()
     assert [key for key in state if not torch.equal(state[key], state_in_parts[key])] == []
     assert at_once.id == in_parts.id and same(at_once.model(), in_parts.model())
-    assert in_parts.rungs == tuple((step, *ANSWERED) for step in range(1, STEPS + 1))
-    assert replace(in_parts, rungs=(), folder=at_once.folder) == at_once
+    assert replace(in_parts, folder=at_once.folder) == at_once
     assert (at_once.steps, at_once.sealed) == (STEPS, True)
     by_int8 = at_once.plan.part("int8-training") is not None
-    assert by_int8 == more.get("quantization.trained", False)
+    assert by_int8 == settings.get("quantization.trained", False)
+
+
+def test_a_trunk_that_is_longer_than_a_student_is_left_as_it_is(
+    teachers: Callable[[str], Teacher], looks: Callable[[int], None], tmp_path: Path
+) -> None:
+    looks(1)
+    settings = chosen(recovery__steps=FEWER)
+    alone, after = (Bench(teachers("bert"), tmp_path / folder, settings) for folder in ("a", "b"))
+    Bench(teachers("bert"), tmp_path / "b", chosen()).train()
+    trunk = files(after.trunk)
+    assert after.stop() == after.begin().done == 0
+    assert same(after.train()[0].model(), alone.train()[0].model())
+    assert files(after.trunk) == trunk
+
+
+def test_with_a_scheduled_modifier_nothing_is_shared(
+    teachers: Callable[[str], Teacher], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(Modifier, "scheduled", True)
+    begun = [
+        Bench(teachers("bert"), tmp_path, chosen(quantization__trained=trained)).begin().recovery
+        for trained in (False, True)
+    ]
+    assert [recovery and recovery.shared for recovery in begun] == [TRUNK, 0]
+
+
+def test_a_kill_costs_the_steps_since_the_last_pause(
+    teachers: Callable[[str], Teacher],
+    looks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    bench, seen = Bench(teachers("bert"), tmp_path, chosen()), list[int]()
+    making = bench.begin()
+
+    def killed(_: float) -> bool:
+        seen.append(making.done)
+        if making.done == 6:
+            raise KeyboardInterrupt
+        return True
+
+    looks(2)
+    monkeypatch.setattr(engine_making, "_SAVED_S", 0.0)
+    with pytest.raises(KeyboardInterrupt):
+        bench.maker.train(making, STEPS, killed)
+    assert seen == [2, 4, 6] and bench.begin().done == 4
 
 
 def test_a_pause_that_cannot_be_written_leaves_the_one_before(
-    teachers: Callable[[str], Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teachers: Callable[[str], Teacher],
+    looks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     bench = Bench(teachers("bert"), tmp_path, chosen())
-    making = bench.begin()
-    bench.maker.advance(making, 4)
-    bench.maker.pause(making, *ANSWERED)
-    before = bench.files()
+    looks(4)
+    bench.stop()
+    before = files(bench.trunk)
 
     def full(*_: Any) -> None:
         raise OSError(28, "no space")
 
     monkeypatch.setattr(student, "save_file", full)
-    bench.maker.advance(making, 8)
     with pytest.raises(OSError, match="no space"):
-        bench.maker.pause(making, *ANSWERED)
-    assert bench.files() == before
-    assert [path.name for path in tmp_path.iterdir()] == [bench.folder.name]
+        bench.stop()
+    assert files(bench.trunk) == before
+    assert [path.name for path in tmp_path.iterdir()] == [bench.trunk.name]
 
 
 def test_killed_while_the_pause_before_is_deleted_it_is_whole(
-    teachers: Callable[[str], Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teachers: Callable[[str], Teacher],
+    looks: Callable[[int], None],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
     bench = Bench(teachers("bert"), tmp_path, chosen())
-    making = bench.begin()
-    bench.maker.advance(making, 4)
-    bench.maker.pause(making, *ANSWERED)
+    looks(4)
+    bench.stop()
 
     def killed(folder: Path, **_: Any) -> None:
         if (folder / WEIGHTS).is_file():
             (folder / WEIGHTS).unlink()
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(shutil, "rmtree", killed)
-    bench.maker.advance(making, 8)
-    with pytest.raises(KeyboardInterrupt):
-        bench.maker.pause(making, *ANSWERED)
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(shutil, "rmtree", killed)
+        with pytest.raises(KeyboardInterrupt):
+            bench.stop()
     assert bench.begin().done == 8
 
 
-@pytest.mark.parametrize("damage", ["cut off", "by another technique"])
+@pytest.mark.parametrize(
+    "damage", ["by another technique", "student.json", "training.safetensors", WEIGHTS]
+)
 def test_a_folder_that_is_no_whole_student_is_begun_anew(
-    teachers: Callable[[str], Teacher], damage: str, tmp_path: Path
+    teachers: Callable[[str], Teacher], looks: Callable[[int], None], damage: str, tmp_path: Path
 ) -> None:
     bench = Bench(teachers("bert"), tmp_path, chosen())
     bench.begin()
-    before, record = bench.files(), bench.folder / "student.json"
-    if damage == "cut off":
-        record.write_bytes(record.read_bytes()[:-20])
-    else:
+    before, record = files(bench.trunk), bench.trunk / "student.json"
+    looks(4)
+    bench.stop()
+    if damage == "by another technique":
         told = json.loads(record.read_text())
         told["plan"]["parts"] = [{"technique": "of tomorrow"}]
         record.write_text(json.dumps(told))
-    assert bench.begin().done == 0 and bench.files() == before
+    else:
+        file = bench.trunk / damage
+        file.write_bytes(file.read_bytes()[:-20])
+    assert bench.begin().done == 0 and files(bench.trunk) == before
+
+
+def test_a_sealed_student_with_damaged_weights_is_made_again(
+    teachers: Callable[[str], Teacher], tmp_path: Path
+) -> None:
+    bench = Bench(teachers("bert"), tmp_path, chosen())
+    bench.train()
+    before, weights = files(bench.folder), bench.folder / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-20])
+    bench.train()
+    assert files(bench.folder) == before
 
 
 def test_only_students_that_are_kept_stay(
     teachers: Callable[[str], Teacher], tmp_path: Path
 ) -> None:
     benches = [
-        Bench(teachers("bert"), tmp_path, chosen(recovery__steps=steps)) for steps in (0, 1, 2)
+        Bench(teachers("bert"), tmp_path, chosen(recovery__learning_rate=rate))
+        for rate in (1e-4, 1e-3)
     ]
     for bench in benches:
-        bench.begin()
-    kept = benches[1].folder.name
-    benches[0].maker.keep([None, kept])
-    assert [path.name for path in tmp_path.iterdir()] == [kept]
+        bench.train()
+    kept = {benches[0].trunk.name, benches[1].folder.name}
+    benches[0].maker.keep([None, *kept])
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 @pytest.mark.parametrize("name", ["bert", TIED, "llama"])

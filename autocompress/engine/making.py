@@ -248,7 +248,7 @@ class Maker:
             step_s = (now - begun) / (recovery.done - first)
             in_time = goes_on(step_s * (steps - recovery.done))
             at_its_end = recovery.done == recovery.shared
-            if recovery.done <= recovery.shared and (
+            if making.student.steps < recovery.done <= recovery.shared and (
                 at_its_end or not in_time or now - saved > _SAVED_S
             ):
                 making.student = making.student.paused(recovery.done, recovery.state())
