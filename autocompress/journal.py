@@ -27,8 +27,8 @@ SCHEMA = 4
 """Of ``run.json`` and its events; runs of schema 1 to 3 are read, not gone on with."""
 State = Literal["asked", "complete", "stopped", "over-budget", "outdone", "failed"]
 Origin = Literal["uncut", "sampler", "ladder", "formats"]
-"""Why trials are asked for: the uncut model in fp32, what the sampler wants, a candidate trained on,
-other number formats of a student."""
+"""Why trials are asked for: the uncut model in fp32, what the sampler wants, a candidate trained
+on, other number formats of a student."""
 _EVENTS: dict[State, str] = {
     "complete": "scored",
     "stopped": "refused",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from collections.abc import Callable
 
 from autocompress.plan import Plan
 from autocompress.structure import Structure
@@ -12,6 +13,14 @@ MUCH_SLOWER = 1.5
 """Times what a step took at first that is told to the user."""
 _MARGIN = 1.25
 """By which a training may take longer than those before it say."""
+_EXPLORING_SHARE = 0.6
+"""Of the time for candidates, in which new ones are tried; then those of the front are trained on,
+as long as there is anything to gain."""
+_LEAST_GAIN = 1.25
+"""Times the steps so far that a candidate is trained on for, where the time left is too short for
+its next rung."""
+_WHOLE_STEPS = 32
+"""Steps fitted to the time left are a multiple of these."""
 _PRESENT = 3
 """Trainings that tell the pace: the first ones that at first, the latest ones that now."""
 
@@ -86,3 +95,48 @@ class Pace:
         heads, ffn = max(1, *self.uncut.head_counts), max(1, *self.uncut.ffn_widths)
         layers = plan.structure.layers
         return 1 + sum(0.2 + 0.3 * len(x.heads) / heads + 0.5 * len(x.ffn) / ffn for x in layers)
+
+
+class Allowance:
+    """The time that there is for candidates.
+
+    Args:
+        verification_s: what the end of the search will take.
+    """
+
+    def __init__(self, clock: Clock, pace: Pace, verification_s: Callable[[], float]) -> None:
+        self.clock, self.pace, self.verification_s = clock, pace, verification_s
+        self.began_s = 0.0
+
+    def begin(self) -> None:
+        """Candidates are tried from now on."""
+        self.began_s = self.clock.spent
+
+    @property
+    def left(self) -> float:
+        """Seconds, the verification apart."""
+        return self.clock.left(self.verification_s())
+
+    @property
+    def exploring(self) -> bool:
+        """Whether new candidates are wanted more than better ones."""
+        spent = self.clock.spent - self.began_s
+        return spent < _EXPLORING_SHARE * (spent + self.left)
+
+    def needs_s(self, plan: Plan, steps: float) -> float:
+        """That so much training takes, with all that comes beside it."""
+        return self.pace.seconds(plan, steps) + self.pace.beside_s
+
+    def fits(self, plan: Plan, steps: float, done: float = 0, formats: int = 1) -> bool:
+        """Whether the time left is enough to train so many steps, some of them done, and to score
+        so many number formats."""
+        needs_s = self.pace.seconds(plan, steps - done) + formats * self.pace.beside_s
+        return needs_s <= self.left
+
+    def steps(self, plan: Plan, done: int, wanted: int) -> int | None:
+        """Those wanted, or as many as fit the time left; None where these would gain nothing."""
+        if self.fits(plan, wanted, done):
+            return wanted
+        most = done + self.pace.steps(plan, self.left - self.pace.beside_s)
+        steps = _WHOLE_STEPS * int(most // _WHOLE_STEPS)
+        return steps if steps >= max(_WHOLE_STEPS, _LEAST_GAIN * done) else None

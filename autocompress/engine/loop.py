@@ -5,27 +5,21 @@ from __future__ import annotations
 import contextlib
 import time
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autocompress.candidate import Candidate, Value
+from autocompress.candidate import Candidate
 from autocompress.engine.attempt import Attempt
-from autocompress.engine.clock import MUCH_SLOWER, Clock, Pace
+from autocompress.engine.clock import MUCH_SLOWER, Allowance, Clock, Pace
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.ladder import (
     FIRST_RUNG,
-    Climber,
-    finalists,
-    may_go_on,
-    promotable,
     rank_correlations,
-    rungs,
 )
 from autocompress.engine.listener import Listener
 from autocompress.engine.nearest import nearest_in_words
-from autocompress.engine.outcomes import Outcomes, losses_of
+from autocompress.engine.proposing import Proposal, Proposer
 from autocompress.engine.request import Request
-from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
     all_standing,
@@ -42,28 +36,11 @@ from autocompress.errors import (
     UserError,
 )
 from autocompress.files import whole_files
-from autocompress.formats import choices
-from autocompress.interfaces import Sampler
-from autocompress.journal import Asked, Origin, Run, Trial
+from autocompress.journal import Asked, Run, Trial
 from autocompress.pareto import Front, Metric
 from autocompress.plan import Plan
 from autocompress.report import write_report
-from autocompress.techniques import FORMAT_NAMES
 from autocompress.units import clock
-
-_MOST_REPEATS = 300
-"""Proposals in a row that were tried before, after which the space counts as exhausted."""
-_MOST_REFUSED = 100
-"""Candidates of which none could be built and met the limits of latency and size, after which the
-space counts as holding none."""
-_EXPLORING_SHARE = 0.6
-"""Of the time for candidates, in which new ones are tried; then those of the front are trained on,
-as long as there is anything to gain."""
-_LEAST_GAIN = 1.25
-"""Times the steps so far that a candidate is trained on for, where the time left is too short for
-its next rung."""
-_WHOLE_STEPS = 32
-"""Steps fitted to the time left are a multiple of these."""
 
 
 @dataclass(frozen=True)
@@ -86,26 +63,6 @@ class SearchResult:
         return next(iter(self.fronts.values()))
 
 
-@dataclass
-class Proposal:
-    """A student in some number formats, to be tried.
-
-    Args:
-        trials: in state ``asked``, or as the latency tables or a failed plan ended them.
-        plan: None where the candidate cannot be planned.
-        climber: whose rung it is; None of uncut formats.
-        handle: of the sampler, which is told under it; None where it did not ask.
-    """
-
-    by: Origin
-    trials: list[Trial]
-    candidate: Candidate
-    plan: Plan | None
-    climber: Climber | None = None
-    handle: int | None = None
-    ended: dict[int, Trial] = field(default_factory=dict)
-
-
 class Loop:
     """One search: proposes, has students made, converted and scored, and tells; then verifies.
 
@@ -121,21 +78,11 @@ class Loop:
         self.tables, self.maker = tables, tables.maker
         self.converter, self.scorer = tables.converter, tables.scorer
         self.trials: list[Trial] = []
-        self.asked = 0
-        self.climbers: list[Climber] = []
-        self.formats = choices(request.space.parameters)
-        self.settings = request.space.settings
-        self.sampler = _sampler(request, losses_of(self.scorer))
+        self.pace = Pace(self.maker.full.structure)
+        self.allowance = Allowance(clock, self.pace, self._verification_s)
         self._ended = {trial.number: trial for trial in run.trials()}
         self._written = set(self._ended)
-        self._numbered = 0
-        self._known: dict[object, Trial] = {}
-        self._climbing: dict[object, Trial] = {}
-        self._pace = Pace(self.maker.full.structure)
         self._slowness_is_told = False
-        self._proposed = 0
-        self._exhausted = False
-        self._began_s = 0.0
 
     @property
     def metric(self) -> Metric:
@@ -166,7 +113,7 @@ class Loop:
         write_fronts(self.run, fronts)
         self.run.note(
             prediction=self.foresight.summary(self.trials),
-            rungs=rank_correlations(one.history for one in self.climbers),
+            rungs=rank_correlations(one.history for one in self.proposer.climbers),
         )
         write_report(self.run.folder)
         self._keep([member.id for front in fronts for member in front.members])
@@ -198,16 +145,23 @@ class Loop:
             self.listener.stage,
             lambda: self.clock.left(0),
         )
-        self.outcomes = Outcomes(self.scorer, self.foresight)
+        self.proposer = Proposer(self.request, self.foresight, self.allowance, self.trials)
         left_open = self._replayed([event for event in history if not _of_baseline(event)])
         if not any(isinstance(event, Asked) and event.by == "formats" for event in history):
-            left_open += self._uncut_formats()
+            left_open += self._asked(self.proposer.uncut_formats())
         if not all(map(self._carried_through, left_open)):
             return
-        self._began_s = self.clock.spent
-        while proposal := self._next():
-            if not self._carried_through(proposal):
+        self.allowance.begin()
+        while asked := self._asked(self.proposer.next()):
+            if not all(map(self._carried_through, asked)):
                 return
+
+    def _asked(self, proposal: Proposal | None) -> list[Proposal]:
+        """With a line in the journal; none of none."""
+        if proposal is None:
+            return []
+        self.run.asked(proposal.by, proposal.trials)
+        return [self._foretold(proposal)]
 
     def _baseline(self, *, asked: bool) -> Trial:
         """The uncut model in fp32, timed and scored; what all else is compared with.
@@ -216,10 +170,9 @@ class Loop:
             asked: whether it is in the journal.
         """
         started = time.monotonic()
-        plan, candidate = self.maker.full, self.settings.candidate({})
+        plan, candidate = self.maker.full, self.request.space.settings.candidate({})
         student = self.maker.id_of(plan, candidate)
         trial = Trial(0, candidate.as_dict(), "asked", plan.sizes(), student=student)
-        self._numbered = 1
         if not asked:
             self.run.asked("uncut", [trial])
         trial = self._ended.get(0, trial)
@@ -263,7 +216,7 @@ class Loop:
         waiting: dict[int, Proposal] = {}
         for event in history:
             if isinstance(event, Asked):
-                proposal = self._asked_again(event)
+                proposal = self._foretold(self.proposer.again(event))
                 waiting |= {trial.number: proposal for trial in proposal.trials}
                 continue
             proposal = waiting.pop(event.number)
@@ -273,266 +226,6 @@ class Loop:
             if not any(trial.number in waiting for trial in proposal.trials):
                 self._end(proposal)
         return list({id(proposal): proposal for proposal in waiting.values()}.values())
-
-    def _asked_again(self, event: Asked) -> Proposal:
-        proposal = self._wanted_again(event)
-        asked = [replace(trial, state="asked") for trial in event.trials]
-        if proposal is None or proposal.trials != asked:
-            raise UserError(
-                f"--resume: trial {event.trials[0].id} cannot be replayed; was the run made with "
-                "other library versions?"
-            )
-        return self._foretold(proposal)
-
-    def _wanted_again(self, event: Asked) -> Proposal | None:
-        if event.by == "sampler":
-            return self._sampled(fresh=False)
-        candidates = [self._candidate(trial) for trial in event.trials]
-        climbers = [*self.climbers, None]
-        if event.by == "formats":
-            number = event.trials[0].asked
-            climber = next(c for c in climbers if c is None or c.latest == number)
-            formats = [candidate.only(FORMAT_NAMES) for candidate in candidates]
-            return self._in_formats(self._numbered_as(number or 0), formats, climber)
-        steps = int(candidates[0].number("recovery.steps", 0))
-        for climber in self.climbers:
-            if self._at(climber.candidate, steps) == candidates[0]:
-                return self._rung_of(climber, steps)
-        return None
-
-    def _next(self) -> Proposal | None:
-        """What is worth most to be tried next; None at the end of the search."""
-        if self._exploring:
-            proposal = self._promotion() or self._new() or self._finishing()
-        else:
-            proposal = self._finishing() or self._new()
-        if proposal is None:
-            return None
-        self.run.asked(proposal.by, proposal.trials)
-        return self._foretold(proposal)
-
-    @property
-    def _exploring(self) -> bool:
-        """Whether new candidates are wanted more than better ones."""
-        if self._exhausted or self._all_asked:
-            return False
-        if self.clock.limit is None:
-            return True
-        began, spent = self._began_s, self.clock.spent
-        return spent - began < _EXPLORING_SHARE * (spent + self._left - began)
-
-    @property
-    def _all_asked(self) -> bool:
-        most = self.request.most_trials
-        return most is not None and self.asked >= most
-
-    def _new(self) -> Proposal | None:
-        """The sampler's next candidate that was not tried before; None where there is none, or not
-        the time for it."""
-        first = min((min(climber.reached) for climber in self.climbers), default=0)
-        unwanted = self._exhausted or self._all_asked or self._holds_nothing()
-        if unwanted or not self._fits(self.maker.full, first):
-            return None
-        return self._sampled(fresh=True)
-
-    def _sampled(self, *, fresh: bool) -> Proposal | None:
-        """The sampler's next candidate at its first rung; None where the space holds no more.
-
-        Args:
-            fresh: whether it is not replayed.
-        """
-        for _ in range(_MOST_REPEATS):
-            handle, chosen = self.sampler.ask()
-            self._proposed += 1
-            candidate = self.request.space.candidate(chosen)
-            plan, problem = self._planned(candidate, fresh=fresh)
-            climber = None if plan is None else Climber(chosen, candidate, plan)
-            known = self._tried_before(candidate, climber)
-            if known is not None:
-                self.sampler.tell(handle, *self.outcomes.of(known))
-            elif climber is not None:
-                proposal = self._rung_of(climber, rungs(candidate)[0])
-                return replace(proposal, by="sampler", handle=handle)
-            else:
-                trial = Trial(self._numbered, candidate.as_dict(), "asked", reason=problem)
-                self._numbered += 1
-                return Proposal("sampler", [trial], candidate, None, handle=handle)
-        self._exhausted = True
-        return None
-
-    def _tried_before(self, candidate: Candidate, climber: Climber | None) -> Trial | None:
-        """What came of a candidate, or of another one that gives the same model; one that differs
-        only in how it is trained on from there joins the ladder."""
-        if climber is None:
-            return self._known.get(candidate)
-        if self._identity(climber) in self._climbing:
-            return self._climbing[self._identity(climber)]
-        lowest = self._at(candidate, rungs(candidate)[0])
-        known = self._known.get((self.maker.id_of(climber.plan, lowest), lowest.only(FORMAT_NAMES)))
-        if known is not None:
-            self._join(climber, known)
-        return known
-
-    def _identity(self, climber: Climber) -> object:
-        """Of all rungs of a candidate."""
-        plan, candidate = climber.plan, climber.candidate
-        return self.maker.trunk_of(plan, candidate), candidate.only(FORMAT_NAMES)
-
-    def _join(self, climber: Climber, trial: Trial) -> None:
-        """A candidate came to a rung, or was refused there."""
-        if trial.state == "complete":
-            steps = int(trial.candidate.get("recovery.steps", 0))
-            climber.reached[steps], climber.latest = self.outcomes.losses(trial), trial.number
-            if climber not in self.climbers:
-                self.climbers.append(climber)
-        self._climbing[self._identity(climber)] = trial
-
-    def _promotion(self) -> Proposal | None:
-        """The next rung of a candidate of the better half."""
-        climber = promotable(self.climbers)
-        if climber is None or climber.next is None:
-            return None
-        if not self._fits(climber.plan, climber.next, climber.steps):
-            return None
-        return self._rung_of(climber, climber.next)
-
-    def _finishing(self) -> Proposal | None:
-        """More steps for a candidate of the front, as many as fit the time; else its student in the
-        number formats that it was not tried in."""
-        for climber in finalists(self.climbers, self._rivals):
-            steps = self._steps_in_time(climber)
-            if steps is not None:
-                return self._rung_of(climber, steps)
-        standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
-        for climber in self.climbers:
-            if climber.latest in standing:
-                first = self._numbered_as(climber.latest)
-                others = self._untried_formats(first.student)
-                if others and self._fits(climber.plan, 0, times=len(others)):
-                    return self._in_formats(first, others, climber)
-        return None
-
-    @property
-    def _rivals(self) -> list[tuple[float, ...]]:
-        """Losses of the uncut model in its number formats."""
-        return [
-            self.outcomes.losses(trial)
-            for trial in self._same_student(self.trials[0])
-            if trial.state == "complete"
-        ]
-
-    def _numbered_as(self, number: int) -> Trial:
-        return next(trial for trial in self.trials if trial.number == number)
-
-    def _rung_of(self, climber: Climber, steps: int) -> Proposal:
-        """A candidate at so many steps: in its own number format, at the end of its ladder in all
-        others, too."""
-        candidate = self._at(climber.candidate, steps)
-        formats = [candidate.only(FORMAT_NAMES)]
-        if steps == rungs(climber.candidate)[-1]:
-            student = self.maker.id_of(climber.plan, candidate)
-            untried = self._untried_formats(student)
-            formats += [wanted for wanted in untried if wanted not in formats]
-        trials = self._trials(climber.plan, candidate, formats)
-        return Proposal("ladder", trials, candidate, climber.plan, climber)
-
-    def _uncut_formats(self) -> list[Proposal]:
-        """The uncut model in one number format of each scheme, which costs no training."""
-        first = self.trials[0]
-        others = self._untried_formats(first.student)
-        by_scheme = {one.text("quantization.scheme", "fp32"): one for one in reversed(others)}
-        some = [one for one in others if one in by_scheme.values()]
-        if not some:
-            return []
-        proposal = self._in_formats(first, some, None)
-        self.run.asked("formats", proposal.trials)
-        return [self._foretold(proposal)]
-
-    def _untried_formats(self, student: str | None) -> list[Candidate]:
-        """Those that a student was not tried in, but for schemes that another one outdid on the
-        uncut model."""
-        uncut = self.trials[0].student
-        useless = {
-            trial.candidate.get("quantization.scheme")
-            for trial in self.trials
-            if trial.student == uncut and trial.state == "outdone"
-        }
-        tried = [
-            self._candidate(trial).only(FORMAT_NAMES)
-            for trial in self.trials
-            if trial.student == student
-        ]
-        return [
-            wanted
-            for wanted in self.formats
-            if wanted not in tried and wanted.get("quantization.scheme", "fp32") not in useless
-        ]
-
-    def _in_formats(
-        self, first: Trial, formats: Sequence[Candidate], climber: Climber | None
-    ) -> Proposal:
-        """The student of a trial in other number formats."""
-        candidate = self._candidate(first)
-        plan = climber.plan if climber else self.maker.full
-        trials = [
-            replace(trial, asked=first.number) for trial in self._trials(plan, candidate, formats)
-        ]
-        return Proposal("formats", trials, candidate, plan, climber)
-
-    def _trials(
-        self, plan: Plan, candidate: Candidate, formats: Sequence[Candidate]
-    ) -> list[Trial]:
-        """To be tried: one of each number format of a student, numbered from here on."""
-        first = self._numbered
-        self._numbered += len(formats)
-        student = self.maker.id_of(plan, candidate)
-        return [
-            Trial(
-                first + i,
-                self._in_format(candidate, wanted).as_dict(),
-                "asked",
-                plan.sizes(),
-                student=student,
-                asked=None if i == 0 else first,
-            )
-            for i, wanted in enumerate(formats)
-        ]
-
-    def _in_format(self, candidate: Candidate, wanted: Candidate) -> Candidate:
-        """The candidate in another number format."""
-        others = {name: v for name, v in candidate.settings if name not in FORMAT_NAMES}
-        return self.settings.candidate(others | dict(wanted.settings))
-
-    def _at(self, candidate: Candidate, steps: int) -> Candidate:
-        """The candidate with so many recovery steps."""
-        return self.settings.candidate({**dict(candidate.settings), "recovery.steps": steps})
-
-    def _holds_nothing(self) -> bool:
-        """Whether so many candidates were refused, and all there were, that none is to be
-        expected."""
-        met = any(trial.state == "complete" for trial in self.trials[1:])
-        return not met and self.asked >= _MOST_REFUSED
-
-    def _steps_in_time(self, climber: Climber) -> int | None:
-        """Those of its next rung, or as many as fit the time left; None where these would gain
-        nothing."""
-        wanted, have = climber.next, climber.steps
-        if wanted is None or self._fits(climber.plan, wanted, have):
-            return wanted
-        most = have + self._pace.steps(climber.plan, self._left - self._pace.beside_s)
-        steps = _WHOLE_STEPS * int(most // _WHOLE_STEPS)
-        return steps if steps >= max(_WHOLE_STEPS, _LEAST_GAIN * have) else None
-
-    def _fits(self, plan: Plan, steps: float, done: float = 0, times: int = 1) -> bool:
-        """Whether so much training fits the time left, with all that comes beside it.
-
-        Args:
-            times: number formats.
-        """
-        return self._needs_s(plan, steps - done) + (times - 1) * self._pace.beside_s <= self._left
-
-    def _needs_s(self, plan: Plan, steps: float) -> float:
-        return self._pace.seconds(plan, steps) + self._pace.beside_s
 
     def _foretold(self, proposal: Proposal) -> Proposal:
         """With what the latency tables, or a plan that failed, say of its trials."""
@@ -562,7 +255,7 @@ class Loop:
         left = [trial for trial in trials if trial.state == "asked"]
         if plan is None or not left:
             return trials
-        if self._left <= 0:
+        if self.allowance.left <= 0:
             return None
         climber = proposal.climber
         attempt = Attempt(
@@ -587,22 +280,22 @@ class Loop:
 
     def _learn_pace(self, attempt: Attempt) -> None:
         if attempt.trained_steps:
-            self._pace.learn(attempt.plan, attempt.training_s / attempt.trained_steps)
+            self.pace.learn(attempt.plan, attempt.training_s / attempt.trained_steps)
             self._say_if_slower()
         ended = attempt.ended()
         if any(trial.state == "complete" for trial in ended):
             beside_s = sum(trial.seconds for trial in ended) - attempt.training_s
-            self._pace.learn_beside(beside_s / len(ended))
+            self.pace.learn_beside(beside_s / len(ended))
 
     def _same_student(self, trial: Trial) -> list[Trial]:
         return [one for one in self.trials if one.student == trial.student]
 
     def _say_if_slower(self) -> None:
         """Once."""
-        if self._pace.slower > MUCH_SLOWER and not self._slowness_is_told:
+        if self.pace.slower > MUCH_SLOWER and not self._slowness_is_told:
             self._slowness_is_told = True
             self.listener.said(
-                f"a training step takes {self._pace.slower:.1f} times what it took at first: is "
+                f"a training step takes {self.pace.slower:.1f} times what it took at first: is "
                 f"there other work on this machine?"
             )
 
@@ -612,68 +305,33 @@ class Loop:
         if not attempt.open:
             return True
         self._write([trial for trial in attempt.trials if trial.state != "asked"])
-        if not attempt.train(lambda seconds: seconds + self._pace.beside_s <= self._left):
+        if not attempt.train(lambda seconds: seconds + self.pace.beside_s <= self.allowance.left):
             return False
         sealed = attempt.seal()
         self.run.sealed(sealed.id)
         attempt.convert_and_score(sealed)
         return True
 
-    def _planned(self, candidate: Candidate, *, fresh: bool) -> tuple[Plan | None, str | None]:
-        """The candidate's plan, or why it has none."""
-        try:
-            return self.foresight.plan(candidate, self._proposed, fresh=fresh), None
-        except CandidateFailed as error:
-            return None, str(error)
-
     def _end(self, proposal: Proposal) -> None:
-        """A proposal came to an end, maybe in an earlier process: record it and tell of it."""
+        """A proposal came to an end, maybe in an earlier process."""
         self._record(proposal.trials, proposal.plan)
-        climber, first = proposal.climber, proposal.trials[0]
-        if proposal.by == "sampler":
-            self.asked += 1
-            self._known[proposal.candidate] = first
-        if proposal.handle is not None:
-            self.sampler.tell(proposal.handle, *self.outcomes.of(first))
-        elif climber is not None:
-            for trial in proposal.trials if proposal.by == "formats" else [first]:
-                self.sampler.learn(self._chosen(climber, trial), *self.outcomes.of(trial))
-        if climber is not None and proposal.by != "formats":
-            self._join(climber, first)
+        self.proposer.ended(proposal)
         if any(trial.number not in self._ended for trial in proposal.trials):
-            self._tidy()
-
-    def _chosen(self, climber: Climber, trial: Trial) -> dict[str, Value]:
-        """A trial as the sampler would have asked for it."""
-        active = self._candidate(trial).active
-        formats = {name: active[name] for name in FORMAT_NAMES if name in active}
-        searched = {parameter.name for parameter in self.request.space.parameters}
-        return {n: v for n, v in {**climber.chosen, **formats}.items() if n in searched}
+            standing = [trial.id for trial in all_standing(self.trials, self.scorer)]
+            self._keep(standing, self.proposer.trunks())
 
     def _record(self, trials: Sequence[Trial], plan: Plan | None) -> None:
         """Trials that came to an end, some of them in an earlier process."""
         fresh = [trial for trial in trials if trial.number not in self._ended]
         for trial in trials:
             self.trials.append(trial)
-            candidate = self._candidate(trial)
-            if plan is not None:
-                self._known[trial.student, candidate.only(FORMAT_NAMES)] = trial
-                if trial.number:
-                    self.foresight.learn(trial, plan, candidate)
+            if plan is not None and trial.number:
+                self.foresight.learn(trial, plan, self._candidate(trial))
             if trial in fresh:
                 self._write([trial])
                 self.listener.trial(trial, self._remaining_s())
         if any(trial.state == "complete" for trial in fresh):
             self._write_provisional()
-
-    def _tidy(self) -> None:
-        """Delete what nothing more comes of."""
-        standing = [trial.id for trial in all_standing(self.trials, self.scorer)]
-        trunks = {
-            self.maker.trunk_of(climber.plan, climber.candidate)
-            for climber in may_go_on(self.climbers, self._rivals)
-        }
-        self._keep(standing, trunks)
 
     def _write(self, trials: Sequence[Trial]) -> None:
         """Into the journal, once."""
@@ -682,13 +340,8 @@ class Loop:
                 self.run.ended(trial)
                 self._written.add(trial.number)
 
-    @property
-    def _left(self) -> float:
-        """Seconds, the verification apart."""
-        return self.clock.left(self._verification_s())
-
     def _candidate(self, trial: Trial) -> Candidate:
-        return self.settings.candidate(trial.candidate)
+        return self.request.space.settings.candidate(trial.candidate)
 
     def _verification_s(self) -> float:
         """What the end of the search may take: the baseline's trial was an export, a timing and a
@@ -709,23 +362,12 @@ class Loop:
         return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
 
     def _remaining_s(self) -> float | None:
-        """To the end of the search: of its time limit, or what is still to be tried takes so long
-        as what was tried, and the front's candidates climb to the end of the ladder."""
+        """To the end of the search; None when nothing is known yet."""
         by_time = self.clock.left(0)
-        if self.request.most_trials is None:
-            return by_time
-        if not self.asked:
-            return None
-        first_s = [
-            trial.seconds for trial in self.trials if len(trial.rungs) < 2 and trial.asked != 0
-        ]
-        to_ask = self.request.most_trials - self.asked
-        climbing_s = sum(
-            self._needs_s(one.plan, rungs(one.candidate)[-1] - one.steps)
-            for one in finalists(self.climbers, self._rivals)
-        )
-        asking_s = to_ask * sum(first_s) / self.asked
-        return min(by_time, asking_s + climbing_s + self._verification_s())
+        by_trials = self.proposer.remaining_s()
+        if by_trials is None:
+            return by_time if self.request.most_trials is None else None
+        return min(by_time, by_trials + self._verification_s())
 
     def _refuse_too_short(self) -> None:
         limit, first = self.clock.limit, self.trials[0]
@@ -734,7 +376,7 @@ class Loop:
         needed = (
             self.clock.spent
             + self._verification_s()
-            + max(first.seconds, self._needs_s(self.maker.full, FIRST_RUNG))
+            + max(first.seconds, self.allowance.needs_s(self.maker.full, FIRST_RUNG))
         )
         raise SearchFailed(
             f"the time limit of {clock(limit)} is too short to try a candidate, which takes about "
@@ -750,9 +392,3 @@ class Loop:
 
 def _of_baseline(event: Asked | Trial) -> bool:
     return event.by == "uncut" if isinstance(event, Asked) else event.number == 0
-
-
-def _sampler(request: Request, losses: int) -> Sampler:
-    if not isinstance(request.sampler, str):
-        return request.sampler
-    return OptunaSampler(request.space, request.sampler, request.seed, losses)
