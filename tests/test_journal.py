@@ -4,14 +4,14 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from autocompress.errors import UserError
-from autocompress.journal import SCHEMA, Run, State, Trial
+from autocompress.journal import SCHEMA, Asked, Run, State, Trial
 from autocompress.scores import Latency, Quality, Score, Timing
 
 INPUTS = {
@@ -81,6 +81,7 @@ def test_trials_come_back_as_they_were(run: Run) -> None:
         ("complete", "scored"),
         ("stopped", "refused"),
         ("over-budget", "refused"),
+        ("outdone", "refused"),
         ("failed", "failed"),
     ],
 )
@@ -90,52 +91,31 @@ def test_what_comes_of_a_trial_is_an_event_of_that_name(run: Run, state: State, 
     assert [trial.state for trial in run.trials()] == [state]
 
 
-def test_what_was_asked_for_comes_back_and_is_no_trial_yet(run: Run) -> None:
-    asked = [Trial(n, {"layers.keep": 0.5}, "asked", student="a") for n in (1, 2)]
-    other = [Trial(3, {}, "asked", student="b", asked=1)]
-    run.asked(asked)
-    run.asked(other)
-    assert run.proposals() == [asked, other]
-    assert run.trials() == []
-    run.ended(replace(asked[1], state="complete"))
-    assert [trial.number for trial in run.trials()] == [2]
-    assert run.proposals() == [asked, other]
+def test_what_was_asked_for_and_what_came_of_it_come_back_in_their_order(run: Run) -> None:
+    first = Asked("sampler", tuple(Trial(n, {}, "asked", student="a") for n in (1, 2)))
+    other = Asked("formats", (Trial(3, {"layers.keep": 0.5}, "asked", student="b", asked=1),))
+    run.asked(first.by, first.trials)
+    assert (run.history(), run.trials()) == ([first], [])
+    later = replace(first.trials[1], state="complete")
+    run.ended(later)
+    run.sealed("b")
+    run.asked(other.by, other.trials)
+    sooner = replace(first.trials[0], state="failed")
+    run.ended(sooner)
+    assert run.history() == [first, later, other, sooner]
+    assert run.trials() == [sooner, later]
 
 
-def test_trials_are_by_number_whatever_the_order_of_their_events(run: Run) -> None:
-    first, second = FAILED, COMPLETE
-    for event in (second, first):
-        run.rung(str(event.student), 32, 1.5, "7f")
-        run.ended(event)
-    assert run.trials() == [first, second]
-
-
-def test_a_student_gets_a_line_for_a_rung_and_for_its_end_however_often_they_are_told(
-    run: Run,
-) -> None:
+def test_a_student_is_sealed_once_however_often_it_is_told(run: Run) -> None:
     for _ in range(2):
-        run.rung("a", 32, 1.5, "7f")
-        run.rung("a", 192, 0.5, "ff")
-        run.rung("b", 32, 1.5, "7f")
         run.sealed("a")
+        run.sealed("b")
     lines = run.events_file.read_text(encoding="utf-8").splitlines()
     assert [tuple(json.loads(line).values()) for line in lines] == [
-        ("rung", "a", 32, 1.5, "7f"),
-        ("rung", "a", 192, 0.5, "ff"),
-        ("rung", "b", 32, 1.5, "7f"),
         ("sealed", "a"),
+        ("sealed", "b"),
     ]
-    assert run.answers() == {("a", 32): "7f", ("a", 192): "ff", ("b", 32): "7f"}
-
-
-def test_what_was_passed_over_comes_back_in_its_place_and_is_no_trial(run: Run) -> None:
-    first, second = ([Trial(n, {}, "asked", student=f"{n}")] for n in (1, 2))
-    late = [replace(second[0], state="passed-over")]
-    run.asked(first)
-    run.passed_over(late)
-    run.asked(second)
-    assert run.proposals() == [first, late, second]
-    assert run.trials() == []
+    assert (run.history(), run.trials()) == ([], [])
 
 
 def test_one_line_per_trial(run: Run) -> None:
@@ -166,7 +146,7 @@ def test_a_line_cut_short_is_dropped_on_resume(run: Run, lost: int) -> None:
 def test_a_first_line_cut_short_leaves_none(run: Run) -> None:
     run.events_file.write_text('{"event": "scored", "trial"', encoding="utf-8")
     resumed = Run.resume(run.folder, INPUTS)
-    assert (resumed.trials(), resumed.proposals()) == ([], [])
+    assert (resumed.trials(), resumed.history()) == ([], [])
 
 
 @pytest.mark.parametrize("line", [b"", b"{", b"[]", b"5", b"{}", b"\xff", b'"scored"'])
@@ -178,7 +158,7 @@ def test_a_line_damaged_in_the_middle_is_named(run: Run, line: bytes) -> None:
     with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: .+$"):
         run.trials()
     with pytest.raises(UserError, match=rf"^{run.events_file}, line 2 is damaged: .+$"):
-        run.proposals()
+        run.history()
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 2', '{"schema": 2}', "5", '"inputs"'])
@@ -209,8 +189,21 @@ def test_a_run_of_the_first_schema_is_read_and_not_gone_on_with(tmp_path: Path) 
     baseline = Trial(0, {"layers.keep": 1.0}, "complete", rungs=((0, 0.0),), weight_bytes=5)
     assert run.trials() == [replace(baseline, seconds=2.5, path="models/t000")]
     with pytest.raises(
-        UserError, match=r"^--resume: the run in .* \(schema 1, this one writes 3\)"
+        UserError, match=r"^--resume: the run in .* \(schema 1, this one writes 4\)"
     ):
+        Run.resume(run.folder, INPUTS)
+
+
+def test_a_run_that_stopped_students_at_rungs_is_read_and_not_gone_on_with(tmp_path: Path) -> None:
+    """Of schema 3, whose events were others, too."""
+    run = Run.start(tmp_path / "run", {"schema": 3, "inputs": INPUTS})
+    stopped = replace(FAILED, state="stopped", reason="dominated", rungs=((32, 12.5),))
+    rung = {"event": "rung", "student": "a", "steps": 32, "drop": 12.5, "answers": "7f"}
+    passed = {"event": "passed-over", "trials": [asdict(replace(FAILED, number=1))]}
+    told = [rung, passed, {"event": "refused", "trial": asdict(stopped)}]
+    run.events_file.write_text("".join(json.dumps(event) + "\n" for event in told))
+    assert run.trials() == [stopped]
+    with pytest.raises(UserError, match=r"\(schema 3, this one writes 4\)"):
         Run.resume(run.folder, INPUTS)
 
 
