@@ -428,15 +428,15 @@ MUTATIONS = (
     ),
     # the search
     spoil(
-        "engine/making.py",
+        "engine/ladder.py",
         "FIRST_RUNG = 32",
         "FIRST_RUNG = 16",
         "candidates are first compared after 32 steps",
-        "engine.py::test_candidates_are_compared_at_these_steps",
+        "ladder.py::test_a_ladder_ends_with_the_candidate_s_own_steps",
     ),
     spoil(
-        "engine/loop.py",
-        "self._tell(handle, known)",
+        "engine/proposing.py",
+        "self.sampler.tell(handle, *self.outcomes.of(known))",
         "pass",
         "the sampler hears of proposals that were tried before",
         "engine.py::test_the_sampler_hears_of_every_proposal",
@@ -449,9 +449,9 @@ MUTATIONS = (
         "resuming.py::test_time_spent_before_a_resume_counts",
     ),
     spoil(
-        "engine/loop.py",
-        "self.maker.id_of(plan, candidate), candidate.only(FORMAT_NAMES)",
-        "candidate, candidate.only(FORMAT_NAMES)",
+        "engine/proposing.py",
+        "self._known[trial.student, self._candidate",
+        "self._known[trial.number, self._candidate",
         "no model is made twice",
         "engine.py::test_a_small_space_is_tried_whole_and_once",
         "engine.py::test_an_uncut_candidate_keeps_its_recovery",

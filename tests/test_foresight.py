@@ -19,7 +19,6 @@ from autocompress import Limits, RequestUnmet, SearchFailed, SearchResult, Searc
 from autocompress.candidate import Candidate, Value
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.converting import Converter
-from autocompress.engine.loop import Loop
 from autocompress.engine.tables import read_table
 from autocompress.errors import AutocompressError, CandidateFailed
 from autocompress.journal import Run, Trial
@@ -36,7 +35,7 @@ from tests.additive_device import (
     exported_shape,
     milliseconds,
 )
-from tests.searching import Scripted, StopAfter, timeless
+from tests.searching import Scripted, StopAfter, scheme, timeless
 
 
 @pytest.fixture(scope="module")
@@ -267,22 +266,21 @@ def test_where_pruning_by_latency_is_one_choice_of_many_the_table_grows_as_it_is
     assert "cpu-1-thread" in result.trials[8].predicted and not result.trials[2].predicted
 
 
-def test_a_candidate_that_is_passed_over_leaves_the_next_one_a_table_of_its_own(
-    started: Any, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_proposal_that_was_tried_before_leaves_the_next_one_a_table_of_its_own(
+    started: Any, own_cache: Path
 ) -> None:
-    """Of its number format, though it gets the number that the other one did not take."""
-
-    def unfit(loop: Loop, trials: Any, plan: Any, candidate: Candidate) -> str | None:
-        quantized = candidate.text("quantization.scheme", "fp32") != "fp32"
-        return "too long" if quantized else None
-
-    monkeypatch.setattr(Loop, "_unfit", unfit)
+    """Of its number format, though it gets the number of the trial that the other one was not."""
     half: dict[str, Value] = {"width.latency": 0.5}
-    asked = [half | {"quantization.scheme": "int8-dynamic"}, half]
-    options: dict[str, Any] = {"budget": Limits(), "sampler": Scripted(*asked)}
+    int8 = half | {"quantization.scheme": "int8-dynamic"}
+    sampler = Scripted(int8, int8, half)
+    options: dict[str, Any] = {"budget": Limits(), "sampler": sampler, "trials": 2}
     result = started(SOMETIMES, "run", Connected(), **options)
-    pruned = [trial for trial in result.trials if "width.latency" in trial.candidate]
-    assert pruned[0].state == "complete"
+    assert sampler.asked == 3 and len(sampler.told) == 3
+    asked = [trial for trial in result.trials if trial.candidate and trial.asked is None]
+    assert [scheme(trial) for trial in asked] == ["int8-dynamic", "fp32"]
+    assert {trial.state for trial in asked} == {"complete"}
+    steps = sorted(path.name for path in (result.run / "latency").iterdir())
+    assert steps == ["1", "2", "3"]
 
 
 def test_a_resumed_search_finds_its_table_grown_as_far_as_it_was(

@@ -26,7 +26,7 @@ from tests.searching import CPU, Scripted, space
 VALUES: dict[str, Any] = {
     "heads": {"keep": [1.0, 0.5]},
     "recovery": {
-        "steps": [0, 33],
+        "steps": [0, 65],
         "objectives": [["logits", "hidden-states"]],
         "unlabeled_share": 0.5,
     },
@@ -37,9 +37,10 @@ VALUES: dict[str, Any] = {
 def test_a_search_never_touches_a_held_out_split_too_early(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    """With a teacher fine-tuned, importance, calibration, unlabelled text, and a rung."""
+    """With a teacher fine-tuned, importance, calibration, unlabelled text, and a rung of the ladder."""
     guard, lines = Guard(), tmp_path / "lines.txt"
     lines.write_text("".join(f"{number} of what was seen is good .\n" for number in range(40)))
+    chosen = {"heads.keep": 0.5, "recovery.steps": 65, "quantization.scheme": "int8-static"}
     result = search(
         tiny_model,
         data_file,
@@ -49,14 +50,14 @@ def test_a_search_never_touches_a_held_out_split_too_early(
         task=guard.kind,
         listener=guard,
         unlabeled=str(lines),
-        sampler=Scripted({"heads.keep": 0.5, "recovery.steps": 33}),
+        sampler=Scripted(chosen),
         trials=1,
         finetune=True,
         connect=SizeDevice,
     )
-    assert len(result.trials) == 4
+    assert len(result.trials) == 5
     assert {trial.state for trial in result.trials} <= {"complete", "outdone"}
-    assert [steps for steps, _ in result.trials[2].rungs] == [32, 33]
+    assert [steps for steps, _ in result.trials[3].rungs] == [32, 65]
     first = guard.asked.index("test")
     assert set(guard.asked[:first]) == {"validation"}
     assert all(member.quality.test is not None for member in result.front.members)

@@ -364,7 +364,7 @@ class Loop:
     def _remaining_s(self) -> float | None:
         """To the end of the search; None when nothing is known yet."""
         by_time = self.clock.left(0)
-        by_trials = self.proposer.remaining_s()
+        by_trials = self.proposer.remaining_s() if self.trials[1:] else None
         if by_trials is None:
             return by_time if self.request.most_trials is None else None
         return min(by_time, by_trials + self._verification_s())
