@@ -33,6 +33,7 @@ from autocompress.training import outputs
 from autocompress.training.compute import CPU
 from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.recovery import Recovery
+from autocompress.training.steps import trunk_steps
 from autocompress.training.taps import watch
 from autocompress.training.teacher import load_classifier
 from tests.tiny_models import FFN, MODELS, VOCABULARY, build
@@ -47,6 +48,7 @@ CUT = Structure(
 )
 HEADLESS_END = Structure((Layer(0, (0, 2), tuple(range(64))), Layer(3, (), (5, 6))))
 SMALL_CUT = Structure((Layer(0, (1, 2), tuple(range(FFN))), Layer(2, (0, 3), (1, 4, 5))))
+PACED = ("annealed-logits",)
 OUTPUTS = ("hidden.1", "hidden.2", "hidden.4", "query", "key", "value")
 
 
@@ -149,6 +151,25 @@ def test_stopping_and_going_on_changes_no_bit(
     assert in_parts.done == 3 and not same(weights(in_parts), weights(at_once))
     in_parts.advance(12)
     assert same(weights(in_parts), weights(at_once))
+
+
+@pytest.mark.parametrize("steps", [8, 20])
+def test_a_run_stopped_before_its_rate_falls_goes_on_as_one_of_other_steps(
+    small: Callable[[str], Teacher], steps: int
+) -> None:
+    """But for objectives that follow how many steps there are."""
+    choices: dict[str, Any] = {"objectives": [name for name in OBJECTIVES if name not in PACED]}
+    stopped, at_once, other = (
+        recovery(small("bert"), candidate(count, **choices), structure=SMALL_CUT)
+        for count in (12, steps, steps)
+    )
+    stopped.advance(trunk_steps(min(12, steps)))
+    at_once.advance(steps)
+    other.restore(stopped.state())
+    other.advance(steps)
+    assert other.done == steps and same(weights(other), weights(at_once))
+    stopped.advance(12)
+    assert not same(weights(stopped), weights(other))
 
 
 def test_it_ends_at_its_steps(teacher: Teacher) -> None:
