@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from autocompress.candidate import Value, freeze, thaw
-from autocompress.engine.samplers import SAMPLERS
+from autocompress.engine.samplers import SAMPLERS, sampler
 from autocompress.engine.samplers.optuna_sampler import OptunaSampler
 from autocompress.interfaces import Sampler
 from autocompress.search_space import SearchSpace
@@ -59,7 +59,7 @@ SPACE = SearchSpace.from_mapping(
 
 
 def make(algorithm: str, seed: int, space: SearchSpace = SPACE, devices: int = 1) -> Sampler:
-    return OptunaSampler(space, algorithm, seed, devices + 1)
+    return sampler(algorithm, space, seed, devices + 1)
 
 
 def play(algorithm: str, seed: int, count: int, devices: int = 1) -> list[dict[str, Value]]:
@@ -108,7 +108,7 @@ def test_numbers_to_choose_from_are_in_order_for_tpe(values: list[Any], ordinal:
     space = SearchSpace.from_mapping("test", {section: {key: values}})
     sampler = OptunaSampler(space, "tpe", 0)
     points = [sampler.ask()[1] for _ in range(40)]
-    [kind] = {type(trial.distributions[name]) for trial in sampler.trials.values()}
+    [kind] = {type(trial.distributions[name]) for trial, _ in sampler.running.values()}
     assert kind.__name__ == ("IntDistribution" if ordinal else "CategoricalDistribution")
     assert {point[name] for point in points} == {freeze(value) for value in values}
     if ordinal:

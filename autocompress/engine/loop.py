@@ -16,7 +16,7 @@ from autocompress.engine.foresight import Foresight
 from autocompress.engine.listener import Listener
 from autocompress.engine.nearest import nearest_in_words
 from autocompress.engine.request import Request
-from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.samplers import sampler
 from autocompress.engine.stopping import Answers, Contender, outclassed, rank_correlations
 from autocompress.engine.tables import Tables
 from autocompress.engine.verification import (
@@ -595,4 +595,4 @@ def _stopped_like(stopped: Trial, trial: Trial) -> Trial:
 def _sampler(request: Request, losses: int) -> Sampler:
     if not isinstance(request.sampler, str):
         return request.sampler
-    return OptunaSampler(request.space, request.sampler, request.seed, losses)
+    return sampler(request.sampler, request.space, request.seed, losses)

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import optuna
+import torch
 from optuna.distributions import (
     BaseDistribution,
     CategoricalDistribution,
     FloatDistribution,
     IntDistribution,
 )
+from optuna.trial import TrialState
 
 from autocompress.candidate import Value, freeze, thaw
 from autocompress.environment import silenced
@@ -25,12 +29,34 @@ _POPULATION = 16
 """Of NSGA-II: a search has tens of trials, not thousands."""
 _ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
     "tpe": lambda seed: optuna.samplers.TPESampler(
-        seed=seed, n_startup_trials=_START_UP_TRIALS, multivariate=True, group=True
+        seed=seed,
+        n_startup_trials=_START_UP_TRIALS,
+        multivariate=True,
+        group=True,
+        constant_liar=True,
     ),
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed, population_size=_POPULATION),
+    "gp": lambda seed: optuna.samplers.GPSampler(
+        seed=seed, n_startup_trials=_START_UP_TRIALS, warn_independent_sampling=False
+    ),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
 }
 """By the names in ``samplers.SAMPLERS``."""
+_OF_WHOLE_POINTS = ("gp",)
+"""They model only settings that every point has: also those that mean nothing are asked for."""
+_MORE_TRIES = 16
+"""Where a proposal is one that runs already."""
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Of torch, in which a Gaussian process is small: more threads take five times as long."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class OptunaSampler:
@@ -47,30 +73,30 @@ class OptunaSampler:
 
     @silenced("optuna")
     def __init__(self, space: SearchSpace, algorithm: str, seed: int, objectives: int = 2) -> None:
-        self.space = space
+        self.space, self.whole = space, algorithm in _OF_WHOLE_POINTS
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = _ALGORITHMS[algorithm](seed)
         self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
-        self.trials: dict[int, optuna.Trial] = {}
+        self.running: dict[int, tuple[optuna.Trial, dict[str, Value]]] = {}
         for corner in space.corners:
             self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in space.parameters})
 
     @silenced("optuna")
+    @_one_thread()
     def ask(self) -> tuple[int, dict[str, Value]]:
-        trial = self.study.ask()
-        chosen: dict[str, Value] = {}
-        parameters = self.space.parameters
-        for parameter in (*parameters, *parameters):  # some mean nothing before later ones
-            complete = self.space.settings.complete(chosen)
-            if parameter.name not in chosen and parameter.setting.when(complete):
-                chosen[parameter.name] = _suggest(trial, parameter)
-        self.trials[trial.number] = trial
+        trial, chosen = self._proposed()
+        for _ in range(_MORE_TRIES):
+            if all(chosen != running for _, running in self.running.values()):
+                break
+            self.study.tell(trial, state=TrialState.FAIL)
+            trial, chosen = self._proposed()
+        self.running[trial.number] = trial, chosen
         return trial.number, chosen
 
     @silenced("optuna")
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:
-        trial = self.trials.pop(handle)
+        trial, _ = self.running.pop(handle)
         trial.set_constraint(_CONSTRAINT, violation)
         self.study.tell(trial, list(losses))
 
@@ -81,10 +107,12 @@ class OptunaSampler:
         point = self.space.point(chosen)
         if point is None:
             return
+        if self.whole:
+            point = {p.name: _first(p) for p in self.space.parameters} | point
         active = [parameter for parameter in self.space.parameters if parameter.name in point]
         self.study.add_trial(
             optuna.trial.create_trial(
-                state=optuna.trial.TrialState.RUNNING,
+                state=TrialState.RUNNING,
                 params={p.name: _encode(p, point[p.name]) for p in active},
                 distributions={p.name: _distribution(p) for p in active},
                 constraints={_CONSTRAINT: violation},
@@ -95,12 +123,19 @@ class OptunaSampler:
             self.study.sampler.get_trial_generation(self.study, trial)  # else it is of none
         self.study.tell(trial.number, list(losses))
 
+    def _proposed(self) -> tuple[optuna.Trial, dict[str, Value]]:
+        trial = self.study.ask()
+        if self.whole:
+            for parameter in self.space.parameters:
+                _suggest(trial, parameter)
+        return trial, self.space.assembled(partial(_suggest, trial))
+
 
 def _encode(parameter: Parameter, value: Value) -> Any:
     values = parameter.values
     if not isinstance(values, Choices):
         return value
-    ordered = _ordered(values)
+    ordered = values.ascending
     return json.dumps(thaw(value)) if ordered is None else ordered.index(value)
 
 
@@ -108,7 +143,7 @@ def _decode(parameter: Parameter, encoded: Any) -> Value:
     values = parameter.values
     if not isinstance(values, Choices):
         return freeze(encoded)
-    ordered = _ordered(values)
+    ordered = values.ascending
     return freeze(json.loads(encoded)) if ordered is None else ordered[encoded]
 
 
@@ -116,13 +151,18 @@ def _distribution(parameter: Parameter) -> BaseDistribution:
     """Of the encoded values."""
     values = parameter.values
     if isinstance(values, Choices):
-        if _ordered(values) is not None:
+        if values.ascending is not None:
             return IntDistribution(0, len(values.values) - 1)
         return CategoricalDistribution([_encode(parameter, value) for value in values.values])
     if values.integer:
         low, high, step = int(values.low), int(values.high), int(values.step or 1)
         return IntDistribution(low, high, step=step, log=values.log)
     return FloatDistribution(values.low, values.high, step=values.step, log=values.log)
+
+
+def _first(parameter: Parameter) -> Value:
+    values = parameter.values
+    return values.values[0] if isinstance(values, Choices) else values.low
 
 
 def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
@@ -135,9 +175,3 @@ def _suggest(trial: optuna.Trial, parameter: Parameter) -> Value:
         case CategoricalDistribution() as of:
             encoded = trial.suggest_categorical(name, of.choices)
     return _decode(parameter, encoded)
-
-
-def _ordered(values: Choices) -> list[Value] | None:
-    """Numbers, ascending: neighbours among them are alike, which names are not. None of others."""
-    numbers = [value for value in values.values if type(value) in (int, float)]
-    return sorted(numbers) if len(numbers) == len(values.values) else None
