@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import pytest
+
 from autocompress.distillation import objectives
 from autocompress.engine.samplers import SAMPLERS, sampler
 from autocompress.families import FAMILIES
@@ -108,7 +110,13 @@ class TestDevices(DeviceSuite):
 
 
 class TestSamplers(SamplerSuite):
-    members = {name: partial(sampler, name) for name in SAMPLERS}
+    members = {name: partial(sampler, name) for name in SAMPLERS if name != "gp"}
+
+
+@pytest.mark.slow
+class TestSlowSamplers(SamplerSuite):
+    members = {"gp": partial(sampler, "gp")}
+    trials = 40
 
 
 def test_every_member_has_a_row_here() -> None:

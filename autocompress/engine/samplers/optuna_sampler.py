@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import numpy as np
 import optuna
 import torch
 from optuna.distributions import (
@@ -19,7 +21,7 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from autocompress.candidate import Value, freeze, thaw
+from autocompress.candidate import Candidate, Value, freeze, thaw
 from autocompress.environment import silenced
 from autocompress.search_space import Choices, Parameter, SearchSpace
 
@@ -44,8 +46,24 @@ _ALGORITHMS: dict[str, Callable[[int], optuna.samplers.BaseSampler]] = {
 """By the names in ``samplers.SAMPLERS``."""
 _OF_WHOLE_POINTS = ("gp",)
 """They model only settings that every point has: also those that mean nothing are asked for."""
+_MEMORY = {"tpe": 256, "gp": 100}
+"""Outcomes that an algorithm learns from, all of them where there is no number."""
 _MORE_TRIES = 16
 """Where a proposal is one that runs already."""
+
+
+class _Memory(optuna.storages.InMemoryStorage):
+    """What an algorithm learns from: trials less those forgotten."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.forgotten: set[int] = set()
+
+    def get_all_trials(
+        self, study_id: int, deepcopy: bool = True, states: Container[TrialState] | None = None
+    ) -> list[optuna.trial.FrozenTrial]:
+        trials = super().get_all_trials(study_id, deepcopy, states)
+        return [trial for trial in trials if trial.number not in self.forgotten]
 
 
 @contextmanager
@@ -74,24 +92,30 @@ class OptunaSampler:
     @silenced("optuna")
     def __init__(self, space: SearchSpace, algorithm: str, seed: int, objectives: int = 2) -> None:
         self.space, self.whole = space, algorithm in _OF_WHOLE_POINTS
+        self.memory = _MEMORY.get(algorithm, math.inf)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = _ALGORITHMS[algorithm](seed)
-        self.study = optuna.create_study(directions=["minimize"] * objectives, sampler=sampler)
-        self.running: dict[int, tuple[optuna.Trial, dict[str, Value]]] = {}
+        self.storage = _Memory()
+        self.study = optuna.create_study(
+            directions=["minimize"] * objectives, sampler=sampler, storage=self.storage
+        )
+        self.running: dict[int, tuple[optuna.Trial, Candidate]] = {}
         for corner in space.corners:
-            self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in space.parameters})
+            within = [p for p in space.parameters if p.contains(corner[p.name])]
+            self.study.enqueue_trial({p.name: _encode(p, corner[p.name]) for p in within})
 
     @silenced("optuna")
     @_one_thread()
     def ask(self) -> tuple[int, dict[str, Value]]:
+        running = {candidate for _, candidate in self.running.values()}
         trial, chosen = self._proposed()
         for _ in range(_MORE_TRIES):
-            if all(chosen != running for _, running in self.running.values()):
+            if self.space.candidate(chosen) not in running:
                 break
             self.study.tell(trial, state=TrialState.FAIL)
             trial, chosen = self._proposed()
-        self.running[trial.number] = trial, chosen
+        self.running[trial.number] = trial, self.space.candidate(chosen)
         return trial.number, chosen
 
     @silenced("optuna")
@@ -99,6 +123,7 @@ class OptunaSampler:
         trial, _ = self.running.pop(handle)
         trial.set_constraint(_CONSTRAINT, violation)
         self.study.tell(trial, list(losses))
+        self._forget()
 
     @silenced("optuna")
     def learn(
@@ -122,6 +147,20 @@ class OptunaSampler:
         if isinstance(self.study.sampler, optuna.samplers.BaseGASampler):
             self.study.sampler.get_trial_generation(self.study, trial)  # else it is of none
         self.study.tell(trial.number, list(losses))
+        self._forget()
+
+    def _forget(self) -> None:
+        """Of the older half of what the algorithm learns from, the worst, when there is too much:
+        its time grows with it."""
+        ended = self.study.get_trials(deepcopy=False, states=[TrialState.COMPLETE])
+        if len(ended) <= self.memory:
+            return
+        losses = np.array([trial.values for trial in ended])
+        violations = np.array([trial.constraints[_CONSTRAINT] for trial in ended])
+        older = len(ended) // 2
+        better = (losses[None] <= losses[:older, None]).all(axis=2).sum(axis=1)
+        worst = np.lexsort((better, violations[:older]))[-1]
+        self.storage.forgotten.add(ended[worst].number)
 
     def _proposed(self) -> tuple[optuna.Trial, dict[str, Value]]:
         trial = self.study.ask()
