@@ -135,7 +135,9 @@ def _parser() -> argparse.ArgumentParser:
         help="candidates to try; 50 when there is no time limit either",
     )
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
-    search.add_argument("--sampler", default="tpe", help="tpe (default), nsga2 or random")
+    search.add_argument(
+        "--sampler", default="tpe", help="tpe (default), gp, nsga2, random or local"
+    )
     search.set_defaults(command=verbs.search)
 
     evaluate = commands.add_parser(

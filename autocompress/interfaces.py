@@ -732,7 +732,8 @@ class Sampler(Protocol):
 
     def ask(self) -> tuple[int, dict[str, Value]]:
         """A handle and the chosen settings, all within the space; inactive settings may be
-        missing."""
+        missing. Asked for several points before it is told of any, it gives different ones, as
+        long as the space has them."""
         ...
 
     def tell(self, handle: int, losses: Sequence[float], violation: float = 0.0) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,13 @@ class Choices:
     """One of these values."""
 
     values: tuple[Value, ...]
+
+    @property
+    def ascending(self) -> tuple[int | float, ...] | None:
+        """Numbers, in order: neighbours among them are alike, which names are not. None of
+        others."""
+        numbers = [v for v in self.values if isinstance(v, int | float) and type(v) is not bool]
+        return tuple(sorted(numbers)) if len(numbers) == len(self.values) else None
 
     def __str__(self) -> str:
         return " | ".join(json.dumps(thaw(value)) for value in self.values)
@@ -203,6 +210,19 @@ class SearchSpace:
     def candidate(self, chosen: Mapping[str, Value]) -> Candidate:
         """The candidate of a point of this space."""
         return self.settings.candidate(chosen, self.name)
+
+    def assembled(self, value: Callable[[Parameter], Value]) -> dict[str, Value]:
+        """A point: what ``value`` gives of each setting that means something beside those before;
+        it is not asked of others."""
+        chosen: dict[str, Value] = {}
+        for parameter in (
+            *self.parameters,
+            *self.parameters,
+        ):  # some mean nothing before later ones
+            complete = self.settings.complete(chosen)
+            if parameter.name not in chosen and parameter.setting.when(complete):
+                chosen[parameter.name] = value(parameter)
+        return chosen
 
     def point(self, chosen: Mapping[str, Value]) -> dict[str, Value] | None:
         """The settings of a candidate that the space varies, those that mean something beside the

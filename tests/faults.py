@@ -661,7 +661,7 @@ SEARCHES: dict[str, tuple[Change, str]] = {
     "time limit of zero": (_set("--time-limit", "0m"), "it must be more than zero"),
     "unknown sampler": (
         _set("--sampler", "oracle"),
-        "unknown sampler 'oracle'; known are tpe, nsga2, random",
+        "unknown sampler 'oracle'; known are tpe, gp, nsga2, random, local",
     ),
     "unknown option": (_set("--colour", "red"), "unrecognized arguments: --colour red"),
     "output holds another run": (_other_run, "holds another run: give --resume to go on with it"),

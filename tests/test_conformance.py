@@ -6,15 +6,14 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 
+import pytest
+
 from autocompress.distillation import objectives
-from autocompress.engine.samplers import SAMPLERS
-from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.samplers import SAMPLERS, sampler
 from autocompress.families import FAMILIES
 from autocompress.formats import FORMATS
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Sampler
-from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 from autocompress.techniques import TECHNIQUES
 from autocompress.testing import (
@@ -110,12 +109,14 @@ class TestDevices(DeviceSuite):
     }
 
 
-def _optuna(algorithm: str, space: SearchSpace, seed: int, objectives: int) -> Sampler:
-    return OptunaSampler(space, algorithm, seed, objectives)
-
-
 class TestSamplers(SamplerSuite):
-    members = {name: partial(_optuna, name) for name in SAMPLERS}
+    members = {name: partial(sampler, name) for name in SAMPLERS if name != "gp"}
+
+
+@pytest.mark.slow
+class TestSlowSamplers(SamplerSuite):
+    members = {"gp": partial(sampler, "gp")}
+    trials = 40
 
 
 def test_every_member_has_a_row_here() -> None:

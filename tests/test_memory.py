@@ -145,7 +145,7 @@ def test_the_sampler_is_told_that_a_model_needs_too_much_memory(
 
     profile = replace(PROFILE, memory_limit_mb=100.0)
     space = SearchSpace.from_mapping("test", {"layers": {"keep": [0.5]}})
-    monkeypatch.setattr("autocompress.engine.proposing.OptunaSampler", Listening)
+    monkeypatch.setattr("autocompress.engine.samplers.optuna_sampler.OptunaSampler", Listening)
     with pytest.raises(RequestUnmet):
         search(
             tiny_model,

@@ -12,7 +12,7 @@ from autocompress.engine.foresight import Foresight
 from autocompress.engine.ladder import Climber, finalists, may_go_on, promotable, rungs
 from autocompress.engine.outcomes import Outcomes, losses_of
 from autocompress.engine.request import Request
-from autocompress.engine.samplers.optuna_sampler import OptunaSampler
+from autocompress.engine.samplers import sampler
 from autocompress.engine.verification import all_standing
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.formats import choices
@@ -360,4 +360,4 @@ class Proposer:
 def _sampler(request: Request, losses: int) -> Sampler:
     if not isinstance(request.sampler, str):
         return request.sampler
-    return OptunaSampler(request.space, request.sampler, request.seed, losses)
+    return sampler(request.sampler, request.space, request.seed, losses)

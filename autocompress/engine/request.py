@@ -47,8 +47,8 @@ class Request:
         budgets: constraints of single devices, by name of the profile, in place of ``budget``.
         trials: candidates beside the baseline; 50 when no time limit is given either.
         time_limit_s: seconds for everything, verification included.
-        sampler: ``tpe``, ``nsga2``, ``random``, or an object with ``ask``, ``tell`` and
-            ``learn``.
+        sampler: ``tpe``, ``gp``, ``nsga2``, ``random``, ``local``, or an object with ``ask``,
+            ``tell`` and ``learn``.
         techniques: that the space may name, in order of application.
         train_on: ``cpu``, ``cuda``, ``cuda:N``, or ``auto`` for a GPU where there is one.
         tf32: whether a GPU may round the inputs of fp32 products.

@@ -91,10 +91,11 @@ class SamplerSuite(Suite):
             sampler.tell(handle, (1.0, 100.0) if failed else (0.5, 1.0), float(failed))
 
     def test_takes_outcomes_in_any_order(self, member: Make) -> None:
-        """Several points may be asked for before any is told of."""
+        """Several points, which differ, may be asked for before any is told of."""
         sampler = member(SPACE, 0, 2)
         asked = [sampler.ask() for _ in range(12)]
         assert len({handle for handle, _ in asked}) == len(asked)
+        assert len({SPACE.candidate(point) for _, point in asked}) == len(asked)
         for handle, _ in reversed(asked):
             sampler.tell(handle, (0.5, 0.25))
         assert SPACE.candidate(sampler.ask()[1])
