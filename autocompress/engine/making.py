@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,7 +39,7 @@ from autocompress.techniques import TECHNIQUES, training_of
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.recovery import Recovery
-from autocompress.training.repair import calibration, repair
+from autocompress.training.repair import Calibration, repair
 
 FIRST_RUNG = 32
 """Recovery steps after which candidates are compared: enough to rank them, 0 and 16 are not (see
@@ -148,6 +149,10 @@ class Maker:
         """The name of the student that a candidate makes of a plan."""
         return student_id(self.lineage, plan, self._training(plan, candidate), self.seed)
 
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration.of(self.teacher)
+
     def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
         """What the weights follow from beside the plan: an uncut student has no start, and nothing
         to repair."""
@@ -190,8 +195,7 @@ class Maker:
         model = teacher.family.cut(teacher.model, plan.structure, start)
         if training.get("weights.repair", False):
             with reserved():
-                batches = calibration(teacher.transfer, teacher.compute)
-                repair(model, teacher.model, teacher.family, plan.structure, batches)
+                repair(model, plan.structure, self._calibration)
         model = filled(model, teacher.family, plan, self.techniques).cpu()
         return Student(folder, plan, config_of(teacher.model)).begun(model)
 
