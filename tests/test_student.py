@@ -30,6 +30,7 @@ from autocompress.student import WEIGHTS, Student, config_of, first
 from autocompress.tasks.language_modeling import LanguageModeling
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.training.outputs import Teacher, TransferSet
+from autocompress.training.repair import Calibration
 from tests.exporting import export_model
 from tests.test_recovery import padded
 from tests.tiny_models import FFN, HEADS, LAYERS, MODELS, VOCABULARY, build, inputs
@@ -219,6 +220,18 @@ def test_a_student_may_begin_repaired(
     assert plain[0] != repaired[0] and not same(plain[1], repaired[1])
     again = begun("b", weights__repair=True)
     assert again[0] == repaired[0] and same(again[1], repaired[1])
+
+
+def test_a_maker_repairs_all_its_students_by_one_calibration(
+    teachers: Callable[[str], Teacher], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used: list[Calibration] = []
+    monkeypatch.setattr(f"{Maker.__module__}.repair", lambda _, structure, by: used.append(by))
+    bench = Bench(teachers("bert"), tmp_path, chosen(recovery__steps=0, weights__repair=True))
+    for _ in range(2):
+        bench.begin()
+        shutil.rmtree(bench.folder)
+    assert len(used) == 2 and used[0] is used[1]
 
 
 PARTS: dict[str, dict[str, Any]] = {

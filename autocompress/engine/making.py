@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -39,7 +40,7 @@ from autocompress.techniques import TECHNIQUES, training_of
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.outputs import Teacher, TransferSet
 from autocompress.training.recovery import Recovery
-from autocompress.training.repair import calibration, repair
+from autocompress.training.repair import Calibration, repair
 
 _CHECKED_STEPS = 32
 """Recovery steps between two looks at the time."""
@@ -150,6 +151,10 @@ class Maker:
             return self.id_of(plan, candidate)
         return student_id(f"{self.lineage} trunk", plan, others, self.seed)
 
+    @cached_property
+    def _calibration(self) -> Calibration:
+        return Calibration.of(self.teacher)
+
     def _training(self, plan: Plan, candidate: Candidate) -> Candidate:
         """What the weights follow from beside the plan: an uncut student has no start, and nothing
         to repair."""
@@ -207,8 +212,7 @@ class Maker:
         model = teacher.family.cut(teacher.model, plan.structure, start)
         if training.get("weights.repair", False):
             with reserved():
-                batches = calibration(teacher.transfer, teacher.compute)
-                repair(model, teacher.model, teacher.family, plan.structure, batches)
+                repair(model, plan.structure, self._calibration)
         return filled(model, teacher.family, plan, self.techniques).cpu()
 
     def _recovery(self, student: Student, model: nn.Module, candidate: Candidate) -> Recovery:
