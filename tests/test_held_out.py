@@ -18,6 +18,7 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Trial
 from autocompress.limits import Limits
 from autocompress.reading import Reading
+from autocompress.scores import Timing
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.conftest import SizeDevice
 from tests.guarding import Guard, Guarded, Touched
@@ -77,7 +78,18 @@ KILOBYTES = {"t000": 1000, "t001": 500, "t002": 500, "t003": 250}
 
 
 class Answering(SizeDevice):
-    """Gives as many right answers, 1, as the table has it."""
+    """Gives as many right answers, 1, as the table has it; remembers what it timed beside the
+    baseline."""
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int]) -> None:
+        super().__init__(profile, lengths)
+        self.timed: list[str] = []
+
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
+        self.timed += [path.name for path in models]
+        return super().time(baseline, models, final=final)
 
     def predict(
         self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
@@ -112,7 +124,9 @@ def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
         trials.append(
             Trial(number, {}, "complete", sizes, scores=scores, weight_bytes=size, path=path)
         )
+    device.timed.clear()
     [front] = verified(trials, scorer).fronts
+    assert sorted(device.timed) == ["t001", "t003"]
     assert [member.id for member in front.members] == ["t003", "t001", "t000"]
     assert [member.quality.test for member in front.members] == [0.95, 0.5, 0.9]
     drops = [member.quality.drop_test for member in front.members]
