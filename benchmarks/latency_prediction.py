@@ -2,8 +2,9 @@
 in nine number formats.
 
 Formats differ between layers too. Runs a search of the demo's encoder without any training, so
-every model is predicted, then built and timed. The table is measured anew; the fine-tuned teacher is
-kept. Takes some half an hour with the 24 students that give more than 200 models.
+every model is predicted, then built and timed. The table is measured anew; a teacher that was
+fine-tuned before is taken. Takes some half an hour with the 24 students that give more than 200
+models.
 The last thing printed is one JSON document:
 
     mean_abs_error      of the predicted latency relative to the measured one, by the table alone
