@@ -162,7 +162,6 @@ def test_what_verification_takes(tried: tuple[list[Trial], Scorer, Answering]) -
     loop: Any = SimpleNamespace(trials=trials, scorer=scorer)
     assert Loop._verification_s(loop) == pytest.approx(5 + 2 * 4.5 + 4 * 1.75)
     task: Any = scorer.task
-    task: Any = scorer.task
     twice = Split(task.test.rows * 2, np.ones(2 * EXAMPLES, np.int64))
     loop.scorer = replace(scorer, task=replace(task, test=twice))
     assert Loop._verification_s(loop) == pytest.approx(5 + 2 * 4.5 + 2 * 4 * 1.75)
