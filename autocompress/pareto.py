@@ -13,6 +13,7 @@ import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from autocompress import records
@@ -288,6 +289,39 @@ class Front:
         return f"only {tested} {scale.examples}, too few to tell models apart"
 
     @property
+    def optimism_points(self) -> tuple[float, float] | None:
+        """By how much choosing on validation flatters the front: the mean over members of the drop
+        on test less the drop on validation, in the unit of the metric, and its standard error; None
+        where no member but the baseline was tested.
+
+        Members answer the same examples, so their errors count as one and the same: the mean's is
+        the mean of theirs, which is the most that it can be.
+        """
+        scored = [m.quality for m in self.members if m.id != self.baseline.id]
+        tested = [
+            (q.drop_test - q.drop_validation, q.drop_test_stderr, q.drop_validation_stderr)
+            for q in scored
+            if q.drop_test is not None and q.drop_test_stderr is not None
+        ]
+        if not tested:
+            return None
+        return (
+            fmean(more for more, *_ in tested),
+            fmean(math.hypot(*stderrs) for _, *stderrs in tested),
+        )
+
+    @property
+    def optimism(self) -> str | None:
+        """``optimism_points`` in words."""
+        if self.optimism_points is None:
+            return None
+        more, stderr = self.optimism_points
+        return (
+            f"{self.scale.lost} on test less that on validation, which chose the members: "
+            f"{more:+.2f} ± {stderr:.2f} {self.scale.unit} on average"
+        )
+
+    @property
     def notes(self) -> list[str]:
         """What a reader must know to judge the scores."""
         scale, few = self.scale, self.too_few
@@ -295,6 +329,7 @@ class Front:
         return [
             *([f"the commonest class alone has {scale.name} {alone}"] if alone else []),
             *([few] if few else []),
+            *([self.optimism] if self.optimism else []),
         ]
 
     def error_text(self, member: Member) -> str:

@@ -102,9 +102,18 @@ def test_statistics_by_hand(statistic: str, expected: float) -> None:
     )
 
 
-def test_the_estimate_is_the_mean_over_processes_however_many_rounds_each_has() -> None:
+def test_the_estimate_is_the_median_over_processes_however_many_rounds_each_has() -> None:
     processes = [np.array([[1.0, 5.0], [2.0, 6.0], [90.0, 7.0]]), np.array([[4.0, 8.0]])]
     assert agent.estimate(processes, "median") == pytest.approx([3.0, 7.0])
+    spoiled = [*processes, np.array([[3.5, 90.0]])]
+    assert agent.estimate(spoiled, "median") == pytest.approx([3.5, 8.0])
+
+
+def test_a_process_that_other_work_slowed_down_widens_no_interval_among_seven() -> None:
+    quick = [np.tile([4.0, ms], (8, 1)) for ms in (0.98, 0.99, 1.0, 1.0, 1.01, 1.02)]
+    spoiled = [*quick, np.tile([5.0, 2.0], (8, 1))]
+    assert agent.is_precise(spoiled, "p10", 0.95, 0.05)
+    assert not agent.is_precise([*quick[1:3], spoiled[-1]], "p10", 0.95, 0.05)
 
 
 @pytest.mark.parametrize("statistic", ["median", "mean", "p10"])
@@ -276,7 +285,9 @@ def test_no_round_is_dropped(clock: SimpleNamespace, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    ("seconds", "processes"), [(1e6, 7), (1.0, 3)], ids=["precise", "out of time"]
+    ("seconds", "processes"),
+    [(1e6, 7), (1.0, 3), (2.1, 5), (2.3, 6)],
+    ids=["precise", "out of time", "nearest before", "nearest after"],
 )
 def test_processes_go_on_until_precise_or_out_of_time(
     clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, seconds: float, processes: int
@@ -300,6 +311,36 @@ def test_processes_go_on_until_precise_or_out_of_time(
         "energy_mj": [3.0],
         "memory_bytes": [None],
     }
+
+
+def test_what_is_precise_leaves_the_rounds_and_the_others_go_on(
+    clock: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second model is steady; the third differs by process, and is precise never."""
+    asked: list[tuple[str, float]] = []
+    paces = {"a": [4.0], "b": [2.0], "c": [1.0, 1.5, 0.5]}
+
+    def one_process(work: Any, request: dict[str, Any]) -> dict[str, Any]:
+        names = [model["path"] for model in request["models"]]
+        of_process = [paces[name][len(asked) % len(paces[name])] for name in names]
+        asked.append(("".join(names), request["seconds"]))
+        clock.advance(1000.0)
+        rounds = [of_process] * 8
+        return {"wall": rounds, "cpu": rounds, "energy": of_process}
+
+    monkeypatch.setattr(agent, "_in_child", one_process)
+    models = {"models": [{"path": name} for name in paces], "memory": [False] * 3}
+    timed = agent.time_models(BASE | SHAPE | PRECISION | models | {"seconds": 6.0})
+    assert asked == [("abc", 6.0)] * 3 + [("ac", pytest.approx(4.0))] * 3
+    assert [rounds[0] for rounds in timed["cpu_ms"]] == [
+        [4.0, 2.0, 1.0],
+        [4.0, 2.0, 1.5],
+        [4.0, 2.0, 0.5],
+        [4.0, None, 1.0],
+        [4.0, None, 1.5],
+        [4.0, None, 0.5],
+    ]
+    assert timed["energy_mj"] == [4.0, 2.0, 1.0]
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from autocompress.engine.loop import Loop
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.session import search
 from autocompress.engine.verification import verified
@@ -18,6 +21,7 @@ from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Trial
 from autocompress.limits import Limits
 from autocompress.reading import Reading
+from autocompress.scores import Timing
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.conftest import SizeDevice
 from tests.guarding import Guard, Guarded, Touched
@@ -78,7 +82,18 @@ KILOBYTES = {"t000": 1000, "t001": 500, "t002": 500, "t003": 250}
 
 
 class Answering(SizeDevice):
-    """Gives as many right answers, 1, as the table has it."""
+    """Gives as many right answers, 1, as the table has it; remembers what it timed beside the
+    baseline."""
+
+    def __init__(self, profile: HardwareProfile, lengths: Sequence[int]) -> None:
+        super().__init__(profile, lengths)
+        self.timed: list[str] = []
+
+    def time(
+        self, baseline: Path, models: Sequence[Path], *, final: bool
+    ) -> tuple[Timing, list[Timing]]:
+        self.timed += [path.name for path in models]
+        return super().time(baseline, models, final=final)
 
     def predict(
         self, model: Path, batches: Sequence[Mapping[str, NDArray[np.int64]]]
@@ -89,8 +104,9 @@ class Answering(SizeDevice):
         return np.stack([1 - is_right, is_right], axis=1)
 
 
-def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
-    """One worse there is beaten, and one better there stays, whatever they are on test."""
+@pytest.fixture
+def tried(tmp_path: Path) -> tuple[list[Trial], Scorer, Answering]:
+    """The baseline's trial, which took 8 s, and those of the others."""
     validation, test = (
         Split([np.array([[first, i]]) for i in range(EXAMPLES)], np.ones(EXAMPLES, np.int64))
         for first in (VALIDATION, TEST)
@@ -111,13 +127,47 @@ def test_the_front_is_chosen_by_validation(tmp_path: Path) -> None:
         sizes = {"layers": [0], "heads": [1], "ffn": [1]}
         size, path = 1000 * KILOBYTES[name], f"models/{name}"
         trials.append(
-            Trial(number, {}, "complete", sizes, scores=scores, weight_bytes=size, path=path)
+            Trial(
+                number,
+                {},
+                "complete",
+                sizes,
+                scores=scores,
+                weight_bytes=size,
+                path=path,
+                seconds=8.0,
+            )
         )
+    return trials, scorer, device
+
+
+def test_the_front_is_chosen_by_validation(
+    tried: tuple[list[Trial], Scorer, Answering],
+) -> None:
+    """One worse there is beaten, and one better there stays, whatever they are on test; the
+    baseline is timed once, as what the others are compared with."""
+    trials, scorer, device = tried
+    device.timed.clear()
     [front] = verified(trials, scorer).fronts
+    assert sorted(device.timed) == ["t001", "t003"]
     assert [member.id for member in front.members] == ["t003", "t001", "t000"]
     assert [member.quality.test for member in front.members] == [0.95, 0.5, 0.9]
     drops = [member.quality.drop_test for member in front.members]
     assert drops == pytest.approx([-5, 40, 0])
+
+
+def test_what_verification_takes(tried: tuple[list[Trial], Scorer, Answering]) -> None:
+    """Two models are timed for 3 s warm and 1.5 s cold, and scored in a half and a quarter of the
+    baseline's 4 s; a test split of twice the size takes twice as long."""
+    trials, scorer, _ = tried
+    loop: Any = SimpleNamespace(trials=trials, scorer=scorer)
+    assert Loop._verification_s(loop) == pytest.approx(5 + 2 * 4.5 + 4 * 1.75)
+    task: Any = scorer.task
+    twice = Split(task.test.rows * 2, np.ones(2 * EXAMPLES, np.int64))
+    loop.scorer = replace(scorer, task=replace(task, test=twice))
+    assert Loop._verification_s(loop) == pytest.approx(5 + 2 * 4.5 + 2 * 4 * 1.75)
+    loop.trials = trials[:1]
+    assert Loop._verification_s(loop) == pytest.approx(5 + 4.5 + 2 * 4)
 
 
 def test_the_guard_raises() -> None:

@@ -546,7 +546,32 @@ def test_no_error_on_few_examples_is_no_certainty(examples: int | None, few: boo
     assert small.error_text(other) == "0.50" and small.error_text(small.baseline) == "0.00"
     alone = "the commonest class alone has accuracy 0.5000"
     too_few = "only 99 test examples, too few to tell models apart"
-    assert small.notes == [alone, *([too_few] if few else [])]
+    flattered = (
+        "drop on test less that on validation, which chose the members: +0.00 ± 0.25 points on "
+        "average"
+    )
+    assert small.notes == [alone, *([too_few] if few else []), flattered]
+
+
+def test_what_choosing_flatters_is_told() -> None:
+    """Members lose 4 points more on test than on validation, and 1 less; their errors are 0.5 on
+    test, and on validation 1.2 and 0; the baseline was not chosen."""
+    lucky = member("t002", 2.0, 0.8, validation=0.84, stderr=1.2)
+    unlucky = member("t001", 4.0, 0.87, validation=0.86)
+    chosen = front(lucky, unlucky, FRONT.baseline)
+    assert chosen.optimism_points == pytest.approx((1.5, (1.3 + 0.5) / 2))
+    text = "drop on test less that on validation, which chose the members: +1.50 ± 0.90 points"
+    assert chosen.notes == [f"{text} on average"]
+    perplexity = replace(chosen, metric="perplexity")
+    assert perplexity.notes[0].startswith("increase on test") and "0.90 percent" in str(
+        perplexity.optimism
+    )
+
+
+def test_what_was_not_chosen_or_not_tested_is_not_flattered() -> None:
+    untested = replace(GOOD, quality=Quality(0.8, 1.0, 0.5))
+    for unknown in (front(), front(FRONT.baseline), front(untested)):
+        assert unknown.optimism_points is None and unknown.notes == []
 
 
 def test_the_limit_whose_interval_crosses_is_the_one_that_is_named() -> None:

@@ -123,9 +123,9 @@ def test_a_model_without_a_cache_generates_too(tmp_path: Path) -> None:
         agent.generation(agent.session(str(path), REQUEST), REQUEST | {"phase": phase})()
 
 
-@pytest.mark.parametrize(("phase", "rounds"), [("prefill", 10), ("decode", 10), ("end-to-end", 3)])
+@pytest.mark.parametrize(("phase", "rounds"), [("prefill", 8), ("decode", 8), ("end-to-end", 3)])
 def test_times_of_real_models(model: Path, phase: str, rounds: int) -> None:
-    assert (agent.FEWEST_ROUNDS, agent.FEWEST_LONG_ROUNDS) == (10, 3)
+    assert (agent.FEWEST_ROUNDS, agent.FEWEST_LONG_ROUNDS) == (8, 3)
     request = REQUEST | PRECISION | {"action": "time", "phase": phase, "memory": [True, False]}
     answer = ask(LocalHost(), request, [model, model])
     assert np.shape(answer["wall_ms"]) == np.shape(answer["cpu_ms"]) == (3, rounds, 2)
@@ -253,11 +253,13 @@ def test_trials_are_timed_in_one_phase_and_reported_models_in_all(
         ("decode", 4.0),
         ("end-to-end", 40.0),
     ]
-    assert [(request["phase"], request["regime"]) for request in asked.requests[1:]] == [
-        ("prefill", "warm"),
-        ("decode", "warm"),
-        ("end-to-end", "warm"),
-        ("prefill", "cold"),
+    assert [
+        (request["phase"], request["regime"], request["seconds"]) for request in asked.requests[1:]
+    ] == [
+        ("prefill", "warm", 0.1),
+        ("decode", "warm", 0.05),
+        ("end-to-end", "warm", 0.05),
+        ("prefill", "cold", 0.05),
     ]
     assert final.beside and (final.beside.phase, final.beside.regime) == ("prefill", "cold")
 

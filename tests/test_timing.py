@@ -178,25 +178,24 @@ def test_alone_a_model_has_a_latency_and_no_ratio() -> None:
     ]
 
 
-def test_over_several_processes_the_estimate_is_their_mean() -> None:
-    """Of 6, 7.5 and 9 ms the mean is uncertain by 3.73 after Student; what models share cancels in
-    the ratio."""
+def test_over_several_processes_the_estimate_is_their_median() -> None:
+    """Of 6, 7.5 and 12 ms it is uncertain by their ratios to the power of 2.6, after Student; what
+    models share cancels in the speedup."""
     processes = [
         np.tile([6.0, 2.0], (5, 1)),
-        np.tile([9.0, 3.0], (9, 1)),
+        np.tile([12.0, 4.0], (9, 1)),
         np.tile([7.5, 2.5], (4, 1)),
     ]
     baseline, timing = summarise(processes, PROFILE)
     assert (baseline.latency_ms.value, timing.latency_ms.value, timing.speedup) == (7.5, 2.5, 3.0)
     assert (baseline.latency_ms.n, baseline.latency_ms.slowest, baseline.latency_ms.p90) == (
         18,
-        9.0,
-        9.0,
+        12.0,
+        12.0,
     )
-    low, high = baseline.latency_ms.interval
-    assert 7.5 - low == pytest.approx(3.73, rel=0.25) and high - 7.5 == pytest.approx(
-        3.73, rel=0.25
-    )
+    power = 2.606
+    expected = (7.5 * (6 / 7.5) ** power, 7.5 * (12 / 7.5) ** power)
+    assert baseline.latency_ms.interval == pytest.approx(expected, rel=0.002)
     assert timing.speedup_interval == pytest.approx((3.0, 3.0))
 
 
@@ -208,11 +207,30 @@ def test_where_processes_differ_widely_intervals_are_still_of_times() -> None:
         np.tile([4.0, 1.0], (5, 1)),
     ]
     baseline, timing = summarise(processes, PROFILE)
+    assert (baseline.latency_ms.value, timing.latency_ms.value, timing.speedup) == (1.0, 0.5, 2.0)
     for model_timing in (baseline, timing):
         low, high = model_timing.latency_ms.interval
-        assert 0 < low < model_timing.latency_ms.value < high
+        assert 0 < low == model_timing.latency_ms.value < high
         low, high = model_timing.speedup_interval
         assert 0 < low <= model_timing.speedup <= high < 20
+
+
+def test_milliseconds_compare_though_a_model_was_precise_early() -> None:
+    """It ran in the first two processes, in which the machine was half as fast as in the others."""
+    slow, fast = np.array([8.0, 4.0, 2.0]), np.array([4.0, np.nan, 1.0])
+    processes = [np.tile(row, (5, 1)) for row in (slow, slow, fast, fast, fast)]
+    baseline, early, late = summarise(processes, PROFILE)
+    assert (baseline.latency_ms.value, baseline.latency_ms.n) == (4.0, 25)
+    assert (early.latency_ms.value, early.latency_ms.n, early.speedup) == (2.0, 10, 2.0)
+    assert early.latency_ms.interval == (2.0, 2.0) and early.latency_ms.slowest == 4.0
+    assert (late.latency_ms.value, late.latency_ms.n, late.speedup) == (1.0, 25, 4.0)
+
+
+def test_only_what_ran_tells_of_disturbance() -> None:
+    rounds = [[[4.0, 3.0]] * 5, [[4.0, None]] * 5]
+    measured = {"memory_bytes": [None] * 2, "energy_mj": [None] * 2, "clock": "cpu"}
+    _, timing = timings({"wall_ms": rounds, "cpu_ms": rounds, **measured}, PROFILE, ["fp32"] * 2)
+    assert (timing.wall_ms, timing.cpu_ms, timing.disturbed) == (3.0, 3.0, False)
 
 
 def answer(wall: list[list[float]], cpu: list[list[float]], clock: str) -> dict[str, Any]:
@@ -322,6 +340,7 @@ def test_final_models_are_timed_in_both_regimes_and_the_profiles_comes_first(
     assert (timing.beside.speedup, timing.beside.memory_bytes) == (speedups[1], None)
     assert baseline.beside and baseline.beside.speedup == 1.0
     assert [asked["regime"] for asked in host.asked] == [regime, regime, other]
+    assert [asked["seconds"] for asked in host.asked] == [0.1, 0.1, 0.05]
     stored = json.loads(json.dumps(asdict(timing)))
     assert Timing.from_json(stored) == timing
 

@@ -344,22 +344,21 @@ class Loop:
         return self.request.space.settings.candidate(trial.candidate)
 
     def _verification_s(self) -> float:
-        """What the end of the search may take: the baseline's trial was an export, a timing and a
-        scoring."""
-        models = len(all_standing(self.trials, self.scorer)) + 1
-        profiles = {
-            name: device.profile
-            for name, device in self.scorer.devices.items()
-            if not device.profile.estimated
-        }
-        times = {
-            name: len(profiles[name].regimes(True))
-            + (len(profiles[name].phases(True)) - 1 if score.timing.phase else 0)
-            for name, score in self.trials[0].scores.items()
-            if name in profiles
-        }
-        timing_s = sum(times[name] * profile.final_seconds for name, profile in profiles.items())
-        return 5 + models * (timing_s + 0.5 * self.trials[0].seconds)
+        """What the end of the search may take: its timings, and the test split answered by each
+        model in proportion to its latency; half of the baseline's trial was such a scoring."""
+        standing = [trial for trial in all_standing(self.trials, self.scorer) if trial.number]
+        baseline, task = self.trials[0], self.scorer.task
+        timing_s = sum(
+            self.scorer.devices[name].profile.all_final_seconds(generates=bool(score.timing.phase))
+            for name, score in baseline.scores.items()
+        )
+        work = sum(
+            max(1 / score.timing.speedup for score in trial.scores.values())
+            for trial in (baseline, *standing)
+        )
+        share = len(task.test.rows) / len(task.validation.rows)
+        scoring_s = 0.5 * baseline.seconds * work * share
+        return 5 + max(1, len(standing)) * timing_s + scoring_s
 
     def _remaining_s(self) -> float | None:
         """To the end of the search; None when nothing is known yet."""

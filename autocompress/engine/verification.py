@@ -157,11 +157,18 @@ def _member(trial: Trial, name: str) -> Member:
 
 
 def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
-    """Replace ``front.json``."""
+    """Replace ``front.json``, and note in ``run.json`` by how much choosing flatters what was
+    tested."""
     write_json(
         run.folder / "front.json",
         {"schema": SCHEMA, "fronts": [front.as_dict() for front in fronts]},
     )
+    known = {front.hardware["name"]: front.optimism_points for front in fronts}
+    optimism = {
+        name: {"mean": points[0], "stderr": points[1]} for name, points in known.items() if points
+    }
+    if optimism:
+        run.note(optimism_points=optimism)
 
 
 def provisional(trials: Sequence[Trial], name: str, scorer: Scorer) -> Front:
@@ -229,7 +236,7 @@ def verified(
         CandidateFailed: the baseline cannot be timed or scored.
     """
     outcome, tested = Verified(), {}
-    candidates = (trials[0], *all_standing(trials, scorer))
+    candidates = (trials[0], *(t for t in all_standing(trials, scorer) if t.number))
     of = len(candidates) * (1 + len(scorer.devices))
     for done, trial in enumerate(candidates):
         progress(done, of)
@@ -238,7 +245,8 @@ def verified(
     for done, (name, device) in enumerate(scorer.devices.items(), 1):
         progress(done * len(candidates), of)
         there = [trial for trial in standing(trials, name, scorer) if trial.id in tested]
-        baseline_timing, timings = _timed(there, device, scorer, outcome)
+        others = [trial for trial in there if trial.number]
+        baseline_timing, timings = _timed(others, device, scorer, outcome)
         reference = tested["t000"][name]
         uncut = _member(trials[0], name)
         baseline = replace(
@@ -250,12 +258,10 @@ def verified(
         for trial in there:
             member, mine = _member(trial, name), tested[trial.id][name]
             quality = outcome.attempted(trial, _tested, scorer, member.quality, reference, mine)
-            if quality and trial.id in timings:
-                members.append(
-                    baseline
-                    if trial.number == 0
-                    else replace(member, timing=timings[trial.id], quality=quality)
-                )
+            if quality and trial.number == 0:
+                members.append(baseline)
+            elif quality and trial.id in timings:
+                members.append(replace(member, timing=timings[trial.id], quality=quality))
         limits, uncut_bytes, rivals = scorer.budgets[name], baseline.weight_bytes, len(members)
         fit = [m for m in members if limits.admits(m.facts(uncut_bytes, rivals))]
         outcome.rejected[name] = [member for member in members if member not in fit]

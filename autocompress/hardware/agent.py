@@ -9,9 +9,11 @@ One JSON request on standard input, one JSON answer as the last line of standard
     process) score      first output of a model for batches of inputs, or what is kept of it
 
 A ``time`` request is answered from several processes, one after the other, because the pages of
-memory that a process happens to get make it some per cent faster or slower than the next. In each
-all models run round-robin, so that a slow spell of the machine hits all of them alike. No round is
-ever dropped. What a round is depends on the regime:
+memory that a process happens to get, and what else the machine does meanwhile, make it faster or
+slower than the next: some per cent as a rule, now and then half. So there are many short ones, and
+the estimate is their median. In each all models run round-robin with the baseline, so that a slow
+spell hits all of them alike; one whose speedup is precise enough runs in no further process, and
+what it took goes to the others. No round is ever dropped. What a round is depends on the regime:
 
     warm   inferences back to back: a model first runs untimed for 20 ms, so that caches are as in
     service and not as the model before left them, then timed for 5 ms, at least once; the round's
@@ -52,12 +54,12 @@ import onnxruntime
 
 PROVIDERS = {"onnxruntime-cpu": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 FEWEST_PROCESSES = 3
-FEWEST_ROUNDS = 10
-"""In each process."""
+FEWEST_ROUNDS = 8
+"""In each process; 25 tell no more of it than these, since processes differ more than rounds."""
 FEWEST_LONG_ROUNDS = 3
 """Where a round takes long, as end to end: the beginning of one counts for nothing there."""
 _LONG_ROUND_S = 0.5
-SHARES = 5
+SHARES = 10
 """Processes that a request's time is meant for."""
 _WARM_UP_ROUNDS = 3
 _PAST = "past_key_values."
@@ -97,12 +99,23 @@ def statistic_of(rounds: Any, statistic: str, axis: int = 0) -> Any:
 
 
 def estimate(processes: Any, statistic: str) -> Any:
-    """Mean over processes of the statistic of their rounds, by model.
+    """Median over processes of the statistic of their rounds, by model.
 
     Args:
         processes: rounds of each, shape (rounds, models).
     """
-    return np.mean([statistic_of(rounds, statistic) for rounds in processes], axis=0)
+    return np.median([statistic_of(rounds, statistic) for rounds in processes], axis=0)
+
+
+def paired(processes: Any, model: int) -> Any:
+    """Rounds of the baseline and of one model, shape (rounds, 2), of each process that it ran in;
+    of shape (rounds, 1) for the baseline, which is model 0.
+
+    Args:
+        processes: rounds of each, shape (rounds, models), NaN for models that did not run.
+    """
+    columns = sorted({0, model})
+    return [rounds[:, columns] for rounds in processes if not np.isnan(rounds[0, model])]
 
 
 def resampled(processes: Any, statistic: str, confidence: float) -> Any:
@@ -115,7 +128,7 @@ def resampled(processes: Any, statistic: str, confidence: float) -> Any:
     count, rng = len(processes), np.random.default_rng(0)
     by_process = np.array([_resampled_rounds(rounds, statistic, rng) for rounds in processes])
     picks = rng.integers(0, count, (_RESAMPLES, count))
-    samples = by_process[picks, np.arange(_RESAMPLES)[:, None]].mean(axis=1)
+    samples = np.median(by_process[picks, np.arange(_RESAMPLES)[:, None]], axis=1)
     middle = estimate(processes, statistic)
     return middle * (samples / middle) ** _spread(count - 1, confidence) if count > 1 else samples
 
@@ -251,33 +264,58 @@ def generation(made: Any, request: dict[str, Any]) -> Any:
 
 def time_models(request: dict[str, Any]) -> dict[str, Any]:
     """Wall and CPU milliseconds per inference, per process of shape (rounds, models), until precise
-    enough or out of time."""
-    wanted = zip(request["models"], request["memory"])  # noqa: B905 Python 3.9 has no strict
+    enough or as near as processes come to the end of the time; None where a model had been precise
+    enough before."""
+    asked = zip(request["models"], request["memory"])  # noqa: B905 Python 3.9 has no strict
     memory = [
-        _in_child(added_memory, {**request, "models": [model]})["bytes"] if asked else None
-        for model, asked in wanted
+        _in_child(added_memory, {**request, "models": [model]})["bytes"] if wanted else None
+        for model, wanted in asked
     ]
     threads = request["threads"] or usable_cores()
     clock = "cpu" if threads == 1 and request["runtime"] == "onnxruntime-cpu" else "wall"
+    precision = [request[key] for key in ("statistic", "confidence", "target_precision")]
+    wide = list(range(1, len(request["models"]))) or [0]
     by_process: list[dict[str, Any]] = []
     end = time.perf_counter() + request["seconds"]
     while True:
-        by_process.append(_in_child(rounds_of_one_process, request))
+        began = time.perf_counter()
+        by_process.append(_process_of_some(sorted({0, *wide}), request))
+        now = time.perf_counter()
         if len(by_process) >= FEWEST_PROCESSES:
-            processes = [np.array(one[clock]) for one in by_process]
-            precise = is_precise(
-                processes, request["statistic"], request["confidence"], request["target_precision"]
-            )
-            if precise or time.perf_counter() > end:
+            processes = [one[clock] for one in by_process]
+            wide = [i for i in wide if not is_precise(paired(processes, i), *precision)]
+            if not wide or now + (now - began) / 2 > end:
                 break
-    joules = np.mean([one["energy"] for one in by_process], axis=0)
+    joules = np.array([one["energy"] for one in by_process]).T
+    known = [of_model[~np.isnan(of_model)] for of_model in joules]
     return {
-        "wall_ms": [one["wall"] for one in by_process],
-        "cpu_ms": [one["cpu"] for one in by_process],
+        "wall_ms": [_with_none(one["wall"]) for one in by_process],
+        "cpu_ms": [_with_none(one["cpu"]) for one in by_process],
         "clock": clock,
-        "energy_mj": [None if np.isnan(value) else float(value) for value in joules],
+        "energy_mj": [float(of_model.mean()) if of_model.size else None for of_model in known],
         "memory_bytes": memory,
     }
+
+
+def _process_of_some(chosen: list[int], request: dict[str, Any]) -> dict[str, Any]:
+    """Answer of a process that runs the chosen ones of the request's models, as arrays in which the
+    others are NaN."""
+    models, seconds = request["models"], request["seconds"]
+    own = {
+        "models": [models[i] for i in chosen],
+        "seconds": seconds * len(chosen) / len(models),
+    }
+    answered = _in_child(rounds_of_one_process, {**request, **own})
+    full = {}
+    for name, readings in answered.items():
+        full[name] = np.full((*np.shape(readings)[:-1], len(models)), np.nan)
+        full[name][..., chosen] = readings
+    return full
+
+
+def _with_none(readings: Any) -> Any:
+    """As lists; JSON knows no NaN."""
+    return [[None if np.isnan(value) else value for value in row] for row in readings.tolist()]
 
 
 def rounds_of_one_process(request: dict[str, Any]) -> dict[str, Any]:

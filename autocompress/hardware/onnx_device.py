@@ -19,7 +19,7 @@ from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import PROVIDERS, kept
 from autocompress.hardware.host import Host, LocalHost, ask
 from autocompress.hardware.patience import Patience
-from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.profile import ASIDE, HardwareProfile
 from autocompress.hardware.timing import grouped, in_phases, in_regimes, timings
 from autocompress.interfaces import Question
 from autocompress.scores import Timing
@@ -67,6 +67,7 @@ class OnnxDevice:
     ) -> tuple[Timing, list[Timing]]:
         profile, files = self.profile, [self._file(path) for path in (baseline, *models)]
         precisions = [FORMATS[scheme_of(path)].stored for path in (baseline, *models)]
+        seconds = (profile.final_seconds if final else profile.trial_seconds) * max(1, len(models))
         request = {
             "action": "time",
             "runtime": profile.runtime,
@@ -77,8 +78,7 @@ class OnnxDevice:
             "statistic": profile.statistic,
             "confidence": profile.confidence,
             "target_precision": profile.target_precision,
-            "seconds": (profile.final_seconds if final else profile.trial_seconds)
-            * max(1, len(models)),
+            "seconds": seconds,
             "memory": [final or not models, *([True] * len(models))],
         }
 
@@ -87,17 +87,19 @@ class OnnxDevice:
             return timings(answer, profile, precisions)
 
         workload: dict[str, Any] = {}
+        aside = {"seconds": ASIDE * seconds}
         if has_cache(files[0]):
-            phases = profile.phases(final)
-            workload = {**profile.generation(self.lengths), "lengths": [1], "phase": phases[0]}
+            first, *others = profile.phases(final)
+            workload = {**profile.generation(self.lengths), "lengths": [1], "phase": first}
             timed_models = in_phases(
-                {phase: timed({**workload, "phase": phase}) for phase in phases}
+                {first: timed(workload)}
+                | {phase: timed({**workload, **aside, "phase": phase}) for phase in others}
             )
         else:
             profile.check_not_generating()
             timed_models = timed(workload)
         for regime in profile.regimes(final)[1:]:
-            known = {"regime": regime, "memory": [False] * len(files)}
+            known = {**aside, "regime": regime, "memory": [False] * len(files)}
             timed_models = in_regimes(timed_models, regime, timed({**workload, **known}))
         return timed_models[0], timed_models[1:]
 

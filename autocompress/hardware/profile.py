@@ -52,6 +52,8 @@ REGIMES = ("warm", "cold")
 """Of the caches."""
 BOTH_REGIMES = ("onnxruntime-cpu",)
 """Runtimes that can be timed in either."""
+ASIDE = 0.5
+"""Of ``final_seconds``, for a phase or a regime that latency is not of."""
 TASK_LENGTHS = "task"
 """Stands for the lengths of the validation split."""
 _EXTENDS = "extends"
@@ -187,8 +189,11 @@ class HardwareProfile:
     ] = 0.02
     trial_seconds: Annotated[float, Real(0.1, 600, "seconds"), "at most, per trial"] = 2.0
     final_seconds: Annotated[
-        float, Real(0.1, 3600, "seconds"), "at most, per model that is reported"
-    ] = 5.0
+        float,
+        Real(0.1, 3600, "seconds"),
+        "at most, per model that is reported; half of it for each phase and regime that latency is "
+        "not of",
+    ] = 3.0
     basis: Annotated[
         str, OneOf(("measured", "datasheet")), "datasheet is an estimate from peaks"
     ] = "measured"
@@ -344,6 +349,17 @@ class HardwareProfile:
         other, where there are two."""
         other = REGIMES[1 - REGIMES.index(self.regime)]
         return (self.regime, other) if final and self.runtime in BOTH_REGIMES else (self.regime,)
+
+    def all_final_seconds(self, *, generates: bool) -> float:
+        """Per model that is reported, of its timings in all phases and regimes; 0 of estimates.
+
+        Args:
+            generates: whether it is a language model.
+        """
+        if self.estimated:
+            return 0.0
+        others = len(self.regimes(True)) + (len(self.phases(True)) if generates else 1) - 2
+        return self.final_seconds * (1 + ASIDE * others)
 
     @property
     def estimated(self) -> bool:

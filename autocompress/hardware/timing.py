@@ -1,7 +1,9 @@
 """From rounds to latencies: statistics, intervals, and whether the machine was disturbed.
 
 The speedup is the baseline's estimate over that of the model, timed in turn in the same processes,
-and its interval is bootstrapped over processes and their rounds. On one CPU thread a round counts
+and its interval is bootstrapped over processes and their rounds. A model that was precise before
+the last process has its latency set by that speedup from what the baseline took in all of them, so
+that the milliseconds of all models compare. On one CPU thread a round counts
 the CPU time of the thread that calls, in which onnxruntime then computes, so other processes do not
 count; otherwise wall time.
 """
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autocompress.artifact import onnx_file
-from autocompress.hardware.agent import estimate, resampled
+from autocompress.hardware.agent import estimate, paired, resampled
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.scores import Latency, Timing
 
@@ -56,32 +58,47 @@ def summarise(processes: Sequence[NDArray[np.float64]], profile: HardwareProfile
     """A timing per model.
 
     Args:
-        processes: milliseconds, of shape (rounds, models) each, the baseline first.
+        processes: milliseconds, of shape (rounds, models) each, the baseline first; NaN for models
+            that did not run.
+    """
+    baseline_ms = float(estimate(paired(processes, 0), profile.statistic)[0])
+    return [
+        _summary(paired(processes, model), baseline_ms, profile)
+        for model in range(processes[0].shape[1])
+    ]
+
+
+def _summary(
+    processes: Sequence[NDArray[np.float64]], baseline_ms: float, profile: HardwareProfile
+) -> Timing:
+    """Of the last model.
+
+    Args:
+        processes: those that it ran in, with the baseline first.
+        baseline_ms: over all processes.
     """
     tails = [50 * (1 - profile.confidence), 50 * (1 + profile.confidence)]
     samples, values = (
         resampled(processes, profile.statistic, profile.confidence),
         estimate(processes, profile.statistic),
     )
-    intervals = np.percentile(samples, tails, axis=0)
-    ratios = np.percentile(samples[:, :1] / samples, tails, axis=0)
-    rounds = np.concatenate(list(processes))
-    return [
-        Timing(
-            Latency(
-                float(values[i]),
-                float(np.percentile(rounds[:, i], 90)),
-                float(rounds[:, i].max()),
-                (float(intervals[0, i]), float(intervals[1, i])),
-                len(rounds),
-                profile.statistic,
-                profile.confidence,
-            ),
-            float(values[0] / values[i]),
-            (float(ratios[0, i]), float(ratios[1, i])),
-        )
-        for i in range(rounds.shape[1])
-    ]
+    drift = baseline_ms / float(values[0])
+    low, high = drift * np.percentile(samples[:, -1], tails)
+    slow, fast = np.percentile(samples[:, 0] / samples[:, -1], tails)
+    rounds = np.concatenate(list(processes))[:, -1]
+    return Timing(
+        Latency(
+            drift * float(values[-1]),
+            float(np.percentile(rounds, 90)),
+            float(rounds.max()),
+            (float(low), float(high)),
+            len(rounds),
+            profile.statistic,
+            profile.confidence,
+        ),
+        float(values[0] / values[-1]),
+        (float(slow), float(fast)),
+    )
 
 
 def in_phases(by_phase: Mapping[str, Sequence[Timing]]) -> list[Timing]:
@@ -119,19 +136,19 @@ def timings(
         precisions: number format of each model.
     """
     by_cpu, on_cpu = answer["clock"] == "cpu", profile.runtime == "onnxruntime-cpu"
-    processes = [np.array(rounds) for rounds in answer["cpu_ms" if by_cpu else "wall_ms"]]
+    processes = [np.array(rounds, float) for rounds in answer["cpu_ms" if by_cpu else "wall_ms"]]
     wall, cpu = (
-        np.concatenate([np.array(rounds) for rounds in answer[key]])
+        np.concatenate([np.array(rounds, float) for rounds in answer[key]])
         for key in ("wall_ms", "cpu_ms")
     )
     return [
         replace(
             timing,
             precision=precisions[i],
-            wall_ms=float(np.median(wall[:, i])),
+            wall_ms=float(np.nanmedian(wall[:, i])),
             regime=profile.regime,
-            cpu_ms=float(np.median(cpu[:, i])) if on_cpu else None,
-            disturbed=on_cpu and bool(wall[:, i].sum() > DISTURBED * cpu[:, i].sum()),
+            cpu_ms=float(np.nanmedian(cpu[:, i])) if on_cpu else None,
+            disturbed=on_cpu and bool(np.nansum(wall[:, i]) > DISTURBED * np.nansum(cpu[:, i])),
             memory_bytes=answer["memory_bytes"][i],
             energy_mj=answer["energy_mj"][i],
         )
