@@ -3,6 +3,7 @@ matrix in fp32 but spared ones."""
 
 from __future__ import annotations
 
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -126,6 +127,18 @@ def test_every_matrix_is_converted(
     assert matrices(target, *narrow).count((VOCABULARY, HIDDEN)) == 1
     assert target.stat().st_size < source.stat().st_size * (0.65 if scheme == "fp16" else 0.5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+
+
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_temporary_files_lie_beside_the_target(
+    graphs: dict[str, Path], scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the system's folder, where a kill would leave them."""
+    nowhere = str(tmp_path / "nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", nowhere)
+    convert(graphs["bert"], tmp_path / "model.onnx", candidate(scheme), batches(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert tempfile.gettempdir() == nowhere
 
 
 @each_model
