@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +27,16 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from autocompress import demo
+from autocompress import demo, shipping
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.engine.loop import SearchResult
 from autocompress.engine.session import search
+from autocompress.families import family_of
+from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile
+from autocompress.interfaces import Batch
 from autocompress.scores import Latency, Timing
 from tests.additive_device import Connected
 from tests.searching import space
@@ -88,6 +93,37 @@ class SizeDevice:
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Latency tables and fine-tuned teachers of earlier sessions do not count."""
     os.environ["AUTOCOMPRESS_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _traced_once(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A model that ships has the graph that an equal one was traced to, which would take most of
+    the time of a small search; it is compared with torch all the same."""
+    graphs = tmp_path_factory.mktemp("graphs")
+
+    def found(model: Any, path: Path, example: Batch) -> None:
+        graph = graphs / _digest(model, example)
+        if graph.exists():
+            shutil.copyfile(graph, path)
+        else:
+            to_onnx(model, path, example)
+            shutil.copyfile(path, graph)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shipping, "to_onnx", found)
+        yield
+
+
+def _digest(model: Any, example: Batch) -> str:
+    """Of everything that a graph depends on."""
+    sizes = family_of(model.config.model_type).structure(model).sizes()
+    shapes = {name: array.shape for name, array in example.inputs.items()}
+    not_shared = [name for name, _ in model.named_parameters()]
+    told = model.config.to_json_string(), repr(model), sizes, shapes, not_shared
+    digest = hashlib.sha256(repr(told).encode())
+    for tensor in model.state_dict().values():
+        digest.update(tensor.contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 @pytest.fixture(scope="session")

@@ -34,9 +34,11 @@ def generated(model: Any, **how: Any) -> Tensor:
 
 
 @each_model
-@each_structure
-def test_generating_with_the_cache_gives_the_same_tokens(name: str, structure: Structure) -> None:
-    smaller = MODELS[name].family.cut(build(name), structure)
+@pytest.mark.parametrize(
+    "title", ["every layer another size", "a layer without heads", "one empty layer"]
+)
+def test_generating_with_the_cache_gives_the_same_tokens(name: str, title: str) -> None:
+    smaller = MODELS[name].family.cut(build(name), STRUCTURES[title])
     expected = generated(smaller, use_cache=False)
     assert torch.equal(generated(smaller), expected)
     assert torch.equal(
@@ -46,7 +48,7 @@ def test_generating_with_the_cache_gives_the_same_tokens(name: str, structure: S
 
 
 @each_model
-@pytest.mark.parametrize("sources", [(0,), (2,), (0, 2), (1, 2), (2, 0), (2, 1, 0)])
+@pytest.mark.parametrize("sources", [(2,), (0, 2), (2, 1, 0)])
 def test_the_cache_has_one_place_for_each_layer_left(name: str, sources: tuple[int, ...]) -> None:
     structure = Structure(tuple(Layer(source, ALL_HEADS[source:], (1, 5)) for source in sources))
     smaller: Any = MODELS[name].family.cut(build(name), structure)

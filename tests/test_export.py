@@ -245,6 +245,14 @@ def test_label_names_come_back(sample: Sample, tmp_path: Path) -> None:
     assert loaded.id2label == {0: "bad", 1: "good"} and loaded.label2id == {"bad": 0, "good": 1}
 
 
+@pytest.mark.parametrize("name", ["bert", "gpt2 with its head tied"])
+def test_equal_models_have_the_same_graph(name: str, tmp_path: Path) -> None:
+    example = Batch({key: value.numpy() for key, value in inputs().items()})
+    for file in ("first", "second"):
+        to_onnx(build(name), tmp_path / file, example)
+    assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
 def test_exporting_again_replaces_the_folder(sample: Sample, tmp_path: Path) -> None:
     target = tmp_path / "t"
     sample.export(target, layers__keep=0.5)

@@ -56,8 +56,8 @@ def test_a_mistake_is_one_line_and_writes_nothing(
 
 def test_kills_lose_and_change_nothing(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
     """Litter is counted by ``benchmarks/faults.py``."""
-    toll = killed(10, tiny_model, data_file, tmp_path)
-    assert replace(toll, litter_bytes=0) == Toll(kills=10)
+    toll = killed(4, tiny_model, data_file, tmp_path)
+    assert replace(toll, litter_bytes=0) == Toll(kills=4)
 
 
 class Unwilling(SizeDevice):

@@ -81,6 +81,27 @@ def started(tiny_model: Path, data_file: Path, tmp_path: Path) -> Any:
     return start
 
 
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    """Of a search, for which time goes by as ``slow`` devices say."""
+    clock = SimpleNamespace(now=0.0)
+    monkeypatch.setattr("autocompress.engine.loop.time.monotonic", lambda: clock.now)
+    return clock
+
+
+def slow(clock: SimpleNamespace, seconds: float) -> type[AdditiveDevice]:
+    """Of devices that take so long for each process that measures some of a table."""
+
+    class Slow(AdditiveDevice):
+        def time(
+            self, baseline: Path, models: Sequence[Path], *, final: bool
+        ) -> tuple[Timing, list[Timing]]:
+            clock.now += seconds if models and "models" not in models[0].parts else 0
+            return super().time(baseline, models, final=final)
+
+    return Slow
+
+
 TWO = FP32 | {"quantization": {"scheme": ["fp32", "int8-dynamic"]}}
 THREE = FP32 | {"quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"]}}
 
@@ -214,19 +235,10 @@ def test_where_pruning_by_latency_is_one_choice_of_many_the_table_grows_as_it_is
     rows: tuple[int, int, int],
     started: Any,
     cache: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    clock: SimpleNamespace,
 ) -> None:
     """None for half the layers; then four shapes of the number format that is asked for, eight more
     with every further candidate as far as a twentieth of the time goes."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("autocompress.engine.loop.time.monotonic", lambda: clock.now)
-
-    class Slow(AdditiveDevice):
-        def time(
-            self, baseline: Path, models: Sequence[Path], *, final: bool
-        ) -> tuple[Timing, list[Timing]]:
-            clock.now += 5 if models and "models" not in models[0].parts else 0
-            return super().time(baseline, models, final=final)
 
     def chosen(layers: float, share: float, scheme: str) -> dict[str, Any]:
         return {
@@ -241,7 +253,7 @@ def test_where_pruning_by_latency_is_one_choice_of_many_the_table_grows_as_it_is
         chosen(1.0, 0.5, "int8-dynamic"),
         chosen(1.0, 0.4, "fp32"),
     ]
-    connected = Connected(Slow)
+    connected = Connected(slow(clock, 5))
     result = started(
         SOMETIMES,
         "run",
@@ -512,20 +524,10 @@ def test_pruning_by_latency_fails_in_a_format_that_the_device_cannot_run(
 
 
 def test_a_table_takes_half_the_time_at_most(
-    started: Any, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    started: Any, cache: Path, tmp_path: Path, clock: SimpleNamespace
 ) -> None:
     """What is not measured by then stays unmeasured, also after a resume."""
-    clock = SimpleNamespace(now=0.0)
-    monkeypatch.setattr("autocompress.engine.loop.time.monotonic", lambda: clock.now)
-
-    class Slow(AdditiveDevice):
-        def time(
-            self, baseline: Path, models: Sequence[Path], *, final: bool
-        ) -> tuple[Timing, list[Timing]]:
-            clock.now += 40 if models and "models" not in models[0].parts else 0
-            return super().time(baseline, models, final=final)
-
-    connected, again = Connected(Slow), Connected(Slow)
+    connected, again = Connected(slow(clock, 40)), Connected(slow(clock, 40))
     started(FP32, "run", connected, trials=1, time_limit_s=60.0)
     wanted = probes(LAYERS, HEADS, FFN, ["fp32"])
     assert connected.device.table == wanted[:8] != wanted

@@ -3,7 +3,10 @@ matrix in fp32 but spared ones."""
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +70,21 @@ def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return write_graphs(tmp_path_factory.mktemp("graphs"))
 
 
+Converted = Callable[[str, str, int | None], tuple[Path, dict[str, Any]]]
+
+
+@pytest.fixture(scope="module")
+def converted(graphs: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Converted:
+    """A model in a number format, converted once, alone in its folder."""
+
+    @cache
+    def once(model: str, scheme: str, block: int | None) -> tuple[Path, dict[str, Any]]:
+        target = tmp_path_factory.mktemp("converted") / "model.onnx"
+        return target, convert(graphs[model], target, candidate(scheme, block), batches(0))
+
+    return once
+
+
 def matrices(path: Path, *types: int) -> list[tuple[int, ...]]:
     """Shapes of the stored tensors of two dimensions, scales aside."""
     stored = [
@@ -98,10 +116,9 @@ def test_every_scheme_has_a_row_here() -> None:
 @each_model
 @each_variant
 def test_logits_stay_near(
-    graphs: dict[str, Path], model: str, scheme: str, block: int | None, tmp_path: Path
+    graphs: dict[str, Path], converted: Converted, model: str, scheme: str, block: int | None
 ) -> None:
-    target = tmp_path / "model.onnx"
-    convert(graphs[model], target, candidate(scheme, block), batches(0))
+    target, _ = converted(model, scheme, block)
     error = logit_error(graphs[model], target)
     assert error <= TOLERANCES[scheme]
     assert (error == 0) == (scheme in ("fp32", "bf16"))
@@ -110,12 +127,11 @@ def test_logits_stay_near(
 @each_model
 @each_quantized
 def test_every_matrix_is_converted(
-    graphs: dict[str, Path], model: str, scheme: str, block: int | None, tmp_path: Path
+    graphs: dict[str, Path], converted: Converted, model: str, scheme: str, block: int | None
 ) -> None:
-    source, target = graphs[model], tmp_path / "model.onnx"
+    source, (target, report) = graphs[model], converted(model, scheme, block)
     before = matrices(source, onnx.TensorProto.FLOAT)
     assert (VOCABULARY, HIDDEN) in before and {(2, HIDDEN), (HIDDEN, 2)} & set(before)
-    report = convert(source, target, candidate(scheme, block), batches(0))
     assert report == {"scheme": scheme, "layers": [scheme] * LAYERS, "left_in_fp32": {}}
     assert not set(before) & set(matrices(target, onnx.TensorProto.FLOAT))
     narrow = (
@@ -125,7 +141,19 @@ def test_every_matrix_is_converted(
     )
     assert matrices(target, *narrow).count((VOCABULARY, HIDDEN)) == 1
     assert target.stat().st_size < source.stat().st_size * (0.65 if scheme == "fp16" else 0.5)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.onnx"]
+    assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize("scheme", FORMATS)
+def test_temporary_files_lie_beside_the_target(
+    graphs: dict[str, Path], scheme: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not in the system's folder, where a kill would leave them."""
+    nowhere = str(tmp_path / "nowhere")
+    monkeypatch.setattr(tempfile, "tempdir", nowhere)
+    convert(graphs["bert"], tmp_path / "model.onnx", candidate(scheme), batches(0))
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+    assert tempfile.gettempdir() == nowhere
 
 
 @each_model

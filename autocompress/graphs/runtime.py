@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -156,16 +157,19 @@ class _Batches(CalibrationDataReader):  # type: ignore[misc]
 
 
 @contextmanager
-def _quantizing(path: Path) -> Iterator[None]:
-    """Errors as ``UserError``, and silence: the quantizers advise steps that are no use here."""
-    before = logging.root.manager.disable
+def _quantizing(source: Path, target: Path) -> Iterator[None]:
+    """Errors as ``UserError``, and silence: the quantizers advise steps that are no use here. Their
+    temporary files lie beside the target, where what a kill leaves of it is deleted with it."""
+    before = logging.root.manager.disable, tempfile.tempdir
     logging.disable(logging.WARNING)
+    tempfile.tempdir = str(target.parent)
     try:
-        with warnings.catch_warnings(), _errors_of(path, "quantize"):
+        with warnings.catch_warnings(), _errors_of(source, "quantize"):
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.disable(before)
+        logging.disable(before[0])
+        tempfile.tempdir = before[1]
 
 
 def _nodes_of(model: onnx.ModelProto, layers: Collection[int]) -> list[str]:
@@ -192,7 +196,7 @@ def convert_to_fp16(source: Path, target: Path) -> None:
     LayerNormalization is one node and sums in fp32 inside; an RMS norm of single nodes, which would
     square in float16, stays in fp32.
     """
-    with _quantizing(source):
+    with _quantizing(source, target):
         model = onnx.load(source)
         norms = [
             node.name
@@ -225,7 +229,7 @@ def quantize_dynamic_int8(
         only: op types to convert; all that can be by default, the embedding's Gather among them.
         spared: layers to leave as they are.
     """
-    with _quantizing(source):
+    with _quantizing(source, target):
         model = _without_gemm(source)
         quantize_dynamic(
             model,
@@ -259,7 +263,7 @@ def quantize_static_int8(
         for name, (low, high) in (ranges or {}).items()
     }
     weighted = ["MatMul", "Gemm", "Gather"]
-    with _quantizing(source):
+    with _quantizing(source, target):
         quantize_static(
             source,
             target,
@@ -286,7 +290,7 @@ def quantize_matmul_weights(
     Args:
         spared: layers to leave as they are.
     """
-    with _quantizing(source):
+    with _quantizing(source, target):
         model = _without_gemm(source)
         config = DefaultWeightOnlyQuantConfig(
             block_size=block_size, is_symmetric=True, accuracy_level=4, bits=bits
