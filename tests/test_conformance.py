@@ -39,8 +39,16 @@ class TestTechniques(TechniqueSuite):
         "hidden-size": [{"hidden.keep": 0.6}, {"hidden.keep": 0.05}],
         "low-rank": [{"rank.keep": 0.2}, {"rank.keep": 0.5, "rank.allocation": "energy"}],
         "sharing": [{"sharing.groups": 2}, {"sharing.groups": 1, "sharing.start": "mean"}],
+        "sparsity": [
+            {"sparsity.share": 0.5, "sparsity.embedding": True},
+            {"sparsity.share": 0.3, "sparsity.schedule": "cubic", "sparsity.scope": "global"},
+            {"sparsity.share": 0.4, "sparsity.schedule": "rounds"},
+            {"sparsity.share": 0.6, "sparsity.criterion": "movement", "sparsity.embedding": True},
+            {"sparsity.share": 0.6, "sparsity.criterion": "soft-movement"},
+        ],
         "int8-training": [{"quantization.trained": True}],
     }
+    same_size = ("sparsity",)
 
 
 class TestObjectives(ObjectiveSuite):

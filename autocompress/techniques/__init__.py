@@ -21,6 +21,7 @@ from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.low_rank import LowRankOutputs
 from autocompress.techniques.sharing import Sharing
+from autocompress.techniques.sparsity import Sparsity
 from autocompress.techniques.unit_pruning import UnitPruning
 
 TECHNIQUES: tuple[Technique, ...] = (
@@ -31,6 +32,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     HiddenSize(),
     LowRankOutputs(),
     Sharing(),
+    Sparsity(),
     Int8Training(),
 )
 
