@@ -14,6 +14,7 @@ from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
+from autocompress.techniques.embedding_rank import EmbeddingRank
 from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.int8_training import Int8Training
@@ -31,6 +32,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
     HiddenSize(),
     LowRankOutputs(),
+    EmbeddingRank(),
     Sharing(),
     Sparsity(),
     Int8Training(),

@@ -298,7 +298,7 @@ def prunable(model: nn.Module, *, embedding: bool) -> dict[str, nn.Parameter]:
     layers = [module for module in model.modules() if isinstance(module, ModuleList)]
     matrices = {id(p) for own in layers for p in own.parameters() if p.dim() == 2}
     if embedding:
-        matrices.add(id(whole.get_input_embeddings().weight))
+        matrices |= {id(p) for p in whole.get_input_embeddings().parameters()}
     return {name: p for name, p in model.named_parameters() if id(p) in matrices}
 
 
