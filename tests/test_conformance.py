@@ -43,6 +43,12 @@ class TestTechniques(TechniqueSuite):
         "sparsity": [
             {"sparsity.share": 0.5, "sparsity.embedding": True},
             {"sparsity.share": 0.3, "sparsity.schedule": "cubic", "sparsity.scope": "global"},
+            {
+                "sparsity.share": 0.3,
+                "sparsity.schedule": "cubic",
+                "sparsity.proximal": 1e-3,
+                "sparsity.block": 4,
+            },
             {"sparsity.share": 0.4, "sparsity.schedule": "rounds"},
             {"sparsity.share": 0.6, "sparsity.criterion": "movement", "sparsity.embedding": True},
             {"sparsity.share": 0.6, "sparsity.criterion": "soft-movement"},

@@ -11,18 +11,22 @@ import torch
 from torch import Tensor, nn
 
 from autocompress.engine.making import recovery_of
+from autocompress.errors import CandidateFailed
 from autocompress.plan import Plan
 from autocompress.student import filled
 from autocompress.techniques import SETTINGS, resolve
 from autocompress.techniques.sparsity import (
+    EPSILON,
     PENALTY,
     Masks,
     Movement,
     SoftMovement,
     Sparse,
+    group_sizes,
     kept,
     prunable,
     share_at,
+    shrunk,
 )
 from autocompress.testing.models import BERT, LLAMA, Workshop
 from autocompress.training.recovery import Recovery
@@ -170,6 +174,39 @@ def test_soft_scores_learn_by_movement_and_by_their_penalty(workshop: Workshop) 
     assert set(map(id, soft.parameters())) == {id(score) for score in soft.trained.values()}
 
 
+def test_one_proximal_step_by_hand() -> None:
+    """Of single weights: less by the strength over their size, but never past zero."""
+    by_size = [0.2 - 0.01 / (0.2 + EPSILON), -(0.5 - 0.01 / (0.5 + EPSILON)), 0.0, 0.0]
+    after = shrunk(torch.tensor([[0.2, -0.5, 0.05, 0.0]]), 0.01, 1)
+    torch.testing.assert_close(after, torch.tensor([by_size]))
+
+
+def test_rows_and_columns_of_blocks_shrink_and_go_together() -> None:
+    """The first block's lower row has length 0.05, the second block's columns have 5 and 0."""
+    weight = torch.tensor([[3.0, 4.0, 3.0, 0.0], [0.03, 0.04, 4.0, 0.0]])
+    after = shrunk(weight, 0.01, 2)
+    assert after[1, :2].tolist() == [0, 0] and after[:, 3].tolist() == [0, 0]
+    for axis in (1, 0):
+        blocks = weight.view(1, 2, 2, 2).movedim(2, 1)
+        length = blocks.norm(dim=axis + 2, keepdim=True)
+        left = (1 - 0.01 / (length + EPSILON) / length.clamp(min=1e-30)).clamp(min=0)
+        weight = (blocks * left).movedim(1, 2).reshape(2, 4)
+    torch.testing.assert_close(after, weight)
+    sizes = group_sizes(torch.tensor([[3.0, 4.0, 3.0, 0.0], [0.0, 0.0, 4.0, 0.0]]), 2)
+    assert sizes.tolist() == [[3, 4, 3, 0], [0, 0, 4, 0]]
+
+
+def test_blocks_that_do_not_fit_are_told(workshop: Workshop) -> None:
+    gradual = {"sparsity__share": 0.5, "sparsity__schedule": "cubic", "sparsity__proximal": 1e-4}
+    message = (
+        r"^sparsity\.block is 16, which does not divide .*\.intermediate\.dense\.weight, 24 by 32$"
+    )
+    with pytest.raises(CandidateFailed, match=message):
+        recovery(workshop, **gradual, sparsity__block=16)
+    active = SETTINGS.active({"sparsity.share": 0.5, "recovery.steps": 1, "sparsity.block": 4})
+    assert "sparsity.block" not in active and "sparsity.proximal" not in active
+
+
 def test_rounds_take_a_tenth_and_begin_anew(workshop: Workshop) -> None:
     """Masks are nested, and survivors what they were before any training."""
     own = recovery(workshop, sparsity__share=0.4, sparsity__schedule="rounds")
@@ -198,6 +235,7 @@ def test_rounds_take_a_tenth_and_begin_anew(workshop: Workshop) -> None:
     [
         {},
         {"sparsity__schedule": "cubic"},
+        {"sparsity__schedule": "cubic", "sparsity__proximal": 1e-4},
         {"sparsity__schedule": "rounds"},
         {"sparsity__criterion": "movement"},
         {"sparsity__criterion": "soft-movement"},

@@ -9,6 +9,12 @@ fixes the threshold and the penalty decides the share, here the share is given a
 follows. The rounds of a lottery ticket are those of Chen et al. 2020, "The Lottery Ticket
 Hypothesis for Pre-trained BERT Networks".
 
+Beside the gradual schedule, weights may be drawn to zero after every step, the small ones more than
+the large ones: one by one as in Guo et al. 2019, "Reweighted Proximal Pruning for Large-Scale
+Language Representation", or in the rows and columns of blocks as in Li et al. 2020, "Efficient
+Transformer-based Large Scale Language Representations using Hardware-friendly Block Structured
+Pruning". The papers' strength decides the share, here the share is given.
+
 All schedules go by share of ``Lesson.steps``: what is masked at a step depends on how many there
 are. Files only become smaller where zeros are stored as such.
 """
@@ -21,7 +27,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from autocompress.candidate import Candidate, OneOf, Real, Setting, Value
+from autocompress.candidate import Candidate, Integer, OneOf, Real, Setting, Value
+from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Family, Knowledge, Lesson, Modifier, Technique
 from autocompress.plan import Part, Plan
 
@@ -40,6 +47,9 @@ PENALTY = 400.0
 zeros."""
 SCORE_RATE = 1e-2 / 3e-5
 """How much faster than weights soft scores learn, as in the paper's own code."""
+
+EPSILON = 1e-3
+"""Beside the size of a group that is drawn to zero; ours."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,14 @@ def _sparse_and_trained(settings: Mapping[str, Value]) -> bool:
     return _sparse(settings) and settings["recovery.steps"] != 0
 
 
+def _by_magnitude(settings: Mapping[str, Value]) -> bool:
+    return _sparse_and_trained(settings) and settings["sparsity.criterion"] == "magnitude"
+
+
+def _gradual(settings: Mapping[str, Value]) -> bool:
+    return _by_magnitude(settings) and settings["sparsity.schedule"] == "cubic"
+
+
 class Sparsity(Technique):
     """Zeroes ``sparsity.share`` of the matrices of all layers; at once, or as training goes on."""
 
@@ -90,7 +108,21 @@ class Sparsity(Technique):
             OneOf(("once", "cubic", "rounds")),
             "once",
             "zero before training, more and more of them, or in rounds that begin anew",
-            when=lambda s: _sparse_and_trained(s) and s["sparsity.criterion"] == "magnitude",
+            when=_by_magnitude,
+        ),
+        Setting(
+            "sparsity.proximal",
+            Real(0, 1),
+            0.0,
+            "by how much weights of size 1 shrink in every step, others by that over their size",
+            when=_gradual,
+        ),
+        Setting(
+            "sparsity.block",
+            Integer(1, 1024),
+            1,
+            "weights shrink and go as rows and columns of blocks of so many; at 1 by themselves",
+            when=lambda s: _gradual(s) and s["sparsity.proximal"] != 0,
         ),
         Setting(
             "sparsity.scope",
@@ -128,6 +160,8 @@ class Sparsity(Technique):
     def modifier(self, lesson: Lesson) -> Modifier | None:
         if lesson.candidate.number("sparsity.share", 0) == 0:
             return None
+        if lesson.candidate.number("sparsity.proximal", 0) > 0:
+            return Proximal(lesson)
         modifiers = {"magnitude": Masks, "movement": Movement, "soft-movement": SoftMovement}
         return modifiers[_criterion(lesson.candidate)](lesson)
 
@@ -196,6 +230,39 @@ class Masks(Modifier):
         return {
             name: state[f"{kind}.{name}"].to(weight.device, copy=True)
             for name, weight in self.matrices.items()
+        }
+
+
+class Proximal(Masks):
+    """As ``Masks``, of weights that are drawn to zero.
+
+    Raises:
+        CandidateFailed: a matrix does not divide into blocks.
+    """
+
+    def __init__(self, lesson: Lesson) -> None:
+        super().__init__(lesson)
+        self.strength = lesson.candidate.number("sparsity.proximal")
+        self.block = int(lesson.candidate.number("sparsity.block"))
+        for name, weight in self.matrices.items():
+            if any(size % self.block for size in weight.shape):
+                rows, columns = weight.shape
+                raise CandidateFailed(
+                    f"sparsity.block is {self.block}, which does not divide {name}, "
+                    f"{rows} by {columns}"
+                )
+
+    def after_step(self) -> None:
+        import torch
+
+        with torch.no_grad():
+            for weight in self.matrices.values():
+                weight.copy_(shrunk(weight, self.strength, self.block))
+        super().after_step()
+
+    def _scores(self) -> Mapping[str, Tensor]:
+        return {
+            name: group_sizes(weight.detach(), self.block) for name, weight in self.matrices.items()
         }
 
 
@@ -344,6 +411,36 @@ def _highest(scores: Tensor, share: float) -> Tensor:
 
     lowest = scores.topk(round(share * scores.numel()), largest=False).indices
     return torch.ones_like(scores, dtype=torch.bool).index_fill_(0, lowest, False)
+
+
+def shrunk(weight: Tensor, strength: float, block: int) -> Tensor:
+    """Each row of a block, then each column, shorter by ``strength`` over its length; those that
+    are no longer than that are zero."""
+    blocks = _blocks(weight, block)
+    for axis in _axes(block):
+        length = blocks.norm(dim=axis, keepdim=True)
+        left = 1 - strength / (length + EPSILON) / length.clamp(min=1e-30)
+        blocks = blocks * left.clamp(min=0)
+    return blocks.view(weight.shape)
+
+
+def group_sizes(weight: Tensor, block: int) -> Tensor:
+    """For each weight the length of its row or its column in its block, whichever is less."""
+    import torch
+
+    blocks = _blocks(weight, block)
+    lengths = [blocks.norm(dim=axis, keepdim=True).expand_as(blocks) for axis in _axes(block)]
+    return torch.stack(lengths).amin(0).view(weight.shape)
+
+
+def _blocks(weight: Tensor, block: int) -> Tensor:
+    rows, columns = weight.shape
+    return weight.reshape(rows // block, block, columns // block, block)
+
+
+def _axes(block: int) -> tuple[int, ...]:
+    """Along which rows and columns of ``_blocks`` lie; of single weights these are one."""
+    return (3, 1) if block > 1 else (3,)
 
 
 def clear(matrices: Mapping[str, nn.Parameter], masks: Mapping[str, Tensor]) -> None:
