@@ -24,6 +24,7 @@ from autocompress.techniques.low_rank import LowRankOutputs
 from autocompress.techniques.sharing import Sharing
 from autocompress.techniques.sparsity import Sparsity
 from autocompress.techniques.unit_pruning import UnitPruning
+from autocompress.techniques.vocabulary import SmallerVocabulary
 
 TECHNIQUES: tuple[Technique, ...] = (
     LayerTruncation(),
@@ -32,6 +33,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
     HiddenSize(),
     LowRankOutputs(),
+    SmallerVocabulary(),
     EmbeddingRank(),
     Sharing(),
     Sparsity(),

@@ -16,6 +16,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Family, Knowledge, Technique
 from autocompress.plan import Part, Plan
 from autocompress.techniques.hidden_size import Hidden
+from autocompress.techniques.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from torch import nn
@@ -59,6 +60,9 @@ class EmbeddingRank(Technique):
         words, width, shared = knowledge.measured(table_size)
         if shared:
             raise CandidateFailed("embedding.rank: the head of this model shares its embedding")
+        fewer = plan.part(Vocabulary.technique)
+        if isinstance(fewer, Vocabulary):
+            words = fewer.count
         narrowed = plan.part(Hidden.technique)
         if isinstance(narrowed, Hidden):
             width = len(narrowed.kept)
@@ -69,11 +73,11 @@ class EmbeddingRank(Technique):
         from torch import nn
 
         whole: Any = model
-        table = whole.get_input_embeddings()
+        *leading, table = _chain(whole.get_input_embeddings())
         words, width = table.weight.shape
         rows = nn.Embedding(words, part.rank, padding_idx=table.padding_idx)
         widened = nn.Linear(part.rank, width, bias=False)
-        whole.set_input_embeddings(nn.Sequential(rows, widened))
+        whole.set_input_embeddings(nn.Sequential(*leading, rows, widened))
 
     def fill(
         self, model: nn.Module, before: nn.Module, part: NarrowEmbedding, family: Family
@@ -82,13 +86,20 @@ class EmbeddingRank(Technique):
 
         built: Any = model
         whole: Any = before
-        rows, widened = built.get_input_embeddings()
-        table = whole.get_input_embeddings().weight.detach()
-        left, sizes, right = torch.linalg.svd(table.double(), full_matrices=False)
+        *_, rows, widened = built.get_input_embeddings()
+        *_, table = _chain(whole.get_input_embeddings())
+        left, sizes, right = torch.linalg.svd(table.weight.detach().double(), full_matrices=False)
         root = sizes[: part.rank].sqrt()
         with torch.no_grad():
             rows.weight.copy_(left[:, : part.rank] * root)
             widened.weight.copy_((root[:, None] * right[: part.rank]).T)
+
+
+def _chain(embeddings: Any) -> list[Any]:
+    """The table, and before it what a smaller vocabulary has left."""
+    from torch import nn
+
+    return list(embeddings) if isinstance(embeddings, nn.Sequential) else [embeddings]
 
 
 def table_size(model: nn.Module, family: Family) -> tuple[int, int, bool]:
