@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +69,7 @@ def planned(
     latency: Callable[[Structure], float] | None = None,
 ) -> Plan:
     """The candidate's plan; raises as ``techniques.resolve``."""
-    counts = partial(word_counts, measured.task)
-    knowledge = Knowledge(measured, latency, measured.once, counts)
+    knowledge = Knowledge(measured, latency, measured.once, lambda: word_counts(measured.task))
     return resolve(maker.full, candidate, knowledge, maker.techniques)
 
 

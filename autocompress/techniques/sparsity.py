@@ -47,7 +47,6 @@ PENALTY = 400.0
 zeros."""
 SCORE_RATE = 1e-2 / 3e-5
 """How much faster than weights soft scores learn, as in the paper's own code."""
-
 EPSILON = 1e-3
 """Beside the size of a group that is drawn to zero; ours."""
 
