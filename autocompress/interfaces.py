@@ -73,11 +73,13 @@ class Knowledge:
             to the uncut fp32 model, on the first device; None where no table was measured.
         measured: gives what a function of the uncut model and its family finds, such as singular
             values; each function is called once in a search.
+        word_counts: gives how often the training text has each token, by its id.
     """
 
     importance: Mapping[str, Importance]
     latency: Callable[[Structure], float] | None = None
     measured: Callable[[Callable[[torch.nn.Module, Family], Any]], Any] | None = None
+    word_counts: Callable[[], NDArray[np.int64]] | None = None
 
 
 class Technique(ABC):

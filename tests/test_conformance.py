@@ -37,9 +37,25 @@ class TestTechniques(TechniqueSuite):
         "ffn-pruning": [{"ffn.keep": 0.3}, {"ffn.keep": 0.5, "ffn.allocation": "uniform"}],
         "hidden-size": [{"hidden.keep": 0.6}, {"hidden.keep": 0.05}],
         "low-rank": [{"rank.keep": 0.2}, {"rank.keep": 0.5, "rank.allocation": "energy"}],
+        "vocabulary": [{"vocabulary.keep": 0.5}, {"vocabulary.keep": 0.02}],
+        "embedding-rank": [{"embedding.rank": 2}, {"embedding.rank": 12}],
         "sharing": [{"sharing.groups": 2}, {"sharing.groups": 1, "sharing.start": "mean"}],
+        "sparsity": [
+            {"sparsity.share": 0.5, "sparsity.embedding": True},
+            {"sparsity.share": 0.3, "sparsity.schedule": "cubic", "sparsity.scope": "global"},
+            {
+                "sparsity.share": 0.3,
+                "sparsity.schedule": "cubic",
+                "sparsity.proximal": 1e-3,
+                "sparsity.block": 4,
+            },
+            {"sparsity.share": 0.4, "sparsity.schedule": "rounds"},
+            {"sparsity.share": 0.6, "sparsity.criterion": "movement", "sparsity.embedding": True},
+            {"sparsity.share": 0.6, "sparsity.criterion": "soft-movement"},
+        ],
         "int8-training": [{"quantization.trained": True}],
     }
+    same_size = ("sparsity",)
 
 
 class TestObjectives(ObjectiveSuite):

@@ -13,7 +13,10 @@ import pytest
 import torch
 from torch import nn
 
+from autocompress.engine.making import recovery_of
 from autocompress.families import FAMILIES
+from autocompress.graphs.export import to_onnx
+from autocompress.graphs.reading import input_ranges
 from autocompress.interfaces import Knowledge
 from autocompress.knowledge import magnitude
 from autocompress.plan import Plan
@@ -30,6 +33,7 @@ from autocompress.techniques.int8_training import (
 )
 from autocompress.techniques.low_rank import LowRank, matrix_of
 from autocompress.techniques.sharing import Shared
+from autocompress.testing.models import BATCH, BERT, Workshop
 from autocompress.training.teacher import load_classifier
 
 FAMILY = FAMILIES["bert"]
@@ -187,3 +191,25 @@ def test_ranges_follow_what_is_seen_and_a_plain_model_is_left(model: nn.Module) 
 def test_an_untouched_plan_has_no_parts(model: nn.Module) -> None:
     full = planned(model)
     assert full.parts == () and full.structure == Structure.full([4] * 4, [64] * 4)
+
+
+def test_ranges_that_factors_learned_are_those_of_their_products(tmp_path: Path) -> None:
+    """The exporter writes the name of a ``Sequential`` twice into the scope of its members."""
+    workshop = Workshop(BERT, tmp_path)
+    settings = {
+        "rank.keep": 0.25,
+        "embedding.rank": 8,
+        "recovery.steps": 1,
+        "quantization.trained": True,
+    }
+    candidate = SETTINGS.candidate(settings)
+    plan = resolve(workshop.plans["uncut"], candidate, workshop.knowledge)
+    student = first(workshop.model, workshop.family, plan, "copied")
+    recovery = recovery_of(student, plan.structure, candidate, workshop.teacher, (3, 5))
+    recovery.advance(1)
+    [part] = recovery.finish()
+    learned = part.ranges()
+    factors = {"bert.embeddings.word_embeddings.1", "bert.encoder.layer.3.output.dense.1"}
+    assert factors <= set(learned)
+    to_onnx(student, tmp_path / "model.onnx", BATCH)
+    assert set(input_ranges(tmp_path / "model.onnx", learned).values()) <= set(learned.values())

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import gelu
 
 from autocompress.distillation.logits import divergence
+from autocompress.families.stream import word_table
 from autocompress.interfaces import Features, Lesson, Objective
 from autocompress.training.steps import optimizer_state, restore_optimizer, within
 
@@ -145,7 +146,7 @@ class AdversarialLogits(Objective):
 def _straight_through(model: Any, places: Tensor, soft: Tensor) -> Iterator[None]:
     """Embeddings of tokens at these places stay as they are, but gradients go to what the tokens
     were drawn by."""
-    embeddings = model.get_input_embeddings()
+    embeddings = word_table(model)
 
     def hook(module: nn.Module, inputs: Any, output: Tensor) -> Tensor:
         mixed = soft @ embeddings.weight.detach()

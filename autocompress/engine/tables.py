@@ -12,6 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autocompress import environment
 from autocompress.candidate import Candidate
 from autocompress.engine.converting import Converter
@@ -22,7 +25,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.files import cache_folder, keep_json, kept_json
 from autocompress.formats import FORMATS, choices
 from autocompress.hardware.agent import usable_cores
-from autocompress.interfaces import Device, Knowledge
+from autocompress.interfaces import Device, Knowledge, Task
 from autocompress.latency.predictor import LatencyTable, Shape, probes, shape_of
 from autocompress.plan import Plan
 from autocompress.search_space import SearchSpace
@@ -66,8 +69,15 @@ def planned(
     latency: Callable[[Structure], float] | None = None,
 ) -> Plan:
     """The candidate's plan; raises as ``techniques.resolve``."""
-    knowledge = Knowledge(measured, latency, measured.once)
+    knowledge = Knowledge(measured, latency, measured.once, lambda: word_counts(measured.task))
     return resolve(maker.full, candidate, knowledge, maker.techniques)
+
+
+def word_counts(task: Task) -> NDArray[np.int64]:
+    """How often the text that students learn from has each token, by its id."""
+    rows = (*task.train.rows, *task.unlabeled)
+    counts: NDArray[np.int64] = np.bincount(np.concatenate([row[0] for row in rows]))
+    return counts
 
 
 def read_table(run: Path, name: str) -> LatencyTable:

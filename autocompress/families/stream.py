@@ -51,8 +51,7 @@ class Streamed(ABC):
         ...
 
     def hidden_size(self, model: nn.Module) -> int:
-        embeddings: Any = model.get_input_embeddings()  # type: ignore[operator]
-        return int(embeddings.weight.shape[1])
+        return len(self.hidden_gates(model)[0].get_parameter("weight"))
 
     def narrow(self, model: nn.Module, kept: Sequence[int]) -> None:
         narrowed: dict[nn.Parameter, nn.Parameter] = {}
@@ -81,6 +80,14 @@ class Streamed(ABC):
         return tuple(
             access.module for access in self.stream(model) if access.reads and access.writes
         )
+
+
+def word_table(model: nn.Module) -> nn.Embedding:
+    """What a model looks words up in, also where a matrix widens its rows."""
+    whole: Any = model
+    modules = whole.get_input_embeddings().modules()
+    table: nn.Embedding = next(module for module in modules if isinstance(module, nn.Embedding))
+    return table
 
 
 def _selected(whole: Tensor, axes: Sequence[int], kept: Sequence[int]) -> nn.Parameter:

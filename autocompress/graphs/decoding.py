@@ -12,6 +12,7 @@ from transformers import GenerationMixin
 from transformers.cache_utils import Cache, DynamicLayer
 
 from autocompress.families import family_of
+from autocompress.families.stream import word_table
 from autocompress.graphs.tracing import tied_head
 
 
@@ -82,7 +83,7 @@ class Cached(nn.Module):
             past_key_values=cache,
             use_cache=True,
         ).last_hidden_state
-        table, head = self.model.get_input_embeddings().weight, self.model.get_output_embeddings()
+        table, head = word_table(self.model).weight, self.model.get_output_embeddings()
         logits = tied_head(hidden, table) if head.weight is table else head(hidden)
         return (
             logits,

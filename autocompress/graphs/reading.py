@@ -70,6 +70,13 @@ def layer_of(node_name: str) -> int | None:
     return int(match[1]) if match else None
 
 
+def module_of(node_name: str) -> str:
+    """The module of the torch model that a node belongs to, by the same scope, in which members of
+    a ``Sequential`` bear its name again, as in ``/model/output/dense/dense.1/MatMul``."""
+    scope = re.sub(r"([^/]+)/(?=\1\.\d+/)", "", node_name)
+    return scope.replace("/", ".").rpartition(".")[0].removeprefix(_WRAPPER)
+
+
 def layer_count(path: Path) -> int:
     """How many layers the graph has."""
     return len({layer_of(node.name) for node in onnx.load(path).graph.node} - {None})
@@ -91,7 +98,7 @@ def input_ranges(
     graph = onnx.load(path).graph
     weights = {tensor.name for tensor in graph.initializer}
     tensors = {
-        node.name.replace("/", ".").rpartition(".")[0].removeprefix(_WRAPPER): node.input[0]
+        module_of(node.name): node.input[0]
         for node in graph.node
         if node.op_type in ("MatMul", "Gemm") and node.input[1] in weights
     }

@@ -14,6 +14,7 @@ from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
+from autocompress.techniques.embedding_rank import EmbeddingRank
 from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.int8_training import Int8Training
@@ -21,7 +22,9 @@ from autocompress.techniques.latency_pruning import LatencyPruning
 from autocompress.techniques.layer_truncation import LayerTruncation
 from autocompress.techniques.low_rank import LowRankOutputs
 from autocompress.techniques.sharing import Sharing
+from autocompress.techniques.sparsity import Sparsity
 from autocompress.techniques.unit_pruning import UnitPruning
+from autocompress.techniques.vocabulary import SmallerVocabulary
 
 TECHNIQUES: tuple[Technique, ...] = (
     LayerTruncation(),
@@ -30,7 +33,10 @@ TECHNIQUES: tuple[Technique, ...] = (
     UnitPruning("ffn-pruning", "ffn", "FFN neurons"),
     HiddenSize(),
     LowRankOutputs(),
+    SmallerVocabulary(),
+    EmbeddingRank(),
     Sharing(),
+    Sparsity(),
     Int8Training(),
 )
 

@@ -194,7 +194,8 @@ class Workshop:
             "gradient": gradient.measure(self.model, self.family, some, loss),
             "magnitude": magnitude.measure(self.model, self.family),
         }
-        return Knowledge(importance, latency, lambda f: f(self.model, self.family))
+        counts = np.bincount(np.concatenate([row[0] for row in transfer.rows]))
+        return Knowledge(importance, latency, lambda f: f(self.model, self.family), lambda: counts)
 
 
 def with_all(settings: Settings, chosen: Mapping[str, Value]) -> Candidate:

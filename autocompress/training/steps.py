@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from autocompress.errors import CandidateFailed
+from autocompress.families.stream import word_table
 
 BATCH_SIZE = 32
 """Sentences of a training step."""
@@ -111,7 +112,7 @@ class Optimizer:
         self.learning_rate, self.steps, self.done = learning_rate, steps, 0
         self.share = share
         whole: Any = model
-        embeddings, head = whole.get_input_embeddings(), whole.get_output_embeddings()
+        embeddings, head = word_table(model), whole.get_output_embeddings()
         embeddings.sparse = head is None or head.weight is not embeddings.weight
         lazy = [embeddings.weight] if embeddings.sparse else []
         self.dense = [
