@@ -14,6 +14,7 @@ from autocompress.formats import FORMATS
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Sampler
+from autocompress.quantizers import QUANTIZERS
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
 from autocompress.techniques import TECHNIQUES
@@ -22,6 +23,7 @@ from autocompress.testing import (
     FamilySuite,
     FormatSuite,
     ObjectiveSuite,
+    QuantizerSuite,
     SamplerSuite,
     TaskSuite,
     TechniqueSuite,
@@ -40,7 +42,14 @@ class TestTechniques(TechniqueSuite):
         "low-rank": [{"rank.keep": 0.2}, {"rank.keep": 0.5, "rank.allocation": "energy"}],
         "sharing": [{"sharing.groups": 2}, {"sharing.groups": 1, "sharing.start": "mean"}],
         "int8-training": [{"quantization.trained": True}],
+        "codes": [
+            {"codes.format": "linear", "codes.group": "row"},
+            {"codes.format": "centroids", "codes.bits": 2, "codes.outliers": -2.0},
+            {"codes.format": "adaptive-float", "codes.bits": 5},
+            {"codes.format": "product"},
+        ],
     }
+    same_size = ("codes",)
 
 
 class TestObjectives(ObjectiveSuite):
@@ -90,6 +99,11 @@ class TestFormats(FormatSuite):
     }
 
 
+class TestQuantizers(QuantizerSuite):
+    members = QUANTIZERS
+    errors = {"linear": 0.2, "centroids": 0.1, "adaptive-float": 0.15, "product": 0.6}
+
+
 class TestTasks(TaskSuite):
     members = TASKS.values()
 
@@ -124,6 +138,7 @@ def test_every_member_has_a_row_here() -> None:
         (TestObjectives, TestObjectives.settings),
         (TestFamilies, TestFamilies.configs),
         (TestFormats, TestFormats.tolerances),
+        (TestQuantizers, TestQuantizers.errors),
     )
     for suite, listed in rows:
         assert list(listed) == list(suite.named())

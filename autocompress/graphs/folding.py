@@ -80,9 +80,7 @@ class Folding:
         others = codes.indices != commonest
         first = self.constant(np.array([commonest], np.int32))
         packed = self._unpacked(codes.indices[others], codes.bits)
-        return self.made(
-            "Gather", self.made("Concat", first, packed, axis=0), self._ranks(others)
-        )
+        return self.made("Gather", self.made("Concat", first, packed, axis=0), self._ranks(others))
 
     def _ranks(self, there: NDArray[np.bool_]) -> str:
         """int32, flat: 1, 2, ... where it is true, else 0."""

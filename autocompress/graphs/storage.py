@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from autocompress.graphs.folding import STORED, Folding, codes_bytes, spread_bytes
+from autocompress.graphs.folding import Folding, codes_bytes, spread_bytes
 from autocompress.quantizers.codes import Codes, Matrix
 
 _LEAST_SAVED = 2048
@@ -126,8 +126,7 @@ class _Coded(NamedTuple):
             return values
         name, shape, zeros = self.scales
         zeros = zeros or folding.constant(np.zeros(shape, np.int8))
-        axis = {"axis": 1} if shape not in ((), (1,)) else {}
-        return folding.made("QuantizeLinear", values, name, zeros, **axis)
+        return folding.made("QuantizeLinear", values, name, zeros, axis=1 if len(shape) else None)
 
 
 class _Known:
@@ -176,4 +175,7 @@ def _digest(array: NDArray[Any]) -> bytes:
 
 def _rounded(values: Matrix, scales: Matrix, offset: Any) -> NDArray[np.int8]:
     """As ``QuantizeLinear`` has it."""
-    return np.clip(np.rint(values / scales) + offset, -128, 127).astype(np.int8)
+    integers: NDArray[np.int8] = np.clip(np.rint(values / scales) + offset, -128, 127).astype(
+        np.int8
+    )
+    return integers

@@ -22,14 +22,10 @@ class AdaptiveFloat(Quantizer):
     """The nearest such float; an exponent bias of each group."""
 
     name: ClassVar[str] = "adaptive-float"
-    paper: ClassVar[str] = (
-        'Tambe et al. 2020, "Algorithm-Hardware Co-Design of Adaptive Floating-Point Encodings for '
-        'Resilient Deep Learning Inference"'
-    )
     grouped: ClassVar[bool] = True
 
     def codes(self, weight: Matrix) -> Codes:
-        groups = self._groups(weight)
+        groups = self.groups(weight)
         magnitudes = self.magnitudes()
         largest = np.abs(groups).max(axis=1, keepdims=True)
         bias = np.frexp(largest)[1] - np.frexp(magnitudes[-1])[1]
@@ -54,6 +50,6 @@ class AdaptiveFloat(Quantizer):
         mantissa_bits = self.bits - 1 - min(3, self.bits // 2)
         codes = np.arange(2 ** (self.bits - 1))
         fractions = np.ldexp(np.float32(codes % 2**mantissa_bits), -mantissa_bits)
-        magnitudes = np.ldexp(1 + fractions, codes >> mantissa_bits).astype(np.float32)
+        magnitudes: Matrix = np.ldexp(1 + fractions, codes >> mantissa_bits).astype(np.float32)
         magnitudes[0] = 0
         return magnitudes

@@ -9,7 +9,7 @@ all |errors|.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,6 @@ class Centroids(Quantizer):
     """2^bits values that fit the matrix, and its outliers."""
 
     name: ClassVar[str] = "centroids"
-    paper: ClassVar[str] = (
-        'Zadeh et al. 2020, "GOBO: Quantizing Attention-Based NLP Models for Low Latency and Energy '
-        'Efficient Inference"'
-    )
     splits: ClassVar[bool] = True
 
     def codes(self, weight: Matrix) -> Codes:
@@ -36,7 +32,7 @@ class Centroids(Quantizer):
         table = clustered(np.sort(inner.astype(np.float64)), 2**self.bits).astype(np.float32)
         table = np.unique(table)
         indices = np.zeros(len(flat), np.uint8)
-        indices[~outside] = np.searchsorted(_halfway(table), inner)
+        indices[~outside] = np.searchsorted(halfway(table), inner)
         positions = np.flatnonzero(outside).astype(np.int32)
         return Codes(
             (weight.shape[0], weight.shape[1]),
@@ -67,31 +63,41 @@ def clustered(values: _Values, count: int) -> _Values:
         count: of centroids.
     """
     sums = np.concatenate([[0], np.cumsum(values)])
-    edges = np.linspace(0, len(values), min(count, len(values)) + 1).round().astype(int)
+    edges = np.linspace(0, len(values), min(count, len(values)) + 1).round().astype(np.intp)
     centroids = np.diff(sums[edges]) / np.diff(edges)
-    error = summed_error(values, centroids)
+    error = _summed_error(values, sums, centroids)
     while True:
         moved = _moved(values, sums, centroids)
-        after = summed_error(values, moved)
+        after = _summed_error(values, sums, moved)
         if not after < error:
             return centroids
         centroids, error = moved, after
 
 
-def summed_error(values: _Values, centroids: _Values) -> float:
-    """Of all distances to the nearest centroid; both ascending."""
-    nearest = np.searchsorted(_halfway(centroids), values)
-    return float(np.abs(values - centroids[nearest]).sum())
+def _summed_error(values: _Values, sums: _Values, centroids: _Values) -> float:
+    """Of all distances to the nearest centroid."""
+    edges = _edges(values, centroids)
+    middle = np.searchsorted(values, centroids)
+    below = centroids * (middle - edges[:-1]) - (sums[middle] - sums[edges[:-1]])
+    above = sums[edges[1:]] - sums[middle] - centroids * (edges[1:] - middle)
+    return float((below + above).sum())
 
 
 def _moved(values: _Values, sums: _Values, centroids: _Values) -> _Values:
     """To the mean of those nearest; where there are none it stays."""
-    inner = np.searchsorted(values, _halfway(centroids), side="right")
-    edges = np.concatenate([[0], inner, [len(values)]])
+    edges = _edges(values, centroids)
     populations = np.diff(edges)
     means = np.diff(sums[edges]) / np.maximum(populations, 1)
     return np.sort(np.where(populations > 0, means, centroids))
 
 
-def _halfway(centroids: NDArray[np.floating]) -> NDArray[np.floating]:
-    return (centroids[1:] + centroids[:-1]) / 2
+def _edges(values: _Values, centroids: _Values) -> NDArray[np.intp]:
+    """Where the values nearest to each centroid begin, and the end of the last."""
+    inner = np.searchsorted(values, halfway(centroids), side="right")
+    return np.concatenate([[0], inner, [len(values)]])
+
+
+def halfway(centroids: NDArray[Any]) -> NDArray[Any]:
+    """Between neighbours."""
+    middles: NDArray[Any] = (centroids[1:] + centroids[:-1]) / 2
+    return middles

@@ -77,9 +77,6 @@ class Quantizer(ABC):
         bits: of a code.
         group: weights that share a scale, one of ``GROUPS``; read where ``grouped``.
         cut: log-density below which a weight is an outlier; read where ``splits``.
-
-    Attributes:
-        paper: that describes it.
     """
 
     bits: int
@@ -87,7 +84,6 @@ class Quantizer(ABC):
     cut: float = -4.0
 
     name: ClassVar[str]
-    paper: ClassVar[str]
     grouped: ClassVar[bool] = False
     splits: ClassVar[bool] = False
 
@@ -108,20 +104,11 @@ class Quantizer(ABC):
         decode to it as well, in as many bytes as it takes."""
         return Codes.of_values(decoded, self.bits)
 
-    def _groups(self, weight: Matrix) -> Matrix:
-        """Weights that share a scale, side by side."""
+    def groups(self, weight: Matrix) -> Matrix:
+        """Weights that share a scale, or a code, side by side; raises as ``codes``."""
         if self.group == "tensor":
             return weight.reshape(1, -1)
         size = weight.shape[1] if self.group == "row" else int(self.group)
-        return divided(weight, size)
-
-
-def divided(weight: Matrix, size: int) -> Matrix:
-    """Runs of so many neighbours, one below the other.
-
-    Raises:
-        ValueError: they do not divide a row.
-    """
-    if weight.shape[1] % size:
-        raise ValueError(f"groups of {size} do not divide rows of {weight.shape[1]} weights")
-    return weight.reshape(-1, size)
+        if weight.shape[1] % size:
+            raise ValueError(f"groups of {size} do not divide rows of {weight.shape[1]} weights")
+        return weight.reshape(-1, size)

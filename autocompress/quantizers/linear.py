@@ -19,16 +19,15 @@ class Linear(Quantizer):
     """Equal steps from -max|w| to max|w| of each group."""
 
     name: ClassVar[str] = "linear"
-    paper: ClassVar[str] = 'Ganesh et al. 2021, "Compressing Large-Scale Transformer-Based Models"'
     grouped: ClassVar[bool] = True
 
     def codes(self, weight: Matrix) -> Codes:
-        groups = self._groups(weight)
+        groups = self.groups(weight)
         scales = self._scales(groups)
         return self._of(weight, self._steps(groups, scales), scales)
 
     def found(self, decoded: Matrix) -> Codes:
-        groups = self._groups(decoded)
+        groups = self.groups(decoded)
         nearest = self._scales(groups)
         scales, explained = nearest.copy(), np.zeros(len(groups), bool)
         for roundings in _ROUNDINGS:
@@ -47,11 +46,13 @@ class Linear(Quantizer):
 
     def _scales(self, groups: Matrix) -> Matrix:
         scales: Matrix = np.abs(groups).max(axis=1) / self._most
-        return np.where(scales > 0, scales, np.float32(1))
+        scales[scales == 0] = 1
+        return scales
 
     def _steps(self, groups: Matrix, scales: Matrix) -> Matrix:
         steps = np.rint(groups / scales[:, None]) + np.float32(0)  # no negative zero
-        return np.clip(steps, -self._most, self._most)
+        clipped: Matrix = np.clip(steps, -self._most, self._most)
+        return clipped
 
     def _of(self, weight: Matrix, steps: Matrix, scales: Matrix) -> Codes:
         shape = weight.shape[0], weight.shape[1]

@@ -12,7 +12,7 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autocompress.quantizers.codes import Codes, Matrix, Quantizer, divided
+from autocompress.quantizers.codes import Codes, Matrix, Quantizer
 
 BLOCK = 4
 """Weights of a block."""
@@ -23,21 +23,24 @@ class Product(Quantizer):
     """2^bits blocks that fit the matrix."""
 
     name: ClassVar[str] = "product"
-    paper: ClassVar[str] = (
-        'Fan et al. 2021, "Training with Quantization Noise for Extreme Model Compression"'
-    )
 
     def codes(self, weight: Matrix) -> Codes:
-        blocks = divided(weight, BLOCK)
+        blocks = self.groups(weight)
         table = np.unique(_fitted(blocks, 2**self.bits), axis=0)
         return self._of(weight, _nearest(blocks, table), table)
 
     def found(self, decoded: Matrix) -> Codes:
-        blocks = divided(decoded, BLOCK).view(np.int32)
+        blocks = self.groups(decoded).view(np.int32)
         table, indices = np.unique(blocks, axis=0, return_inverse=True)
         if len(table) > 2**self.bits:
             return super().found(decoded)
         return self._of(decoded, indices.ravel(), table.view(np.float32))
+
+    def groups(self, weight: Matrix) -> Matrix:
+        """Blocks; the last of a row may go on in the next one."""
+        if weight.size % BLOCK:
+            raise ValueError(f"blocks of {BLOCK} do not divide {weight.size} weights")
+        return weight.reshape(-1, BLOCK)
 
     def _of(self, weight: Matrix, indices: NDArray[np.integer], table: Matrix) -> Codes:
         shape = weight.shape[0], weight.shape[1]
@@ -50,7 +53,7 @@ def _fitted(blocks: Matrix, count: int) -> Matrix:
     sample = blocks[::step]
     order = np.argsort(sample.sum(axis=1), kind="stable")
     starts = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
-    means = sample[order[starts]]
+    means: Matrix = sample[order[starts]]
     for _ in range(_ITERATIONS):
         nearest = _nearest(sample, means)
         populations = np.bincount(nearest, minlength=len(means))

@@ -14,6 +14,7 @@ from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
+from autocompress.techniques.codes import Coding
 from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
 from autocompress.techniques.int8_training import Int8Training
@@ -32,6 +33,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     LowRankOutputs(),
     Sharing(),
     Int8Training(),
+    Coding(),
 )
 
 FORMAT_NAMES = tuple(setting.name for setting in FORMAT_SETTINGS)
