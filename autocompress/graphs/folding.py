@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from autocompress.quantizers.codes import Codes
 
-STORED = "/stored/"
-"""Begins the names of the operators and of what they read."""
+STORED = "/s/"
+"""Begins the names of what is added; short, for it is there many times."""
 _SLICE_BITS = (8, 4, 2, 1)
 """Widths that fill bytes; an index of 7 bits is kept as 4, 2 and 1."""
 
@@ -27,7 +27,7 @@ class Folding:
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, onnx.TensorProto] = {}
+        self.constants: dict[tuple[object, ...], onnx.TensorProto] = {}
 
     def values(self, codes: Codes) -> str:
         """The matrix that codes decode to; its name, as of all that is made here."""
@@ -42,12 +42,12 @@ class Folding:
         return self.shaped(values, codes.shape)
 
     def spread(self, array: NDArray[Any]) -> str:
-        """Any array, from a bitmap and its numbers whose bits are not all zero."""
-        there = bits_of(array) != 0
-        held = np.concatenate([np.zeros(1, array.dtype), array.ravel()[there]])
-        return self.shaped(
-            self.made("Gather", self.constant(held), self._ranks(there)), array.shape
-        )
+        """Any array that has a usual number, from a bitmap and the others: zero of floats, of
+        integers of 8 bits the commonest."""
+        others = _others(array)
+        held = np.concatenate([array.ravel()[~others][:1], array.ravel()[others]])
+        values = self.made("Gather", self.constant(held), self._ranks(others))
+        return self.shaped(values, array.shape)
 
     def shaped(self, name: str, shape: Sequence[int]) -> str:
         return self.made("Reshape", name, self.constant(np.array(shape, np.int64)))
@@ -58,19 +58,17 @@ class Folding:
         Args:
             output: its name, where it matters.
         """
-        name = f"{STORED}{len(self.nodes)}"
-        output = output or name
-        self.nodes.append(onnx.helper.make_node(kind, inputs, [output], name, **attributes))
+        output = output or f"{STORED}{len(self.nodes)}"
+        self.nodes.append(onnx.helper.make_node(kind, inputs, [output], **attributes))
         return output
 
     def constant(self, array: NDArray[Any]) -> str:
-        """The small ones are the same for all."""
-        name = f"{STORED}c{len(self.constants)}"
-        if array.nbytes <= 16:
-            name = f"{STORED}{array.dtype}{array.shape}{array.ravel().tolist()}".replace(" ", "")
-        if name not in self.constants:
-            self.constants[name] = onnx.numpy_helper.from_array(array, name)
-        return name
+        """Its name; of equal ones there is one."""
+        key = str(array.dtype), array.shape, array.tobytes()
+        if key not in self.constants:
+            name = f"{STORED}c{len(self.constants)}"
+            self.constants[key] = onnx.numpy_helper.from_array(array, name)
+        return str(self.constants[key].name)
 
     def _indices(self, codes: Codes) -> str:
         """int32, flat."""
@@ -133,13 +131,15 @@ def codes_bytes(codes: Codes) -> int:
 
 def spread_bytes(array: NDArray[Any]) -> int:
     """What ``Folding.spread`` stores of it, less its operators."""
-    there = int(np.count_nonzero(bits_of(array)))
-    return _packed_bytes(array.size, 1) + there * array.itemsize
+    others = int(np.count_nonzero(_others(array)))
+    return _packed_bytes(array.size, 1) + others * array.itemsize
 
 
-def bits_of(array: NDArray[Any]) -> NDArray[np.integer]:
-    """As integers, flat; a negative zero is not zero."""
-    return np.ascontiguousarray(array).view(f"i{array.itemsize}").ravel()
+def _others(array: NDArray[Any]) -> NDArray[np.bool_]:
+    """Flat: which numbers are not the usual one. A negative zero is not zero."""
+    bits = np.ascontiguousarray(array).view(f"u{array.itemsize}").ravel()
+    usual = np.bincount(bits).argmax() if array.itemsize == 1 else 0
+    return np.asarray(bits != usual)
 
 
 def _commonest(codes: Codes) -> int | None:

@@ -163,7 +163,7 @@ def operations(path: Path) -> tuple[list[Product], int]:
     """
     graph = _loaded(path).graph
     operators = sum(
-        node.op_type not in _FREE and not node.name.startswith(STORED) for node in graph.node
+        node.op_type not in _FREE and not node.output[0].startswith(STORED) for node in graph.node
     )
     return list(_products(graph).values()), operators
 
@@ -238,7 +238,7 @@ def _products(graph: onnx.GraphProto) -> dict[str, Product]:
 
 def _decoded(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
     """What a session makes of stored codes, without its numbers."""
-    made = {n.output[0] for n in graph.node if n.name.startswith(STORED)}
+    made = {node.output[0] for node in graph.node if "".join(node.input).startswith(STORED)}
     types = {item.name: item.type.tensor_type for item in graph.value_info if item.name in made}
     return [
         onnx.TensorProto(

@@ -8,7 +8,7 @@ is what the model has whatever became of its name on the way to the file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from autocompress.quantizers.codes import Codes, Matrix
 
 _LEAST_SAVED = 2048
 """Bytes that are worth the operators."""
-_STORABLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8)
+_STORABLE = (onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8)
 
 
 def store(path: Path, matrices: Iterable[Codes]) -> dict[str, dict[str, int]]:
@@ -91,18 +91,33 @@ def _smallest(array: NDArray[Any], coded: _Coded | None) -> _Stored:
     return _Stored("dense", array.nbytes, None)
 
 
-class _Scales(NamedTuple):
-    """Of a tensor in int8.
+class _Rounding(NamedTuple):
+    """What brought a tensor to 8 bits.
 
     Args:
-        name: of the tensor that holds them.
-        shape: of that tensor.
-        zeros: name of their zero points; empty where there are none.
+        names: of the tensors of scales and of zero points; the latter empty where there is none.
+        scales, zeros: as they are multiplied with the matrix: (1, 1), (1, columns) or (rows, 1).
+        axis: of the scales; None where there is one.
     """
 
-    name: str
-    shape: tuple[int, ...]
-    zeros: str
+    names: tuple[str, str]
+    scales: Matrix
+    zeros: NDArray[np.integer]
+    axis: int | None
+
+    def makes(self, array: NDArray[np.integer], values: Matrix) -> bool:
+        """Whether it makes this of these; the first row tells most matrices apart."""
+        return all(
+            np.array_equal(self._integers(values[:count]), array[:count])
+            for count in (1, len(values))
+        )
+
+    def _integers(self, values: Matrix) -> NDArray[np.floating]:
+        """Of the first rows, as ``QuantizeLinear`` has them."""
+        count, ends = len(values), np.iinfo(self.zeros.dtype)
+        steps = np.rint(values / self.scales[:count]) + self.zeros[:count]
+        integers: NDArray[np.floating] = np.clip(steps, ends.min, ends.max)
+        return integers
 
 
 class _Coded(NamedTuple):
@@ -111,29 +126,30 @@ class _Coded(NamedTuple):
     Args:
         codes: of its matrix.
         transposed: whether the tensor has the matrix's rows as columns.
-        scales: those that it is rounded to int8 by; None where it is in fp32.
+        rounding: None of one in fp32.
     """
 
     codes: Codes
     transposed: bool
-    scales: _Scales | None = None
+    rounding: _Rounding | None = None
 
     def make(self, folding: Folding) -> str:
         values = folding.values(self.codes)
         if self.transposed:
             values = folding.made("Transpose", values, perm=[1, 0])
-        if self.scales is None:
+        if self.rounding is None:
             return values
-        name, shape, zeros = self.scales
+        scales, zeros = self.rounding.names
+        shape = () if self.rounding.axis is None else (self.rounding.zeros.size,)
         zeros = zeros or folding.constant(np.zeros(shape, np.int8))
-        return folding.made("QuantizeLinear", values, name, zeros, axis=1 if len(shape) else None)
+        return folding.made("QuantizeLinear", values, scales, zeros, axis=self.rounding.axis)
 
 
 class _Known:
     """Matrices of a model, to be found in a graph."""
 
     def __init__(self, matrices: Iterable[Codes], graph: onnx.GraphProto) -> None:
-        self.graph_tensors = {tensor.name: tensor for tensor in graph.initializer}
+        self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.by_digest: dict[bytes, tuple[Codes, bool]] = {}
         self.by_shape: dict[tuple[int, ...], list[tuple[Codes, bool]]] = {}
         for codes in matrices:
@@ -147,35 +163,29 @@ class _Known:
         if array.dtype == np.float32:
             found = self.by_digest.get(_digest(array))
             return _Coded(*found) if found else None
-        base = name.removesuffix("_quantized")
-        names = f"{base}_scale", f"{base}_zero_point"
-        scales, zeros = (self._tensor(name) for name in names)
-        if scales is None:
-            return None
-        by = _Scales(names[0], scales.shape, "" if zeros is None else names[1])
-        offset = np.int8(0) if zeros is None else zeros
-        for codes, transposed in self.by_shape.get(array.shape, []):
-            values = codes.decode().T if transposed else codes.decode()
-            few = _rounded(values[:1], scales, offset)  # tells most matrices apart
-            if np.array_equal(few, array[:1]) and np.array_equal(
-                _rounded(values, scales, offset), array
-            ):
-                return _Coded(codes, transposed, by)
+        for rounding in self._roundings(name.removesuffix("_quantized"), array.shape):
+            for codes, transposed in self.by_shape.get(array.shape, []):
+                values = codes.decode().T if transposed else codes.decode()
+                if rounding.makes(array, values):
+                    return _Coded(codes, transposed, rounding)
         return None
 
+    def _roundings(self, name: str, shape: tuple[int, ...]) -> Iterator[_Rounding]:
+        """What may have made a tensor of this name, as quantizers call what they make."""
+        scales, zeros = self._tensor(f"{name}_scale"), self._tensor(f"{name}_zero_point")
+        if scales is None or scales.ndim > 1:
+            return
+        names = f"{name}_scale", "" if zeros is None else f"{name}_zero_point"
+        offsets = np.zeros(scales.shape, np.int8) if zeros is None else zeros
+        for axis, fitting in ((None, (1, 1)), (1, (1, shape[1])), (0, (shape[0], 1))):
+            if scales.size == max(fitting):
+                yield _Rounding(names, scales.reshape(fitting), offsets.reshape(fitting), axis)
+
     def _tensor(self, name: str) -> NDArray[Any] | None:
-        tensor = self.graph_tensors.get(name)
+        tensor = self.tensors.get(name)
         return None if tensor is None else onnx.numpy_helper.to_array(tensor)
 
 
 def _digest(array: NDArray[Any]) -> bytes:
     told = f"{array.shape} ".encode() + np.ascontiguousarray(array).tobytes()
     return hashlib.sha256(told).digest()
-
-
-def _rounded(values: Matrix, scales: Matrix, offset: Any) -> NDArray[np.int8]:
-    """As ``QuantizeLinear`` has it."""
-    integers: NDArray[np.int8] = np.clip(np.rint(values / scales) + offset, -128, 127).astype(
-        np.int8
-    )
-    return integers
