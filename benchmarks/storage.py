@@ -20,6 +20,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,10 +69,10 @@ def files(model: nn.Module, scheme: Candidate, folder: Path) -> tuple[Path, Path
     return plain, coded
 
 
-def change(model: nn.Module, changed: Callable[[Any], Any]) -> None:
+def code(model: nn.Module, quantizer: Quantizer) -> None:
     with torch.no_grad():
         for module in matrices(model).values():
-            module.weight.copy_(torch.from_numpy(changed(array_of(module))))
+            module.weight.copy_(torch.from_numpy(quantizer.codes(array_of(module)).decode()))
 
 
 def milliseconds(act: Callable[[], object]) -> float:
@@ -84,10 +85,10 @@ def compared(plain: Path, coded: Path, weights: int, rounds: int) -> dict[str, A
     rng = np.random.default_rng(0)
     ids = rng.integers(1000, 20_000, (1, TOKENS))
     inputs = {"input_ids": ids, "token_type_ids": 0 * ids, "attention_mask": np.ones_like(ids)}
-    loads = [[milliseconds(lambda p=p: Model(p, 1)) for p in (plain, coded)] for _ in range(5)]
+    loads = [[milliseconds(partial(Model, p, threads=1)) for p in (plain, coded)] for _ in range(5)]
     models = [Model(path, threads=1) for path in (plain, coded)]
     answers = [model(inputs) for model in models]
-    times = [[milliseconds(lambda m=m: m(inputs)) for m in models] for _ in range(rounds)]
+    times = [[milliseconds(partial(m, inputs)) for m in models] for _ in range(rounds)]
     fast = np.percentile(times, 10, axis=0)
     return {
         "bits_per_weight": round(8 * coded.stat().st_size / weights, 3),
@@ -108,9 +109,9 @@ def sparse_int8_ratio(folder: Path) -> float:
             module.weight[size < size.flatten().kthvalue(int(0.9 * size.numel())).values] = 0
     _, stored = files(model, scheme, folder)
     told = store(stored, [])
-    held = sum(told["bitmaps"].values())
-    whole = sum(m.weight.numel() for m in layers.values())
-    return round(whole / held, 2)
+    held: int = sum(told["bitmaps"].values())
+    whole: int = sum(m.weight.numel() for m in layers.values())
+    return round(float(whole / held), 2)
 
 
 def main() -> None:
@@ -122,7 +123,7 @@ def main() -> None:
         folder = Path(name)
         for title, quantizer in FORMATS.items():
             model = encoder()
-            change(model, lambda weight, by=quantizer: by.codes(weight).decode())
+            code(model, quantizer)
             codes = [quantizer.found(array_of(module)) for module in matrices(model).values()]
             weights = sum(parameter.numel() for parameter in model.parameters())
             for scheme in ("fp32", "int8-dynamic"):
