@@ -9,9 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from autocompress.structure import Layer, Structure
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from autocompress.quantizers.codes import Codes
 
 
 @dataclass(frozen=True)
@@ -41,6 +46,11 @@ class Part:
         """Of the inputs of modules, by path, where training learned them."""
         return {}
 
+    def codes(self, model: nn.Module) -> Sequence[Codes] | None:
+        """Of the matrices of a model that is made to be stored in few bytes, where there are codes
+        of them; None where it is not."""
+        return None
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -68,6 +78,11 @@ class Plan:
     def ranges(self) -> dict[str, tuple[float, float]]:
         """What its parts learned, see ``Part.ranges``."""
         return {name: pair for part in self.parts for name, pair in part.ranges().items()}
+
+    def codes(self, model: nn.Module) -> list[Codes] | None:
+        """What its parts know, see ``Part.codes``."""
+        told = [codes for part in self.parts if (codes := part.codes(model)) is not None]
+        return [codes for of_part in told for codes in of_part] if told else None
 
     def sizes(self) -> dict[str, Any]:
         """As JSON, what people are told of it: layers, heads, neurons, and its parts in words."""

@@ -25,8 +25,10 @@ from autocompress.formats import convert
 from autocompress.graphs.decoding import generates
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import Model, past_of
+from autocompress.graphs.storage import store
 from autocompress.interfaces import Batch
 from autocompress.plan import Plan
+from autocompress.quantizers.codes import Codes
 from autocompress.student import WEIGHTS, config_of, write_weights
 from autocompress.training.compute import CPU
 
@@ -89,6 +91,7 @@ class Graph:
             CandidateFailed: the graph cannot be converted, or what it becomes overflows.
         """
         config: Any = self.model.config
+        stored: dict[str, Any] = {}
         with folder_aside(target) as folder:
             quantization = convert(
                 self.file,
@@ -98,6 +101,8 @@ class Graph:
                 by_token=family_of(config.model_type).causal,
                 ranges=self.plan.ranges(),
             )
+            if self._codes is not None:
+                stored = {"storage": store(folder / "model.onnx", self._codes)}
             parity = self._parity(folder / "model.onnx")
             if weights is None:
                 write_weights(self.model, folder / WEIGHTS)
@@ -108,9 +113,13 @@ class Graph:
             shutil.copytree(tokenizer_files, folder, dirs_exist_ok=True)
             hashes = {path.name: sha256(path) for path in sorted(folder.iterdir())}
             facts = {"sizes": self.plan.sizes(), "quantization": quantization, "parity": parity}
-            record = {**facts, **(told or {}), "sha256": hashes, "versions": versions()}
+            record = {**facts, **stored, **(told or {}), "sha256": hashes, "versions": versions()}
             write_json(folder / "autocompress.json", record)
         return parity
+
+    @cached_property
+    def _codes(self) -> list[Codes] | None:
+        return self.plan.codes(self.model)
 
     @cached_property
     def _batch(self) -> Batch:

@@ -14,6 +14,7 @@ from autocompress.families import FAMILIES
 from autocompress.formats import FORMATS
 from autocompress.hardware.devices import connect
 from autocompress.hardware.profile import HardwareProfile
+from autocompress.quantizers import QUANTIZERS
 from autocompress.tasks import TASKS
 from autocompress.techniques import TECHNIQUES
 from autocompress.testing import (
@@ -21,6 +22,7 @@ from autocompress.testing import (
     FamilySuite,
     FormatSuite,
     ObjectiveSuite,
+    QuantizerSuite,
     SamplerSuite,
     TaskSuite,
     TechniqueSuite,
@@ -54,8 +56,14 @@ class TestTechniques(TechniqueSuite):
             {"sparsity.share": 0.6, "sparsity.criterion": "soft-movement"},
         ],
         "int8-training": [{"quantization.trained": True}],
+        "codes": [
+            {"codes.format": "linear", "codes.group": "row"},
+            {"codes.format": "centroids", "codes.bits": 2, "codes.outliers": -2.0},
+            {"codes.format": "adaptive-float", "codes.bits": 5},
+            {"codes.format": "product"},
+        ],
     }
-    same_size = ("sparsity",)
+    same_size = ("sparsity", "codes")
 
 
 class TestObjectives(ObjectiveSuite):
@@ -105,6 +113,11 @@ class TestFormats(FormatSuite):
     }
 
 
+class TestQuantizers(QuantizerSuite):
+    members = QUANTIZERS
+    errors = {"linear": 0.2, "centroids": 0.1, "adaptive-float": 0.15, "product": 0.6}
+
+
 class TestTasks(TaskSuite):
     members = TASKS.values()
 
@@ -141,6 +154,7 @@ def test_every_member_has_a_row_here() -> None:
         (TestObjectives, TestObjectives.settings),
         (TestFamilies, TestFamilies.configs),
         (TestFormats, TestFormats.tolerances),
+        (TestQuantizers, TestQuantizers.errors),
     )
     for suite, listed in rows:
         assert list(listed) == list(suite.named())

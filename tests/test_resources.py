@@ -49,7 +49,7 @@ def test_a_path(tmp_path: Path) -> None:
         (
             "search_spaces/recipes",
             "demo",
-            "unknown recipe 'demo': give a path to a .toml file or one of albert-sharing, ",
+            "unknown recipe 'demo': give a path to a .toml file or one of adaptive-float, ",
         ),
         (
             "hw_profiles",

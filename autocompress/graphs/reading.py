@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 
 from autocompress.errors import UserError
+from autocompress.graphs.folding import STORED
 
 PAST = "past_key_values."
 """Of the names of the inputs that hold a language model's cache, such as
@@ -168,7 +169,9 @@ def operations(path: Path) -> tuple[list[Product], int]:
         UserError: no ONNX file.
     """
     graph = _loaded(path).graph
-    operators = sum(node.op_type not in _FREE for node in graph.node)
+    operators = sum(
+        node.op_type not in _FREE and not node.output[0].startswith(STORED) for node in graph.node
+    )
     return list(_products(graph).values()), operators
 
 
@@ -203,7 +206,7 @@ def attention(path: Path) -> Attention:
 
 def _products(graph: onnx.GraphProto) -> dict[str, Product]:
     """Matrix products with weights, by the name of what they give."""
-    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    tensors = {tensor.name: tensor for tensor in [*graph.initializer, *_decoded(graph)]}
     dequantized = {
         node.output[0]: node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"
     }
@@ -238,6 +241,18 @@ def _products(graph: onnx.GraphProto) -> dict[str, Product]:
                     tensor.dims[0 if transposed else 1],
                 )
     return products
+
+
+def _decoded(graph: onnx.GraphProto) -> list[onnx.TensorProto]:
+    """What a session makes of stored codes, without its numbers."""
+    made = {node.output[0] for node in graph.node if "".join(node.input).startswith(STORED)}
+    types = {item.name: item.type.tensor_type for item in graph.value_info if item.name in made}
+    return [
+        onnx.TensorProto(
+            name=name, data_type=kind.elem_type, dims=[dim.dim_value for dim in kind.shape.dim]
+        )
+        for name, kind in types.items()
+    ]
 
 
 _FREE = (

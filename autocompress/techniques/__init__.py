@@ -14,6 +14,7 @@ from autocompress.distillation.settings import RECOVERY_SETTINGS
 from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
+from autocompress.techniques.codes import Coding
 from autocompress.techniques.embedding_rank import EmbeddingRank
 from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
@@ -38,6 +39,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     Sharing(),
     Sparsity(),
     Int8Training(),
+    Coding(),
 )
 
 FORMAT_NAMES = tuple(setting.name for setting in FORMAT_SETTINGS)
