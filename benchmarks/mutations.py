@@ -247,8 +247,8 @@ MUTATIONS = (
     # training
     spoil(
         "training/steps.py",
-        "weight_decay: float = 0.01",
-        "weight_decay: float = 0.0",
+        "weight_decay=0.01",
+        "weight_decay=0.0",
         "weights decay",
         "training.py",
     ),
@@ -268,7 +268,7 @@ MUTATIONS = (
     ),
     spoil(
         "training/steps.py",
-        "max(0.0, 1 - self.done / self.steps)",
+        "max(0.0, (steps - done) / (steps - trunk))",
         "1.0",
         "the learning rate falls to zero",
         "training.py",
@@ -286,6 +286,20 @@ MUTATIONS = (
         "pass",
         "a resumed recovery draws as one that was never stopped",
         "recovery.py",
+    ),
+    spoil(
+        "training/recovery.py",
+        "return min(trunk_steps(self.steps), self.lesson.steps)",
+        "return self.steps",
+        "students of fewer and more steps share no more than what they have in common",
+        "student.py",
+    ),
+    spoil(
+        "engine/making.py",
+        "if 0 < student.steps <= recovery.shared:",
+        "if 0 < student.steps:",
+        "a student goes on from no trunk that is longer than its own",
+        "student.py",
     ),
     spoil(
         "training/recovery.py",
@@ -472,7 +486,7 @@ MUTATIONS = (
     ),
     spoil(
         "engine/samplers/optuna_sampler.py",
-        'trial.set_constraint("budget", violation)',
+        "trial.set_constraint(_CONSTRAINT, violation)",
         "pass",
         "the sampler heeds the limits",
         "samplers.py",

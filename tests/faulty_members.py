@@ -158,8 +158,21 @@ class Offset(Logits):
         return (student.logits - teacher.logits - 1).pow(2).mean()
 
 
+class Hurried(Logits):
+    """Goes by the share of the steps that are done, and does not say so."""
+
+    def loss(self, student: Features, teacher: Features) -> Tensor:
+        return super().loss(student, teacher) * (1 + self.lesson.step / self.lesson.steps)
+
+
 class TestObjectives(ObjectiveSuite):
-    members = {"teacher-too": TeacherToo, "drawn": Drawn, "rowwise": Rowwise, "offset": Offset}
+    members = {
+        "teacher-too": TeacherToo,
+        "drawn": Drawn,
+        "rowwise": Rowwise,
+        "offset": Offset,
+        "hurried": Hurried,
+    }
     configs = (BERT,)
 
 

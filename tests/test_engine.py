@@ -21,7 +21,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 
 from autocompress.artifact import load_model, scheme_of
 from autocompress.candidate import Candidate, Value
-from autocompress.engine import loop as engine
+from autocompress.engine import proposing
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
@@ -458,7 +458,7 @@ def test_a_space_that_holds_nothing_within_the_limits_ends_the_search(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Long before its time; where something is within them it goes on."""
-    monkeypatch.setattr(engine, "_MOST_REFUSED", 2)
+    monkeypatch.setattr(proposing, "_MOST_REFUSED", 2)
     options: dict[str, Any] = {"connect": SizeDevice, "trials": 3, "time_limit_s": 3600}
     values = {"heads": {"keep": [0.5, 0.25, 0.75]}}
     for speedup, tried in ((99.0, 2), (1.001, 3)):
@@ -637,7 +637,7 @@ def test_a_decoder_that_knows_no_padding_is_searched(
     monkeypatch.setattr(Scorer, "refuse_ignorance", lambda *_: None)
     for path in tiny_model.glob("tokenizer*"):
         shutil.copy(path, tmp_path / "model")
-    values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
+    values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [8]}}
     outcome = search(
         tmp_path / "model",
         data_file,

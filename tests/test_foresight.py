@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from autocompress import Limits, RequestUnmet, SearchFailed, SearchResult, SearchSpace, search
-from autocompress.candidate import Candidate, Value
+from autocompress.candidate import Value
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.converting import Converter
 from autocompress.engine.tables import read_table

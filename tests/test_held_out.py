@@ -41,10 +41,14 @@ VALUES: dict[str, Any] = {
 def test_a_search_never_touches_a_held_out_split_too_early(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    """With a teacher fine-tuned, importance, calibration, unlabelled text, and a rung of the ladder."""
+    """With a teacher fine-tuned, importance, calibration, unlabelled text, and two rungs."""
     guard, lines = Guard(), tmp_path / "lines.txt"
     lines.write_text("".join(f"{number} of what was seen is good .\n" for number in range(40)))
-    chosen = {"heads.keep": 0.5, "recovery.steps": 65, "quantization.scheme": "int8-static"}
+    chosen: dict[str, Any] = {
+        "heads.keep": 0.5,
+        "recovery.steps": 65,
+        "quantization.scheme": "int8-static",
+    }
     result = search(
         tiny_model,
         data_file,

@@ -75,7 +75,7 @@ class Proposer:
         self._numbered = len(trials)
         self._proposed = 0
         self._exhausted = False
-        self._known: dict[object, Trial] = {}
+        self._known: dict[object, Trial] = {self._model(trial): trial for trial in trials}
         self._climbing: dict[object, Trial] = {}
 
     def next(self) -> Proposal | None:
@@ -127,7 +127,7 @@ class Proposer:
         """What came of it, its trials being among all others; the sampler is told."""
         climber, first = proposal.climber, proposal.trials[0]
         for trial in proposal.trials:
-            self._known[trial.student, self._candidate(trial).only(FORMAT_NAMES)] = trial
+            self._known[self._model(trial)] = trial
         if proposal.by == "sampler":
             self.asked += 1
             self._known[proposal.candidate] = first
@@ -138,6 +138,9 @@ class Proposer:
                 self.sampler.learn(self._chosen(climber, trial), *self.outcomes.of(trial))
         if climber is not None and proposal.by != "formats":
             self._join(climber, first)
+
+    def _model(self, trial: Trial) -> object:
+        return trial.student, self._candidate(trial).only(FORMAT_NAMES)
 
     def trunks(self) -> set[str]:
         """Of candidates that may be trained on."""

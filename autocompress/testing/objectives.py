@@ -35,7 +35,8 @@ _STEPS, _STOP = 4, 2
 
 class ObjectiveSuite(Suite):
     """A loss is a finite number that pulls the student and leaves the teacher alone, nothing for
-    a student that is its teacher, and the same again from the same seed, stopped or not.
+    a student that is its teacher, and the same again from the same seed, stopped or not, whatever
+    steps are still to come.
 
     Attributes:
         members: what makes each objective of a ``Lesson``, by name.
@@ -111,6 +112,18 @@ class ObjectiveSuite(Suite):
         assert same(at_once.state(), resumed.state())
         assert not same(weights(at_once.student), weights(bench.recovery().student))
         assert same(weights(bench.workshop.model), before)
+
+    def test_training_begins_alike_whatever_steps_are_to_come(
+        self, bench: Bench, at: tuple[str, Mapping[str, Value]]
+    ) -> None:
+        """Unless it says that it is scheduled."""
+        name, settings = at
+        longer = {**settings, "recovery.steps": 10 * _STEPS}
+        other = Bench(bench.workshop, name, self.named()[name], longer)
+        begun = [one.recovery() for one in (bench, other)]
+        for recovery in begun:
+            recovery.advance(_STOP)
+        assert not begun[0].shared or same(begun[0].state(), begun[1].state())
 
     def test_no_trace_is_left_in_the_models(self, bench: Bench) -> None:
         recovery = bench.recovery()

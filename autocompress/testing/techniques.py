@@ -212,6 +212,19 @@ class TechniqueSuite(Suite):
         assert at_once.finish() == resumed.finish()
         assert same(weights(at_once.student), weights(resumed.student))
 
+    def test_training_begins_alike_whatever_steps_are_to_come(
+        self, along: tuple[Technique, Strength], workshop: Workshop
+    ) -> None:
+        """Unless what trains along says that it is scheduled."""
+        member, strength = along
+        settings = {**self.recovery, **strength}
+        longer = {**settings, "recovery.steps": 10 * _STEPS}
+        benches = [Bench(workshop, member, own) for own in (settings, longer)]
+        begun = [bench.begun(bench.plan(workshop.plans["cut"])) for bench in benches]
+        for recovery in begun:
+            recovery.advance(_STOP)
+        assert not begun[0].shared or same(begun[0].state(), begun[1].state())
+
     def test_what_trains_along_acts_in_training_alone(
         self, along: tuple[Technique, Strength], workshop: Workshop
     ) -> None:
