@@ -14,10 +14,9 @@ import pytest
 
 from autocompress.artifact import onnx_file
 from autocompress.candidate import Value
-from autocompress.engine import loop, session, waiting
+from autocompress.engine import session, waiting
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.making import Maker, Making
 from autocompress.engine.session import search
 from autocompress.errors import DeviceLost, UserError
 from autocompress.hardware.profile import HardwareProfile
@@ -26,6 +25,8 @@ from autocompress.journal import Run
 from autocompress.limits import Limits
 from autocompress.pareto import load_front
 from autocompress.scores import Timing
+from autocompress.training.recovery import Recovery
+from autocompress.training.steps import trunk_steps
 from tests.conftest import SizeDevice
 from tests.searching import CPU, SPACE, Scripted, StopAfter, space, timeless
 
@@ -203,33 +204,35 @@ def test_killed_before_any_line_is_whole_it_ends_the_same(
     tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every process gets one line further, and dies with the files of the next one written and the
-    line itself cut short. Students are refused in one format, and complete, outdone or stopped in
-    others."""
+    line itself cut short. Students climb a ladder of two rungs, one of them in several formats: it
+    is refused in one of them, and complete or outdone in others. No step is made twice."""
     values = {
         "layers": {"keep": [1.0, 0.5]},
-        "recovery": {"steps": [36, 40]},
+        "heads": {"keep": [1.0, 0.5]},
+        "recovery": {"steps": [40, 80]},
         "quantization": {"scheme": ["fp32", "int8-dynamic", "int8-weights"]},
     }
     asked: list[dict[str, Value]] = [
         {"layers.keep": 0.5, "recovery.steps": 40},
-        {"layers.keep": 0.5, "recovery.steps": 36, "quantization.scheme": "int8-dynamic"},
+        {"layers.keep": 0.5, "heads.keep": 0.5, "recovery.steps": 80},
     ]
+    asked[1]["quantization.scheme"] = "int8-dynamic"
     profile = replace(HardwareProfile.load(CPU), memory_limit_mb=2.0)
-    monkeypatch.setattr(loop, "outclassed", lambda own, *_: "worse" if own.steps == 36 else None)
-    advance, trained = Maker.advance, list[int]()
+    advance, trained = Recovery.advance, list[int]()
 
-    def counted(maker: Maker, making: Making, until: int) -> None:
-        before = making.done
-        advance(maker, making, until)
-        trained.append(making.done - before)
+    def counted(recovery: Recovery, until: int) -> None:
+        before = recovery.done
+        advance(recovery, until)
+        trained.append(recovery.done - before)
 
     def searched(out: Path, *, resume: bool) -> SearchResult:
         options: dict[str, Any] = {"trials": 2, "resume": resume, "sampler": Scripted(*asked)}
         return search(tiny_model, data_file, profile, space(values), out, connect=Loaded, **options)
 
-    monkeypatch.setattr(Maker, "advance", counted)
+    monkeypatch.setattr(Recovery, "advance", counted)
     at_once = searched(tmp_path / "at_once", resume=False)
     steps = sum(trained)
+    assert steps == 40 + 32 + 80 - trunk_steps(32)
     trained.clear()
     lines = (at_once.run / "events.jsonl").read_bytes().splitlines()
     out = tmp_path / "run"
@@ -254,10 +257,10 @@ def test_killed_before_any_line_is_whole_it_ends_the_same(
                 searched(out, resume=i > 0)
     resumed = searched(out, resume=True)
     assert timeless(resumed.trials) == timeless(at_once.trials)
-    trained_one, stopped_one = (resumed.trials[i : i + 3] for i in (3, 6))
-    assert [t.state for t in trained_one] == ["over-budget", "outdone", "complete"]
-    assert [t.state for t in stopped_one] == ["stopped"] * 3
-    assert [len(t.rungs) for t in (*trained_one, *stopped_one)] == [0, 2, 2, 1, 1, 1]
+    whole, climbing = resumed.trials[3:6], resumed.trials[6:]
+    assert [t.state for t in whole] == ["over-budget", "outdone", "complete"]
+    assert [t.candidate["recovery.steps"] for t in climbing][:2] == [32, 80]
+    assert [len(t.rungs) for t in climbing if t.state == "complete"][:2] == [1, 2]
     assert resumed.front == at_once.front
     assert _told(out) == _told(at_once.run)
     assert sum(trained) == steps
