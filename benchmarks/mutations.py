@@ -472,7 +472,7 @@ MUTATIONS = (
     ),
     spoil(
         "engine/samplers/optuna_sampler.py",
-        'trial.set_constraint("budget", violation)',
+        "trial.set_constraint(_CONSTRAINT, violation)",
         "pass",
         "the sampler heeds the limits",
         "samplers.py",
