@@ -76,7 +76,7 @@ class Proposer:
         self._proposed = 0
         self._exhausted = False
         self._known: dict[object, Trial] = {self._model(trial): trial for trial in trials}
-        self._climbing: dict[object, Trial] = {}
+        self._climbing: dict[object, tuple[Climber, Trial]] = {}
 
     def next(self) -> Proposal | None:
         """What is worth most to be tried next; None at the end of the search."""
@@ -130,7 +130,7 @@ class Proposer:
             self._known[self._model(trial)] = trial
         if proposal.by == "sampler":
             self.asked += 1
-            self._known[proposal.candidate] = first
+            self._known[climber.candidate if climber else proposal.candidate] = first
         if proposal.handle is not None:
             self.sampler.tell(proposal.handle, *self.outcomes.of(first))
         elif climber is not None:
@@ -204,10 +204,13 @@ class Proposer:
     def _tried_before(self, candidate: Candidate, climber: Climber | None) -> Trial | None:
         """What came of a candidate, or of another one that gives the same model; one that differs
         only in how it is trained on from there joins the ladder."""
-        if climber is None:
+        if climber is None or candidate in self._known:
             return self._known.get(candidate)
         if self._identity(climber) in self._climbing:
-            return self._climbing[self._identity(climber)]
+            before, trial = self._climbing[self._identity(climber)]
+            if rungs(candidate)[-1] > rungs(before.candidate)[-1]:
+                before.candidate = candidate
+            return trial
         lowest = self._at(candidate, rungs(candidate)[0])
         known = self._known.get((self.maker.id_of(climber.plan, lowest), lowest.only(FORMAT_NAMES)))
         if known is not None:
@@ -220,20 +223,20 @@ class Proposer:
         return self.maker.trunk_of(plan, candidate), candidate.only(FORMAT_NAMES)
 
     def _join(self, climber: Climber, trial: Trial) -> None:
-        """A candidate came to a rung, or was refused there."""
-        if trial.state == "complete":
+        """A candidate came to a rung, or to its end there."""
+        if trial.state in ("complete", "outdone"):
             steps = int(trial.candidate.get("recovery.steps", 0))
             climber.reached[steps], climber.latest = self.outcomes.losses(trial), trial.number
             if climber not in self.climbers:
                 self.climbers.append(climber)
-        self._climbing[self._identity(climber)] = trial
+        elif climber in self.climbers:
+            self.climbers.remove(climber)
+        self._climbing[self._identity(climber)] = climber, trial
 
     def _chosen(self, climber: Climber, trial: Trial) -> dict[str, Value]:
         """A trial as the sampler would have asked for it."""
         active = self._candidate(trial).active
-        formats = {name: active[name] for name in FORMAT_NAMES if name in active}
-        searched = {parameter.name for parameter in self.request.space.parameters}
-        return {n: v for n, v in {**climber.chosen, **formats}.items() if n in searched}
+        return {**climber.chosen, **{n: active[n] for n in FORMAT_NAMES if n in active}}
 
     def _promotion(self) -> Proposal | None:
         """The next rung of a candidate of the better half."""

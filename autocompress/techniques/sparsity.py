@@ -178,6 +178,8 @@ def _schedule(candidate: Candidate) -> str:
 class Masks(Modifier):
     """Zeroes the smallest weights; what is zero stays it."""
 
+    scheduled: ClassVar[bool] = True
+
     def __init__(self, lesson: Lesson) -> None:
         import torch
 
