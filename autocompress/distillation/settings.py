@@ -48,7 +48,10 @@ def _with(*names: str, others: bool = False) -> Callable[[Mapping[str, Value]], 
 
 RECOVERY_SETTINGS: tuple[Setting, ...] = (
     Setting(
-        "recovery.steps", Integer(0, 1_000_000), 0, "training steps after the cut, batches of 32"
+        "recovery.steps",
+        Integer(0, 1_000_000),
+        0,
+        "training steps after the cut, batches of 32; in a search the most",
     ),
     Setting(
         "recovery.learning_rate",
