@@ -20,7 +20,7 @@ SPACE: dict[str, Any] = {
     "layers": {"keep": [1.0, 0.5, 0.25]},
     "heads": {"keep": {"low": 0.0, "high": 1.0, "step": 0.25}},
     "ffn": {"keep": {"low": 0.0, "high": 1.0, "step": 0.25}, "importance": ["fisher", "magnitude"]},
-    "recovery": {"steps": [0, 40]},
+    "recovery": {"steps": [0, 12]},
     "quantization": {"scheme": ["fp32", "int8-dynamic"]},
     "corners": [{"quantization": {"scheme": "int8-dynamic"}}],
 }

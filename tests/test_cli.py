@@ -122,7 +122,7 @@ def test_a_run_of_an_earlier_version_is_not_gone_on_with(
     [*_, said] = capsys.readouterr().err.splitlines()
     assert said == (
         f"autocompress: --resume: the run in {old} is of an earlier version (schema 1, this one "
-        "writes 3): its models can be picked and exported, but it cannot be gone on with"
+        "writes 4): its models can be picked and exported, but it cannot be gone on with"
     )
     assert {path: path.stat().st_mtime_ns for path in old.rglob("*")} == before
 

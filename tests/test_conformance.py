@@ -49,7 +49,6 @@ class TestTechniques(TechniqueSuite):
                 "sparsity.share": 0.3,
                 "sparsity.schedule": "cubic",
                 "sparsity.proximal": 1e-3,
-                "sparsity.block": 4,
             },
             {"sparsity.share": 0.4, "sparsity.schedule": "rounds"},
             {"sparsity.share": 0.6, "sparsity.criterion": "movement", "sparsity.embedding": True},

@@ -63,7 +63,12 @@ def test_no_two_recipes_are_the_same_point() -> None:
 
 def test_the_decoder_space_tries_distilgpt2_in_int8() -> None:
     recipe, space = Recipe.load("distilgpt2"), SearchSpace.load("decoder")
-    smaller = {"quantization.scheme": "int8-weights", "quantization.block_size": 128}
+    smaller: dict[str, Any] = {
+        "weights.repair": True,
+        "recovery.steps": 2048,
+        "quantization.scheme": "int8-weights",
+        "quantization.block_size": 128,
+    }
     assert SETTINGS.candidate({**recipe.settings, **smaller}) in [
         space.candidate(corner) for corner in space.corners
     ]

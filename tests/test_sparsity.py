@@ -246,7 +246,7 @@ def test_rounds_take_a_tenth_and_begin_anew(workshop: Workshop) -> None:
 def test_a_trained_student_has_its_share_of_zeros(
     workshop: Workshop, chosen: dict[str, Any], embedding: bool
 ) -> None:
-    """Plus zero, all of them; and nothing else of it is."""
+    """Plus zero, all of them; and nothing else of it is, but for what proximal steps drew there."""
     share = {"sparsity__share": 0.5, "sparsity__embedding": embedding}
     own = recovery(workshop, **share, **chosen)
     own.advance(STEPS)
@@ -255,7 +255,8 @@ def test_a_trained_student_has_its_share_of_zeros(
     words = told["bert.embeddings.word_embeddings.weight"]
     assert words == 0.5 if embedding else words < 0.01
     del told["bert.embeddings.word_embeddings.weight"]
-    assert set(told.values()) == {0.5} and len(told) == 24
+    most = 0.51 if "sparsity__proximal" in chosen else 0.5
+    assert all(0.5 <= zero <= most for zero in told.values()) and len(told) == 24
     for weight in own.student.parameters():
         assert not torch.signbit(weight[weight == 0]).any()
 

@@ -22,7 +22,7 @@ are. Files only become smaller where zeros are stored as such.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -35,6 +35,8 @@ from autocompress.plan import Part, Plan
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+    from autocompress.quantizers.codes import Codes
 
 RENEWALS = 100
 """How often masks are chosen anew in a training."""
@@ -70,6 +72,10 @@ class Sparse(Part):
 
     def words(self) -> str:
         return f"{self.share:.0%} zeros"
+
+    def codes(self, model: nn.Module) -> Sequence[Codes]:
+        """None of its own, but zeros are stored as such."""
+        return []
 
 
 def _sparse(settings: Mapping[str, Value]) -> bool:
@@ -258,7 +264,7 @@ class Proximal(Masks):
 
         with torch.no_grad():
             for weight in self.matrices.values():
-                weight.copy_(shrunk(weight, self.strength, self.block))
+                weight.copy_(shrunk(weight, self.strength, self.block) + 0.0)  # no zero is negative
         super().after_step()
 
     def _scores(self) -> Mapping[str, Tensor]:
