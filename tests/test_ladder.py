@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import pytest
 
-from autocompress.engine.clock import Pace
+from autocompress.engine.clock import Allowance, Clock, Pace
 from autocompress.engine.ladder import (
     Climber,
     finalists,
@@ -134,15 +134,54 @@ def test_rungs_are_told_by_how_they_ranked() -> None:
 
 def test_steps_that_take_longer_are_noticed_and_planned_with() -> None:
     """A student of all layers does twice the work of the teacher's own share beside it."""
-    pace = Pace(WHOLE.structure)
+    pace, other = Pace(WHOLE.structure), Plan("bert", Structure.full([4] * 2, [8] * 2))
     assert (pace.seconds(WHOLE, 100), pace.steps(WHOLE, 100), pace.beside_s) == (0, 0, 0)
     for plan in (WHOLE, HALF, WHOLE):
         pace.learn(plan, 0.7 if plan == WHOLE else 0.4)
-    assert pace.slower == pytest.approx(1) and pace.seconds(HALF, 100) == pytest.approx(50)
-    assert pace.steps(HALF, 50) == pytest.approx(100) and pace.steps(HALF, -1) == 0
+    assert pace.slower == pytest.approx(1) and pace.seconds(other, 100) == pytest.approx(37.5)
+    assert pace.steps(other, 37.5) == pytest.approx(100) and pace.steps(other, -1) == 0
+    assert pace.seconds(HALF, 100) == pytest.approx(44)  # of itself more is known
     for plan in (HALF, WHOLE):
         pace.learn(plan, 3 * (0.7 if plan == WHOLE else 0.4))
-    assert pace.slower == pytest.approx(3) and pace.seconds(HALF, 100) == pytest.approx(150)
+    assert pace.slower == pytest.approx(3) and pace.seconds(other, 100) == pytest.approx(112.5)
+    assert pace.seconds(HALF, 100) == pytest.approx(132)
     for seconds in (100.0, 4.0, 2.0, 8.0):  # the last three count
         pace.learn_beside(seconds)
     assert pace.beside_s == pytest.approx(5)
+
+
+class Stopped(Clock):
+    """So many seconds were spent, and so many are left."""
+
+    def __init__(self, spent: float, left: float) -> None:
+        super().__init__(spent + left)
+        self._spent = spent
+
+    @property
+    def spent(self) -> float:
+        return self._spent
+
+
+def test_what_is_proposed_fits_the_time_left() -> None:
+    """A step takes a second, and 10 percent of that; a scoring eight, and a quarter of that."""
+    pace = Pace(WHOLE.structure)
+    pace.learn(HALF, 1.0)
+    pace.learn_beside(8.0)
+
+    def left(seconds: float, spent: float = 0) -> Allowance:
+        return Allowance(Stopped(spent, seconds + 30), pace, lambda: 30)
+
+    assert left(120).needs_s(HALF, 100) == pytest.approx(120)
+    assert [left(s).fits(HALF, 132, 32) for s in (121, 119)] == [True, False]
+    assert [left(s).fits(HALF, 132, 32, formats=2) for s in (131, 129)] == [True, False]
+    assert left(121).steps(HALF, 28, 128, 1) == 128
+    assert left(242).steps(HALF, 28, 128, 1 / 2) == 128
+    assert left(121).steps(HALF, 28, 512, 1) == 128  # a multiple of 32
+    assert left(121).steps(HALF, 103, 512, 1) == 192
+    assert left(121).steps(HALF, 401, 512, 1) is None  # 480, less than a quarter more
+    assert left(5).steps(HALF, 32, 512, 1) is None and left(-5).steps(HALF, 0, 32, 1) is None
+    assert [left(100, spent).exploring for spent in (0, 149, 151)] == [True, True, False]
+    began = left(100, 1000)
+    began.begin()
+    assert began.exploring
+    assert Allowance(Clock(None), pace, lambda: 30).exploring

@@ -12,7 +12,9 @@ from autocompress.structure import Structure
 MUCH_SLOWER = 1.5
 """Times what a step took at first that is told to the user."""
 _MARGIN = 1.25
-"""By which a training may take longer than those before it say."""
+"""By which a training may take longer than those of other students say."""
+_MARGIN_AGAIN = 1.1
+"""By which it may take longer than that of the same student said."""
 _EXPLORING_SHARE = 0.6
 """Of the time for candidates, in which new ones are tried; then those of the front are trained on,
 as long as there is anything to gain."""
@@ -55,11 +57,13 @@ class Pace:
     def __init__(self, uncut: Structure) -> None:
         self.uncut = uncut
         self.known: list[float] = []
+        self._of_plan: dict[Plan, float] = {}
         self._beside: list[float] = []
 
     def learn(self, plan: Plan, step_s: float) -> None:
         """A step of this student took so many seconds."""
         self.known.append(step_s / self._work(plan))
+        self._of_plan[plan] = step_s
 
     def learn_beside(self, seconds: float) -> None:
         """A number format of a student took so long, its training apart."""
@@ -84,6 +88,8 @@ class Pace:
 
     def seconds(self, plan: Plan, steps: float) -> float:
         """That so many steps may take; 0 while nothing is known."""
+        if plan in self._of_plan:
+            return _MARGIN_AGAIN * steps * self._of_plan[plan]
         if not self.known:
             return 0.0
         step_s = self._work(plan) * statistics.median(self.known[-_PRESENT:])
@@ -133,10 +139,11 @@ class Allowance:
         needs_s = self.pace.seconds(plan, steps - done) + formats * self.pace.beside_s
         return needs_s <= self.left
 
-    def steps(self, plan: Plan, done: int, wanted: int) -> int | None:
-        """Those wanted, or as many as fit the time left; None where these would gain nothing."""
-        if self.fits(plan, wanted, done):
+    def steps(self, plan: Plan, done: int, wanted: int, share: float) -> int | None:
+        """Those wanted, or as many as fit a share of the time left; None where these would gain
+        nothing."""
+        spend_s = share * self.left - self.pace.beside_s
+        if self.pace.seconds(plan, wanted - done) <= spend_s:
             return wanted
-        most = done + self.pace.steps(plan, self.left - self.pace.beside_s)
-        steps = _WHOLE_STEPS * int(most // _WHOLE_STEPS)
+        steps = _WHOLE_STEPS * int((done + self.pace.steps(plan, spend_s)) // _WHOLE_STEPS)
         return steps if steps >= max(_WHOLE_STEPS, _LEAST_GAIN * done) else None

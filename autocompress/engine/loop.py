@@ -149,12 +149,12 @@ class Loop:
         left_open = self._replayed([event for event in history if not _of_baseline(event)])
         if not any(isinstance(event, Asked) and event.by == "formats" for event in history):
             left_open += self._asked(self.proposer.uncut_formats())
-        if not all(map(self._carried_through, left_open)):
-            return
+        for proposal in left_open:
+            self._carry_through(proposal)
         self.allowance.begin()
         while asked := self._asked(self.proposer.next()):
-            if not all(map(self._carried_through, asked)):
-                return
+            for proposal in asked:
+                self._carry_through(proposal)
 
     def _asked(self, proposal: Proposal | None) -> list[Proposal]:
         """With a line in the journal; none of none."""
@@ -239,14 +239,14 @@ class Loop:
             ]
         return proposal
 
-    def _carried_through(self, proposal: Proposal) -> bool:
-        """Try it, and record what comes of it; False when the time is up before anything does."""
+    def _carry_through(self, proposal: Proposal) -> None:
+        """Try it, and record what comes of it, unless its time is up before anything does."""
         trials = self._tried(proposal)
         if trials is None:
-            return False
+            self.proposer.left_open(proposal)
+            return
         proposal.trials = trials
         self._end(proposal)
-        return True
 
     def _tried(self, proposal: Proposal) -> list[Trial] | None:
         """What comes of a student in its number formats; None when the time is up, and nothing

@@ -77,6 +77,7 @@ class Proposer:
         self._exhausted = False
         self._known: dict[object, Trial] = {self._model(trial): trial for trial in trials}
         self._climbing: dict[object, tuple[Climber, Trial]] = {}
+        self._left_open: list[Climber] = []
 
     def next(self) -> Proposal | None:
         """What is worth most to be tried next; None at the end of the search."""
@@ -138,6 +139,11 @@ class Proposer:
                 self.sampler.learn(self._chosen(climber, trial), *self.outcomes.of(trial))
         if climber is not None and proposal.by != "formats":
             self._join(climber, first)
+
+    def left_open(self, proposal: Proposal) -> None:
+        """There is not the time for it; it comes first when the run goes on."""
+        if proposal.climber:
+            self._left_open.append(proposal.climber)
 
     def _model(self, trial: Trial) -> object:
         return trial.student, self._candidate(trial).only(FORMAT_NAMES)
@@ -240,7 +246,7 @@ class Proposer:
 
     def _promotion(self) -> Proposal | None:
         """The next rung of a candidate of the better half."""
-        climber = promotable(self.climbers)
+        climber = promotable([one for one in self.climbers if one not in self._left_open])
         if climber is None or climber.next is None:
             return None
         if not self.allowance.fits(climber.plan, climber.next, climber.steps):
@@ -250,8 +256,10 @@ class Proposer:
     def _finishing(self) -> Proposal | None:
         """More steps for a candidate of the front, as many as fit the time; else its student in the
         number formats that it was not tried in."""
-        for climber in finalists(self.climbers, self._rivals):
-            steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0)
+        best = [c for c in finalists(self.climbers, self._rivals) if c not in self._left_open]
+        for place, climber in enumerate(best):
+            share = 1 / (len(best) - place)
+            steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0, share)
             if steps is not None:
                 return self._rung_of(climber, steps)
         standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
