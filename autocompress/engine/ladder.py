@@ -78,15 +78,14 @@ class Climber:
         return tuple((steps, losses[-1]) for steps, losses in sorted(self.reached.items()))
 
 
-def promotable(climbers: Sequence[Climber]) -> Climber | None:
-    """The one to go on next: of the better half at a rung, the highest rung first, the best that
-    has not gone on; None where all of them have."""
+def promotable(climbers: Sequence[Climber]) -> Iterator[Climber]:
+    """Those to go on: of the better half at a rung, the highest rung first, the best ones that have
+    not gone on."""
     for rung in sorted({steps for climber in climbers for steps in climber.reached}, reverse=True):
         there = [climber for climber in climbers if rung in climber.reached]
         for climber in _better_half(there, rung):
             if climber.steps == rung and climber.next is not None:
-                return climber
-    return None
+                yield climber
 
 
 def finalists(climbers: Sequence[Climber], rivals: Sequence[tuple[float, ...]]) -> list[Climber]:

@@ -229,8 +229,9 @@ class Proposer:
         return self.maker.trunk_of(plan, candidate), candidate.only(FORMAT_NAMES)
 
     def _join(self, climber: Climber, trial: Trial) -> None:
-        """A candidate came to a rung, or to its end there."""
-        if trial.state in ("complete", "outdone"):
+        """A candidate came to a rung, or to its end there; one that answers the same whatever it is
+        asked, though it was trained, goes no further."""
+        if trial.state in ("complete", "outdone") and not _learned_nothing(trial):
             steps = int(trial.candidate.get("recovery.steps", 0))
             climber.reached[steps], climber.latest = self.outcomes.losses(trial), trial.number
             if climber not in self.climbers:
@@ -246,22 +247,20 @@ class Proposer:
 
     def _promotion(self) -> Proposal | None:
         """The next rung of a candidate of the better half."""
-        climber = promotable([one for one in self.climbers if one not in self._left_open])
-        if climber is None or climber.next is None:
-            return None
-        if not self.allowance.fits(climber.plan, climber.next, climber.steps):
-            return None
-        return self._rung_of(climber, climber.next)
+        for climber in promotable([one for one in self.climbers if one not in self._left_open]):
+            if climber.next and self.allowance.fits(climber.plan, climber.next, climber.steps):
+                return self._rung_of(climber, climber.next)
+        return None
 
     def _finishing(self) -> Proposal | None:
         """More steps for a candidate of the front, as many as fit the time; else its student in the
         number formats that it was not tried in."""
         best = [c for c in finalists(self.climbers, self._rivals) if c not in self._left_open]
-        for place, climber in enumerate(best):
-            share = 1 / (len(best) - place)
-            steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0, share)
-            if steps is not None:
-                return self._rung_of(climber, steps)
+        for share in (1 / max(1, len(best)), 1):
+            for climber in best:
+                steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0, share)
+                if steps is not None:
+                    return self._rung_of(climber, steps)
         standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
         for climber in self.climbers:
             if climber.latest in standing:
@@ -369,6 +368,12 @@ class Proposer:
             return self.foresight.plan(candidate, self._proposed, fresh=fresh), None
         except CandidateFailed as error:
             return None, str(error)
+
+
+def _learned_nothing(trial: Trial) -> bool:
+    qualities = [score.quality for score in trial.scores.values()]
+    constant = all(quality is not None and quality.constant for quality in qualities)
+    return constant and bool(trial.candidate.get("recovery.steps", 0))
 
 
 def _sampler(request: Request, losses: int) -> Sampler:
