@@ -137,6 +137,23 @@ def test_a_group_has_the_units_of_its_first_layer(model: nn.Module) -> None:
     assert [layer.source for layer in layers] == [0, 1, 2, 3]
 
 
+@pytest.mark.parametrize("start", ["first", "mean"])
+def test_what_is_factored_in_one_layer_of_a_group_alone_stays_its_own(
+    model: nn.Module, start: str
+) -> None:
+    """In the first layer, and in the second."""
+    ranks = LowRank((0,) * 4, (8, 0, 0, 8), 8, 32)
+    plan = Plan("bert", FAMILY.structure(model), (ranks, Shared((0, 0, 2, 2), start)))
+    student = first(model, FAMILY, plan, "copied")
+    for whole, factored in ((1, 0), (2, 3)):
+        assert torch.equal(weights(student, whole), weights(model, whole))
+        assert isinstance(FAMILY.part(student, factored, "ffn_output"), nn.Sequential)
+    for a, b in ((0, 1), (2, 3)):
+        inner = [FAMILY.part(student, i, "ffn_input").get_parameter("weight") for i in (a, b)]
+        assert inner[0] is inner[1]
+    assert blank(_config(model), plan).state_dict().keys() == student.state_dict().keys()
+
+
 def test_the_most_important_hidden_dimensions_stay(model: nn.Module) -> None:
     plan = planned(model, hidden__keep=0.5, hidden__importance="magnitude")
     part = plan.part("hidden-size")

@@ -71,11 +71,11 @@ class Sharing(Technique):
 
     def build(self, model: nn.Module, part: Shared, family: Family) -> None:
         for index, leader in enumerate(part.leaders):
-            theirs = dict(family.part(model, leader, "block").named_modules())
+            theirs = dict(family.part(model, leader, "block").named_parameters())
             for name, module in family.part(model, index, "block").named_modules():
                 for key, parameter in list(module.named_parameters(recurse=False)):
-                    shared = theirs[name].get_parameter(key)
-                    if shared.shape == parameter.shape:
+                    shared = theirs.get(f"{name}.{key}")
+                    if shared is not None and shared.shape == parameter.shape:
                         module.register_parameter(key, shared)
 
     def fill(self, model: nn.Module, before: nn.Module, part: Shared, family: Family) -> None:
@@ -89,6 +89,7 @@ class Sharing(Technique):
                 for index in part.group(leader)
             ]
             for name, parameter in family.part(model, leader, "block").named_parameters():
-                same = [m[name].detach() for m in members if m[name].shape == parameter.shape]
+                own = [member[name].detach() for member in members if name in member]
+                same = [weight for weight in own if weight.shape == parameter.shape]
                 with torch.no_grad():
                     parameter.copy_(torch.stack(same).mean(0))
