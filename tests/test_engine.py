@@ -25,7 +25,6 @@ from autocompress.engine import proposing
 from autocompress.engine.attempt import Attempt
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.making import Maker, Making
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
@@ -536,36 +535,6 @@ def test_the_sampler_hears_of_every_proposal(
     )
     assert sampler.asked > 3 and list(sampler.told) == list(range(1, sampler.asked + 1))
     assert sampler.told[1] == sampler.told[3] != sampler.told[2]
-
-
-def test_what_does_not_end_in_time_is_left_open_and_others_go_on(
-    tiny_model: Path, data_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It counts as no trial and tells the sampler nothing; a run that goes on ends it first."""
-    train = Maker.train
-    values = {"heads": {"keep": [0.5, 0.25]}, "recovery": {"steps": 8}}
-
-    def searched(*, in_time: bool) -> tuple[SearchResult, Scripted]:
-        def stopped(maker: Maker, making: Making, steps: int, goes_on: Any) -> bool:
-            heads = making.student.plan.structure.layers[0].heads
-            if in_time or len(heads) == 1:
-                return train(maker, making, steps, goes_on)
-            return train(maker, making, steps, lambda _: False)
-
-        monkeypatch.setattr(Maker, "train", stopped)
-        sampler = Scripted({"heads.keep": 0.5}, {"heads.keep": 0.25})
-        given: dict[str, Any] = {"trials": 2, "resume": in_time, "sampler": sampler}
-        run = tmp_path / "run"
-        found = search(tiny_model, data_file, CPU, space(values), run, connect=SizeDevice, **given)
-        return found, sampler
-
-    short, sampler = searched(in_time=False)
-    assert [trial.id for trial in short.trials] == ["t000", "t002"]
-    assert 1 not in sampler.told and 2 in sampler.told
-    longer, sampler = searched(in_time=True)
-    assert [trial.id for trial in longer.trials] == ["t000", "t002", "t001"]
-    assert list(sampler.told)[:2] == [2, 1]
-    assert {trial.state for trial in longer.trials} == {"complete"}
 
 
 class FailsAtLast(SizeDevice):
