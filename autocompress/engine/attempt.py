@@ -34,8 +34,8 @@ class Attempt:
         formats: what each is converted by, in the same order.
         baseline: of the uncut model, scored.
         ended: other trials of the student, that have come to their end.
-        history: of the candidate at lower rungs; without one the first trial is timed before any
-            training.
+        history: of the candidate at lower rungs; without one, and where a limit may refuse it, the
+            first trial is timed before any training.
     """
 
     def __init__(

@@ -83,7 +83,7 @@ class Foresight:
         """The candidate's plan; raises as ``techniques.resolve`` and ``shape_of``.
 
         Args:
-            proposal: its number among all that were proposed, passed over or not.
+            proposal: its number among all that were proposed, tried before or not.
             fresh: whether it is not replayed.
         """
         grown = False

@@ -114,7 +114,7 @@ def losses(
     are most, as far as they are objectives, then the drop on validation examples on the worst
     device, all to be minimised.
 
-    A stopped trial counts with the drop it had; one that was never scored with the largest; one
+    A trial that was never scored counts with the largest drop; one
     that was never timed with the latency that was predicted, and with the baseline's bytes.
     """
     latencies = [1 / score.timing.speedup for score in trial.scores.values()] or list(
