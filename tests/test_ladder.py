@@ -83,19 +83,20 @@ def test_candidates_are_ranked_by_fronts_and_by_what_they_add(
 
 
 def test_the_better_half_of_a_rung_goes_on_the_highest_rung_first() -> None:
-    good, poor = at(32, (0.5, 5.0), (0.6, 9.0))
-    assert list(promotable([good])) == []
-    assert list(promotable([good, poor])) == [good]
+    good, fair, poor, _ = everyone = at(32, (0.5, 5.0), (0.4, 6.0), (0.6, 9.0), (0.7, 9.5))
+    assert list(promotable([good, fair, poor])) == []  # too few to tell
+    assert {id(one) for one in promotable(everyone)} == {id(good), id(fair)}
     good.reached[128] = 0.5, 3.0
-    assert list(promotable([good, poor])) == []  # the other half
-    better, worse = at(32, (0.4, 4.0), (0.7, 9.5))
-    assert list(promotable([good, poor, better, worse])) == [better]
-    other = climber({32: (0.9, 6.0), 128: (0.95, 2.5)})
-    assert list(promotable([good, poor, better, worse, other])) in ([good, better], [other, better])
-    for one in (good, other):
+    assert list(promotable(everyone)) == [fair]  # the other half stays
+    fair.reached[128] = 0.4, 4.0
+    everyone += [climber({32: (0.9, 9.9), 128: own}) for own in ((0.55, 3.5), (0.6, 3.6))]
+    everyone += (better := at(32, (0.3, 6.0)))
+    assert {id(one) for one in promotable(everyone)} == {id(good), id(fair), id(better[0])}
+    assert list(promotable(everyone))[-1] is better[0]
+    for one in (good, fair):
         one.reached[600] = 0.5, 1.0
-    assert list(promotable([good, poor, better, worse, other])) == [better]
-    assert list(promotable(at(600, (0.5, 5.0), (0.6, 9.0)))) == []
+    assert list(promotable(everyone)) == better
+    assert list(promotable(at(600, *[(0.5, 5.0)] * 4))) == []
 
 
 def test_the_front_climbs_to_the_end_the_least_trained_first() -> None:

@@ -222,7 +222,7 @@ def test_students_learn_the_labels(model: nn.Module, task: TextClassification) -
     rows, labels = task.train.rows[:64], task.train.labels[:64]
     one = recovery(
         teacher_of(model, TransferSet(rows, labels, task.batch, task.loss)),
-        candidate(60, hard_label_weight=1.0, learning_rate=3e-3),
+        candidate(60, hard_label_weight=1.0, learning_rate=1e-3),
     )
 
     def loss() -> float:

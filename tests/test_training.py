@@ -17,7 +17,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Row
 from autocompress.training.compute import CPU
-from autocompress.training.steps import Optimizer, falling, held, schedule, trunk_steps
+from autocompress.training.steps import Optimizer, falling, held, repeated, schedule, trunk_steps
 from autocompress.training.taps import watch
 from autocompress.training.teacher import load_classifier
 from tests.tiny_models import build, inputs
@@ -92,6 +92,16 @@ def test_same_seed_same_batches() -> None:
     assert batches_of([24, 8], 50, (3, 5)) == first
     assert batches_of([24, 8], 50, (3, 6)) != first
     assert batches_of([24, 8], 50, (4, 5)) != first
+
+
+def test_repeated_batches_come_in_another_order_each_time_and_leave_no_row_out() -> None:
+    batches = batches_of([32], POOL)
+    drawn = list(islice(repeated(schedule(LENGTHS[:1], [32], (0, 1)), 5, (2,)), 3 * POOL))
+    rounds = [drawn[start : start + POOL] for start in (0, POOL, 2 * POOL)]
+    assert rounds[0] == batches
+    assert all(sorted(one) == sorted(batches) for one in rounds)
+    assert len({tuple(map(tuple, one)) for one in rounds}) == 3
+    assert {row for batch in batches for row in batch} == set(range(LABELLED))
 
 
 Share = Callable[[int, int], float]

@@ -2,7 +2,7 @@
 
 At each rung a student is sealed, converted and scored like any other: what is compared are
 artifacts. Of those that came by a rung the better half goes on to the next one, of four times the
-steps, as soon as there are enough of them: successive halving without waiting (Li et al. 2020, A
+steps, as soon as there are four of them: successive halving without waiting (Li et al. 2020, A
 system for massively parallel hyperparameter tuning, section 3.2), with the rank of a candidate in
 several objectives (Deb et al. 2002, NSGA-II, section III) in place of one.
 """
@@ -26,7 +26,7 @@ _FACTOR = 4
 _PROMOTED = 1 / 2
 """Of those that came by a rung."""
 _FEWEST_RANKED = 4
-"""Students that a rank correlation is told of."""
+"""That came by a rung, before any goes on from it, and that a rank correlation is told of."""
 History = tuple[tuple[int, float], ...]
 """(recovery steps, drop on validation examples) of a student at its rungs."""
 
@@ -83,6 +83,8 @@ def promotable(climbers: Sequence[Climber]) -> Iterator[Climber]:
     not gone on."""
     for rung in sorted({steps for climber in climbers for steps in climber.reached}, reverse=True):
         there = [climber for climber in climbers if rung in climber.reached]
+        if len(there) < _FEWEST_RANKED:
+            continue
         for climber in _better_half(there, rung):
             if climber.steps == rung and climber.next is not None:
                 yield climber

@@ -13,7 +13,7 @@ from autocompress.errors import CandidateFailed
 from autocompress.interfaces import Features, Lesson, Modifier, Objective
 from autocompress.plan import Part
 from autocompress.training.outputs import Teacher, TransferSet
-from autocompress.training.steps import Optimizer, schedule, trunk_steps, within
+from autocompress.training.steps import Optimizer, repeated, schedule, trunk_steps, within
 from autocompress.training.taps import watch
 
 
@@ -166,7 +166,10 @@ def _transfer_set(teacher: Teacher, *, cleaned: bool) -> TransferSet:
 def _batches(
     transfer: TransferSet, data_share: float, unlabelled_share: float, seed: int
 ) -> Iterator[list[int]]:
-    """Rows of each step; of the labelled ones a share, of a batch a share of unlabelled ones."""
+    """Rows of each step; of the labelled ones a share, of a batch a share of unlabelled ones.
+
+    Once every row was drawn, the same batches come again, unless the teacher is asked each time.
+    """
     labelled = len(transfer.labels)
     lengths = np.array([row.shape[1] for row in transfer.rows], np.int64)
     if unlabelled_share > 0 and len(lengths) == labelled:
@@ -179,6 +182,13 @@ def _batches(
     sources = [_part(labelled, data_share, seed), np.arange(labelled, len(lengths))]
     per_batch = [size - unlabelled, unlabelled]
     drawn = schedule([lengths[source] for source in sources], per_batch, [seed])
+    if not transfer.by_token:
+        epochs = [
+            -(-len(source) // taken)
+            for source, taken in zip(sources, per_batch, strict=True)
+            if taken
+        ]
+        drawn = repeated(drawn, max(epochs), [seed])
     rows = np.concatenate(sources)
     return (rows[indices].tolist() for indices in drawn)
 

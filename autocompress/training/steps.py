@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -84,6 +85,19 @@ def schedule(
         batches = [pool[i : i + size] for i in range(0, len(pool), size)]
         random.Random(int(rng.integers(2**31))).shuffle(batches)
         yield from batches
+
+
+def repeated(batches: Iterator[list[int]], count: int, seed: Sequence[int]) -> Iterator[list[int]]:
+    """So many batches of a ``schedule`` at least, then the same ones again and again, in another
+    order each time: what a teacher said of them holds."""
+    first, whole_pools = [], -(-count // _POOL) * _POOL
+    for batch in itertools.islice(batches, whole_pools):
+        first.append(batch)
+        yield batch
+    rng = np.random.default_rng(list(seed))
+    while True:
+        for i in rng.permutation(len(first)).tolist():
+            yield first[i]
 
 
 def _endless(count: int, offset: int, rng: np.random.Generator) -> Iterator[int]:
