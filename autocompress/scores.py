@@ -68,6 +68,8 @@ class Timing:
             displaced), which all of the above is of; the profile chooses it.
         weight_bytes: of the weights as the device held them; None where it ran the file itself.
         beside: the same in the other regime, where it was timed.
+        graph: digest of what was timed, see ``reading.graph_digest``; None where nobody asks.
+        taken_from: id of the trial of the same graph that was timed in place of the model.
     """
 
     latency_ms: Latency
@@ -84,6 +86,8 @@ class Timing:
     regime: str = "warm"
     weight_bytes: int | None = None
     beside: Timing | None = None
+    graph: str | None = None
+    taken_from: str | None = None
 
     def __str__(self) -> str:
         about, phase = self.latency_ms.about, f"{self.phase} " if self.phase else ""

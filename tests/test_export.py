@@ -37,6 +37,7 @@ from autocompress.artifact import annotate, load_model
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import FAMILIES
 from autocompress.formats import FORMATS, convert
+from autocompress.graphs import export
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
@@ -251,6 +252,19 @@ def test_equal_models_have_the_same_graph(name: str, tmp_path: Path) -> None:
     for file in ("first", "second"):
         to_onnx(build(name), tmp_path / file, example)
     assert (tmp_path / "first").read_bytes() == (tmp_path / "second").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["bert", "distilbert", "gpt2", "llama"])
+def test_a_graph_does_not_depend_on_the_size_of_the_example(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sentences = Batch({key: value.numpy() for key, value in inputs().items()})
+    to_onnx(
+        build(name), tmp_path / "few", Batch({k: a[:2, :3] for k, a in sentences.inputs.items()})
+    )
+    monkeypatch.setattr(export, "_TRACED_ROWS", 3)
+    to_onnx(build(name), tmp_path / "all", sentences)
+    assert (tmp_path / "few").read_bytes() == (tmp_path / "all").read_bytes()
 
 
 def test_exporting_again_replaces_the_folder(sample: Sample, tmp_path: Path) -> None:

@@ -15,15 +15,17 @@ import onnx
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnxruntime.quantization import QuantType, quantize_dynamic
 from transformers import AutoModelForSequenceClassification
 
 from autocompress.candidate import Candidate
 from autocompress.errors import CandidateFailed
 from autocompress.families import FAMILIES
 from autocompress.formats import FORMAT_SETTINGS, FORMATS, choices, convert, words
+from autocompress.graphs import runtime
 from autocompress.graphs.edit import merge_equal_initializers
 from autocompress.graphs.export import to_onnx
-from autocompress.graphs.reading import Product, float_weight_bytes, operations
+from autocompress.graphs.reading import Product, float_weight_bytes, layer_of, operations
 from autocompress.graphs.runtime import predict, quantize_int8_by_token
 from autocompress.hardware.datasheet import roofline_ms
 from autocompress.hardware.profile import RUNTIMES, Peaks
@@ -142,6 +144,36 @@ def test_every_matrix_is_converted(
     assert matrices(target, *narrow).count((VOCABULARY, HIDDEN)) == 1
     assert target.stat().st_size < source.stat().st_size * (0.65 if scheme == "fp16" else 0.5)
     assert [path.name for path in target.parent.iterdir()] == ["model.onnx"]
+
+
+@each_model
+@pytest.mark.parametrize("given", [{}, {"only": ["Gather"]}, {"spared": [1]}])
+def test_int8_dynamic_is_the_graph_that_onnxruntime_makes(
+    graphs: dict[str, Path], model: str, given: dict[str, Any], tmp_path: Path
+) -> None:
+    """Also of a channel of zeros."""
+    graph = onnx.load(graphs[model])
+    matrix = next(tensor for tensor in graph.graph.initializer if len(tensor.dims) == 2)
+    numbers = onnx.numpy_helper.to_array(matrix).copy()
+    numbers[:, 0] = 0
+    matrix.CopyFrom(onnx.numpy_helper.from_array(numbers, matrix.name))
+    onnx.save(graph, tmp_path / "fp32")
+    runtime.quantize_dynamic_int8(tmp_path / "fp32", tmp_path / "own", **given)
+    left = [
+        node.name for node in graph.graph.node if layer_of(node.name) in given.get("spared", ())
+    ]
+    quantize_dynamic(
+        runtime._without_gemm(tmp_path / "fp32"),
+        tmp_path / "theirs",
+        op_types_to_quantize=given.get("only"),
+        nodes_to_exclude=left,
+        per_channel=True,
+        weight_type=QuantType.QInt8,
+    )
+    own, theirs = (onnx.load(tmp_path / name) for name in ("own", "theirs"))
+    for tensor in theirs.graph.initializer:
+        tensor.ClearField("data_location")
+    assert own == theirs
 
 
 @pytest.mark.parametrize("scheme", FORMATS)

@@ -379,7 +379,11 @@ def test_nothing_is_foretold_of_a_part_that_was_not_measured() -> None:
     assert foretold(known, FULL.with_part(Thinned(0.0))).state == "over-budget"
 
 
-def test_a_space_without_parts_asks_for_no_more_measurements() -> None:
+def test_a_space_without_parts_asks_for_no_more_measurements(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """And draws no plans, of which none would have a part."""
+    monkeypatch.delattr("autocompress.engine.tables.OptunaSampler")
     maker = SimpleNamespace(full=FULL, techniques=TECHNIQUES)
     space = SearchSpace.from_mapping("test", {"layers": {"keep": [1.0, 0.5]}})
     assert list(tables(maker)._probes(space)) == probes(LAYERS, HEADS, FFN, ["fp32"])

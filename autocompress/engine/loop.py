@@ -81,6 +81,8 @@ class Loop:
         self.pace = Pace(self.maker.full.structure)
         self.allowance = Allowance(clock, self.pace, self._verification_s)
         self._ended = {trial.number: trial for trial in run.trials()}
+        for trial in self._ended.values():
+            self.scorer.remember(trial.id, {n: score.timing for n, score in trial.scores.items()})
         self._written = set(self._ended)
         self._slowness_is_told = False
 

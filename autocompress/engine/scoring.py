@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,9 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from autocompress.artifact import onnx_file, scheme_of
 from autocompress.errors import NOT_FINITE, CandidateFailed, UserError
+from autocompress.graphs.reading import graph_digest
 from autocompress.hardware.agent import kept
 from autocompress.interfaces import Device, Evidence, HeldOut, Question, Task
 from autocompress.limits import Facts, Limits
@@ -35,6 +37,7 @@ class Scorer:
         baseline: folder of the uncut model in fp32.
         objectives: see ``pareto.OBJECTIVES``.
         differences: of validation quality, by device and the two trials: each is computed once.
+        timed: trials and their timings, by graph: each is timed once.
     """
 
     task: Task
@@ -43,6 +46,7 @@ class Scorer:
     baseline: Path
     objectives: tuple[str, ...] = LATENCY_AND_QUALITY
     differences: dict[tuple[str, str, str], tuple[float, float]] = field(default_factory=dict)
+    timed: dict[str, tuple[str, Timings]] = field(default_factory=dict)
 
     @property
     def baseline_bytes(self) -> int:
@@ -68,7 +72,35 @@ class Scorer:
         }
 
     def time(self, models: Sequence[Path]) -> list[Timings | CandidateFailed]:
-        """Of each model on all devices, in turn with the baseline; why, where one cannot run."""
+        """Of each model on all devices; why, where one cannot run. One of the same graph as another
+        one takes over its timings, unless other work disturbed them."""
+        graphs = [f"{scheme_of(model)} {graph_digest(onnx_file(model))}" for model in models]
+        pairs = list(zip(models, graphs, strict=True))
+        new = [model for model, graph in pairs if graph not in self.timed]
+        outcomes = dict(zip(new, self._timed_now(new) if new else (), strict=True))
+        told: list[Timings | CandidateFailed] = []
+        for model, graph in pairs:
+            outcome = outcomes.get(model) or self._taken_over(model.name, graph)
+            if model in outcomes and not isinstance(outcome, CandidateFailed):
+                outcome = {name: replace(timing, graph=graph) for name, timing in outcome.items()}
+                self.remember(model.name, outcome)
+            told.append(outcome)
+        return told
+
+    def remember(self, trial: str, timings: Timings) -> None:
+        """For other models of the same graph."""
+        graphs = {timing.graph for timing in timings.values()}
+        own = not any(timing.taken_from or timing.disturbed for timing in timings.values())
+        if own and len(graphs) == 1 and (graph := graphs.pop()) is not None:
+            self.timed.setdefault(graph, (trial, timings))
+
+    def _taken_over(self, model: str, graph: str) -> Timings:
+        trial, timings = self.timed[graph]
+        taken_from = None if trial == model else trial
+        return {name: replace(timing, taken_from=taken_from) for name, timing in timings.items()}
+
+    def _timed_now(self, models: Sequence[Path]) -> list[Timings | CandidateFailed]:
+        """In turn with the baseline."""
         try:
             by_device = {
                 name: device.time(self.baseline, models, final=False)[1]
@@ -77,7 +109,7 @@ class Scorer:
         except CandidateFailed as error:
             if len(models) == 1:
                 return [error]
-            return [outcome for model in models for outcome in self.time([model])]
+            return [outcome for model in models for outcome in self._timed_now([model])]
         return [
             {name: timings[i] for name, timings in by_device.items()} for i in range(len(models))
         ]

@@ -167,7 +167,9 @@ class Tables:
 
     def _drawn(self, space: SearchSpace) -> Iterator[Plan]:
         """A few plans of the space with each kind of part that the table must have terms for."""
-        if not any(technique.part for technique in self.maker.techniques):
+        with_parts = [technique for technique in self.maker.techniques if technique.part]
+        settings = {setting.name for technique in with_parts for setting in technique.settings}
+        if settings.isdisjoint(parameter.name for parameter in space.parameters):
             return
         counts: dict[str, int] = {}
         sampler = OptunaSampler(space, "random", 0)
