@@ -9,7 +9,8 @@ const node = (maker, attributes, children) => {
 const html = (tag, attributes = {}, ...children) => node(document.createElement(tag), attributes, children);
 const svg = (tag, attributes = {}, ...children) => node(document.createElementNS("http://www.w3.org/2000/svg", tag), attributes, children);
 const short = number => String(parseFloat(number.toPrecision(3)));
-const written = value => typeof value === "string" ? value : JSON.stringify(value);
+const written = value => [value].flat().map(one => typeof one === "string" ? one : JSON.stringify(one)).join(", ");
+const breakable = name => name.split(/(?<=[._])/).flatMap(word => [word, html("wbr")]);
 
 // ---- axes: {low, high, log, title, names: of categories, told: of a tick}
 
@@ -33,7 +34,7 @@ function placed(axis, from, to) {
 
 /** An empty picture with its axes: the places of values on it, and what to draw in. */
 function picture(host, height, x, y, label) {
-  const width = Math.max(200, host.clientWidth || 700), left = 48, right = 12, top = x.above ? 42 : 12, bottom = x.title ? 46 : 30;
+  const width = Math.max(200, host.clientWidth || 700), left = 48, right = 24, top = x.above ? 42 : 12, bottom = x.title ? 46 : 30;
   const X = placed(x, left, width - right), Y = placed(y, height - bottom, top);
   const root = svg("svg", {viewBox: `0 0 ${width} ${height}`, role: "group", "aria-label": label});
   const text = (at, say, more = {}) => svg("text", {x: at[0], y: at[1], "text-anchor": "middle", ...more}, say);
@@ -115,14 +116,15 @@ function start(device, index) {
     });
     line = null;
     if (budget === null) return;
-    line = svg("line", {class: "budget-line", y1: plot.top, y2: plot.low});
+    const stroke = kind => svg("line", {class: kind, y1: plot.top, y2: plot.low});
+    line = svg("g", {class: "budget-line"}, stroke("grip"), stroke("stroke"));
     line.addEventListener("pointerdown", event => {
       event.preventDefault();
       const drag = moved => spend(axis.base / plot.valueAt(moved)), root = plot.root;
       root.addEventListener("pointermove", drag);
       window.addEventListener("pointerup", () => root.removeEventListener("pointermove", drag), {once: true});
     });
-    line.place = () => { for (const end of ["x1", "x2"]) line.setAttribute(end, X(Math.min(x.high, Math.max(x.low, axis.base / budget)))); };
+    line.place = () => line.setAttribute("transform", `translate(${X(Math.min(x.high, Math.max(x.low, axis.base / budget)))} 0)`);
     line.place();
     inside.prepend(line);
   }
@@ -183,7 +185,7 @@ function start(device, index) {
   drawn(part("front"), front);
   compared(device, rows, part("compare"));
   settings(device, part);
-  drawn(part("progress"), () => progress(device, part("progress")));
+  drawn(part("progress"), () => progress(device, part("progress"), part("areas")));
   sortable(section.querySelector("table.trials"));
   section.querySelectorAll("table.front, table.trials").forEach(labelled);
 }
@@ -200,7 +202,7 @@ function compared(device, rows, host) {
   const all = new Map([...device.models, device.baseline].map(model => [model.id, model])), widest = device.baseline.layers;
   const boxes = [...rows].filter(([id]) => all.has(id)).map(([id, row]) => {
     const box = html("input", {type: "checkbox", value: id, "aria-label": `compare ${id}`});
-    row.cells[0].prepend(box, " ");
+    row.cells[0].replaceChildren(html("label", {}, box, ` ${id}`));
     box.addEventListener("change", draw);
     return box;
   });
@@ -215,7 +217,7 @@ function compared(device, rows, host) {
   function draw() {
     const models = boxes.filter(box => box.checked).map(box => all.get(box.value));
     boxes.forEach(box => { box.disabled = models.length === 3 && !box.checked; });
-    const row = (name, cells, differs = false) => html("tr", {class: differs ? "differs" : null}, html("th", {scope: "row"}, name), ...cells);
+    const row = (name, cells, differs = false) => html("tr", {class: differs ? "differs" : null}, html("th", {scope: "row"}, ...breakable(name)), ...cells);
     const line = (name, of) => row(name, models.map(model => html("td", {}, of(model))));
     const interval = (place, axis) => axis.name === "size" || device.estimated ? "" : ` (${place.low.toFixed(2)}-${place.high.toFixed(2)}x)`;
     const names = [...new Set(models.flatMap(model => Object.keys(model.settings)))];
@@ -266,9 +268,10 @@ function settings(device, part) {
   }
 }
 
-function progress(device, host) {
+function progress(device, host, legend) {
   const {minutes, areas, ids} = device.progress;
   const {X, Y, inside} = picture(host, 260, {low: 0, high: Math.max(...minutes) || 1, title: "minutes of trials"}, {low: 0, high: 1, title: "hypervolume"}, "Hypervolume over the minutes of trials");
+  if (Object.keys(areas).length > 1) legend.replaceChildren(...Object.keys(areas).flatMap(name => [html("span", {class: `key ${name}`}), `by ${name} `]));
   for (const [name, values] of Object.entries(areas)) {
     const path = values.map((value, i) => i ? `H${X(minutes[i])}V${Y(value)}` : `M${X(minutes[0])} ${Y(value)}`).join("");
     inside.append(svg("path", {d: path, class: `step ${name}`}, svg("title", {}, `${device.metric} and ${name}`)));

@@ -29,7 +29,9 @@ from autocompress.structure import describe_sizes
 from autocompress.techniques import SETTINGS
 from autocompress.units import clock
 
-_FOLDERS = re.compile(r"(?<![\w:/\\<])(?:[A-Za-z]:|~|\.\.?)?[/\\](?:[^\s/\\,;:'\"]+[/\\])+")
+_FOLDERS = re.compile(
+    r"""(?<![\w:/\\<])(?:[A-Za-z]:|~|\.\.?)?[/\\](?:[^\s/\\,;:'"]+[/\\])+(?=[^\s/\\,;:'"])"""
+)
 """Of the path of a file, as texts name it; not of an address."""
 _ON_FRONT = "on the front"
 _OUTCOMES = {"complete": "scored", "over-budget": "over budget"}
@@ -344,7 +346,10 @@ def _more(timing: Timing) -> list[tuple[str, Timing]]:
     """The same model's in the other phases, and in the other regime, with what they are of."""
     beside = timing.beside
     others = [(other.phase or "", other) for other in timing.others]
-    return [*others, *([(f"{timing.phase or ''} {beside.regime}".strip(), beside)] if beside else [])]
+    return [
+        *others,
+        *([(f"{timing.phase or ''} {beside.regime}".strip(), beside)] if beside else []),
+    ]
 
 
 def _row(member: Member, front: Front, attributes: str) -> str:
@@ -403,7 +408,8 @@ def _facts(description: dict[str, Any], front: Front) -> str:
     return (
         "<dl>"
         + "".join(
-            f"<dt>{escape(key)}</dt><dd>{escape(_placeless(str(value)))}</dd>" for key, value in facts.items()
+            f"<dt>{escape(key)}</dt><dd>{escape(_placeless(str(value)))}</dd>"
+            for key, value in facts.items()
         )
         + "</dl>"
     )
@@ -430,7 +436,7 @@ def _device(fingerprint: dict[str, Any]) -> str:
 
 
 def _script(value: Any) -> str:
-    return json.dumps(value).replace("</", "<\\/")
+    return json.dumps(value).replace("<", "\\u003c")
 
 
 def _for_script(front: Front, trials: Sequence[Trial], command: str) -> dict[str, Any]:
