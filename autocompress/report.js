@@ -82,7 +82,7 @@ function start(device, index) {
   const section = part("device"), field = part("budget"), slider = part("slider"), card = part("choice");
   const rows = new Map([...section.querySelectorAll("table.front tbody tr")].map(row => [row.cells[0].textContent, row]));
   const bySize = device.axes.findIndex(axis => axis.name === "size");
-  let view = 0, budget = device.axes[0].budget, chosen = null, line = null;
+  let view = 0, budget = device.axes[0].budget, chosen = null, line = null, plot = null;
 
   const third = () => bySize < 0 ? -1 : view === bySize ? device.axes.findIndex(axis => axis.name !== "size") : bySize;
   const sentence = model => `${model.id}: ${model.at[view].text}, ${model.quality}; ${model.words}`;
@@ -93,7 +93,8 @@ function start(device, index) {
     const x = {log: true, title: `${axis.gain}, times`, told: tick => `${tilde}${short(tick)}x`, above: tick => tilde + short(axis.base / tick), aboveTitle: `${axis.name}, ${axis.unit}`};
     x.low = Math.min(1, ...places.map(place => place.low)) * 0.85;
     x.high = Math.max(1.2, ...places.map(place => place.high)) * 1.15;
-    const host = part("front"), plot = picture(host, host.clientWidth > 1100 ? 520 : 420, x, {low: device.range[0], high: device.range[1], title: device.title}, `The front: ${device.title}, over ${axis.gain}`);
+    const host = part("front");
+    plot = picture(host, host.clientWidth > 1100 ? 520 : 420, x, {low: device.range[0], high: device.range[1], title: device.title}, `The front: ${device.title}, over ${axis.gain}`);
     const {X, Y, inside} = plot;
     for (const trial of device.trials) {
       const place = trial.at[view];
@@ -120,9 +121,9 @@ function start(device, index) {
     line = svg("g", {class: "budget-line"}, stroke("grip"), stroke("stroke"));
     line.addEventListener("pointerdown", event => {
       event.preventDefault();
-      const drag = moved => spend(axis.base / plot.valueAt(moved)), root = plot.root;
-      root.addEventListener("pointermove", drag);
-      window.addEventListener("pointerup", () => root.removeEventListener("pointermove", drag), {once: true});
+      const ended = new AbortController(), until = {signal: ended.signal};
+      window.addEventListener("pointermove", moved => spend(axis.base / plot.valueAt(moved)), until);
+      for (const end of ["pointerup", "pointercancel"]) window.addEventListener(end, () => ended.abort(), until);
     });
     line.place = () => line.setAttribute("transform", `translate(${X(Math.min(x.high, Math.max(x.low, axis.base / budget)))} 0)`);
     line.place();

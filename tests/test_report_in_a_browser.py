@@ -93,6 +93,13 @@ def test_a_budget_chooses_and_axes_switch(page: Path) -> None:
     answer.command = $("#choice-0 code").textContent;
     $("#budget-0").value = "1.2"; event($("#budget-0"), "change");
     answer.fast = strong(0);
+    const drag = (kind, share) => {
+      const {left, width} = $("#front-0 svg").getBoundingClientRect();
+      event($("#front-0 .grip") ?? window, kind, {clientX: left + share * width});
+    };
+    drag("pointerdown", 0.9); drag("pointermove", 0.5); const near = strong(0);
+    drag("pointermove", 0.25); drag("pointerup", 0.25); drag("pointermove", 0.9);
+    answer.dragged = [near, strong(0), Number($("#budget-0").value) > 4];
     event($("#front-0 [data-id=t003]"), "keydown", {key: "Enter"});
     answer.taken = strong(0);
     $("#axes-0 [data-axis='1']").click();
@@ -112,6 +119,7 @@ def test_a_budget_chooses_and_axes_switch(page: Path) -> None:
         "points": 3,
         "command": "autocompress export run --hardware cpu --trial t002 --out my-model",
         "fast": "t001",
+        "dragged": ["t002", "t003", True],
         "taken": "t003",
         "size": ["Size budget", "t003", "size"],
         "failures": [],
