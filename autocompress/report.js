@@ -45,7 +45,7 @@ function placed(axis, from, to) {
 /** An empty picture with its axes: the places of values on it, and what to draw in. */
 function picture(host, height, x, y, label) {
   const width = Math.max(200, host.clientWidth || 700);
-  const left = 48, right = width - 24, top = x.above ? 42 : 12, low = height - (x.title ? 46 : 30);
+  const left = 54, right = width - 24, top = x.above ? 42 : 12, low = height - (x.title ? 46 : 30);
   const X = placed(x, left, right), Y = placed(y, low, top), axes = svg("g", {"aria-hidden": "true"});
   const line = (x1, x2, y1, y2) => axes.append(svg("line", {class: "grid", x1, x2, y1, y2}));
   const text = (x, y, said, more = {}) =>
@@ -352,9 +352,9 @@ function settings(device, host, legend) {
   ];
   const percent = share => Math.round(100 * share);
   for (const [number, {name, values, influence}] of device.settings.entries()) {
-    const told = Object.entries(influence).map(([of, share]) =>
-      `${of} ${share ? `${percent(share[0])} ± ${percent(share[1])} %` : "too few to tell"}`);
-    const said = html("span", {class: "soft"}, ` explains of ${told.join(", of ")}`);
+    const told = Object.entries(influence).filter(([, share]) => share)
+      .map(([of, [share, stderr]]) => ` of ${of} ${percent(share)} ± ${percent(stderr)} %`);
+    const said = html("span", {class: "soft"}, told.length ? ` explains${told}` : "");
     const pair = html("div", {class: "pair"}), caption = html("figcaption", {}, html("strong", {}, name), said);
     host.append(html("figure", {}, caption, pair));
     const [x, at] = settingAxis([...new Set(values.filter(value => value !== null))]);

@@ -565,11 +565,11 @@ def _key(value: Any) -> int | float | str:
 
 def _settings_note(front: Front, seen: Sequence[_Seen]) -> str:
     return (
-        f"All {len(seen)} scored candidates, by the settings that they differ in, on the "
+        f"All {len(seen) - 1} scored candidates, by the settings that they differ in, on the "
         f"validation split: change of the {front.metric} against the baseline, and the speedup or "
         "the compression. Percentages are the share of the differences between candidates that a "
         "setting explains alone, ± a standard error, by their ranks and corrected for chance; "
-        "settings that were chosen together share it, and few candidates tell little. What is far "
+        "settings that were chosen together share it, and fewer than eight candidates tell nothing. What is far "
         "from the others stands at the edge."
     )
 
