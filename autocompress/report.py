@@ -33,7 +33,6 @@ _FOLDERS = re.compile(
     r"""(?<![\w:/\\<])(?:[A-Za-z]:|~|\.\.?)?[/\\](?:[^\s/\\,;:'"]+[/\\])+(?=[^\s/\\,;:'"])"""
 )
 """Of the path of a file, as texts name it; not of an address."""
-_ON_FRONT = "on the front"
 _OUTCOMES = {"complete": "scored", "over-budget": "over budget"}
 """States that have other words than their own."""
 
@@ -569,8 +568,8 @@ def _settings_note(front: Front, seen: Sequence[_Seen]) -> str:
         f"validation split: change of the {front.metric} against the baseline, and the speedup or "
         "the compression. Percentages are the share of the differences between candidates that a "
         "setting explains alone, ± a standard error, by their ranks and corrected for chance; "
-        "settings that were chosen together share it, and fewer than eight candidates tell nothing. What is far "
-        "from the others stands at the edge."
+        "settings that were chosen together share it, and fewer than eight tell nothing. "
+        "What is far from the others stands at the edge."
     )
 
 
@@ -605,7 +604,7 @@ def _outcome(trial: Trial, front: Front) -> str:
     if trial.number == 0:
         return "baseline"
     on_front = any(member.id == trial.id for member in front.members)
-    return _ON_FRONT if on_front else _OUTCOMES.get(trial.state, trial.state)
+    return "on the front" if on_front else _OUTCOMES.get(trial.state, trial.state)
 
 
 def _trial_table(front: Front, trials: Sequence[Trial]) -> str:
