@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check clean
+.PHONY: demo test check picture clean
 
 demo: .venv/ready
 	$(BIN)/autocompress demo
@@ -13,6 +13,11 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+RUN ?= runs/demo-1
+picture: # of the report of a run
+	chromium --headless --no-sandbox --hide-scrollbars --virtual-time-budget=2000 --window-size=1200,1250 \
+		--screenshot=docs/report.png file://$(abspath $(RUN))/report.html
 
 .venv/ready: pyproject.toml constraints.txt examples/demo-requirements.txt
 	$(PYTHON) -c 'import sys; sys.exit(0 if (3, 11) <= sys.version_info < (3, 14) else "Python 3.11 to 3.13 is needed")'

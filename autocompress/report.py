@@ -1,33 +1,40 @@
-"""``report.html``: one self-contained page on a run, drawn from its files alone."""
+"""``report.html``: one self-contained page on a run, drawn from its files alone.
+
+What is text or a table is written here; ``report.js`` draws the pictures from the figures that
+stand in the page.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import re
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import plotly.graph_objects as go
-from plotly.subplots import make_subplots
-
+from autocompress.candidate import freeze, thaw
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.files import write_text
+from autocompress.influence import influence
 from autocompress.journal import Run, Trial
 from autocompress.limits import Limits
-from autocompress.pareto import Front, Member, Metric, hypervolume, load_fronts
+from autocompress.pareto import Front, Member, hypervolume, load_fronts
 from autocompress.reading import Reading
 from autocompress.scores import CONSTANT, Score, Timing
 from autocompress.structure import describe_sizes
+from autocompress.techniques import SETTINGS
+from autocompress.units import clock
 
-_ACCENT, _SECOND, _FADED, _INK = "#0b6bcb", "#c2410c", "#9aa7b4", "#1d2733"
-_LAYOUT = {
-    "template": "plotly_white",
-    "font": {"family": "system-ui, sans-serif", "color": _INK},
-    "margin": {"l": 55, "r": 15, "t": 30, "b": 50},
-}
+_FOLDERS = re.compile(
+    r"""(?<![\w:/\\<])(?:[A-Za-z]:|~|\.\.?)?[/\\](?:[^\s/\\,;:'"]+[/\\])+(?=[^\s/\\,;:'"])"""
+)
+"""Of the path of a file, as texts name it; not of an address."""
+_OUTCOMES = {"complete": "scored", "over-budget": "over budget"}
+"""States that have other words than their own."""
 
 
 def write_report(folder: str | Path) -> Path:
@@ -44,27 +51,48 @@ def write_report(folder: str | Path) -> Path:
     description, trials = run.description(), run.trials()
     names = [front.hardware["name"] for front in fronts]
     try:
-        model = Path(description["inputs"]["model"])
+        model = "/".join(Path(_placeless(description["inputs"]["model"])).parts[-2:])
         summary, facts = _summary(fronts, trials, description), _facts(description, fronts[0])
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{folder / 'run.json'} is damaged: {error!r}") from error
+    commands = [_command(folder, [name] if len(names) > 1 else []) for name in names]
     parts = {
-        "title": escape(f"{'/'.join(model.parts[-2:])} on {' and '.join(names)}"),
+        "title": escape(f"{model} on {' and '.join(names)}"),
         "subtitle": escape(summary),
         "switch": _switch(names),
         "sections": "".join(
             _section(front, trials, index, len(fronts)) for index, front in enumerate(fronts)
         ),
         "facts": facts,
-        "devices": _script([_for_script(front, _seen(front, trials)) for front in fronts]),
-        "run": _script(str(folder)),
+        "devices": _script(
+            [
+                _for_script(front, trials, command)
+                for front, command in zip(fronts, commands, strict=True)
+            ]
+        ),
+        "script": _asset("report.js"),
     }
     write_text(folder / "report.html", _filled("report_template.html", parts))
     return folder / "report.html"
 
 
+def _command(folder: Path, hardware: Sequence[str]) -> str:
+    """What exports a model, less its name; from the folder that the run's folder is in."""
+    options = [word for name in hardware for word in ("--hardware", name)]
+    return shlex.join(["autocompress", "export", folder.resolve().name, *options])
+
+
+def _placeless(text: str) -> str:
+    """The text with the names of files in place of their paths, which are the user's own."""
+    return _FOLDERS.sub("", text)
+
+
+def _asset(name: str) -> str:
+    return (Path(__file__).parent / name).read_text(encoding="utf-8")
+
+
 def _filled(template: str, parts: Mapping[str, str]) -> str:
-    head, *rest = (Path(__file__).parent / template).read_text(encoding="utf-8").split("{{")
+    head, *rest = _asset(template).split("{{")
     return "".join(
         [head, *(parts[name] + text for name, _, text in (piece.partition("}}") for piece in rest))]
     )
@@ -87,20 +115,12 @@ def _section(front: Front, trials: Sequence[Trial], index: int, count: int) -> s
         "on_device": f" on {escape(name)}" if count > 1 else "",
         "front_note": escape(_front_note(front)),
         "axes": _axis_buttons(front, index),
-        "front_plot": _html(
-            _front_figure(front, seen, _axes(front)[0]),
-            f"front-{index}",
-            first=index == 0,
-            draggable=True,
-        ),
         "table": _table(front, index),
-        "settings_note": f"All {len(seen)} scored candidates: change of the {front.metric} in "
-        f"{front.scale.unit} against the baseline, on the validation split, "
-        "and speedup. Colour is the other of the two.",
-        "settings_plot": _html(_settings_figure(seen[1:], front.scale), f"settings-{index}"),
+        "settings_note": escape(_settings_note(front, seen)),
+        "trials": _trial_table(front, trials),
+        "time": _time(front, trials),
         "beside": "latency, or its size," if _sized(front) else "latency",
         "worst": f"a change by {front.scale.worst_drop:g} {front.scale.unit}",
-        "hypervolume_plot": _html(_hypervolume_figure(trials, name, front), f"hypervolume-{index}"),
     }
     return _filled("report_section.html", parts)
 
@@ -117,17 +137,12 @@ class _Seen:
         return self.trial.scores[self.name]
 
     @property
-    def latency(self) -> float:
-        return self.score.timing.latency_ms.value
+    def timing(self) -> Timing:
+        return self.score.timing
 
     @property
-    def size(self) -> float:
-        """Megabytes."""
-        return (self.trial.bytes_on(self.name) or 0) / 1e6
-
-    @property
-    def speedup(self) -> float:
-        return self.score.timing.speedup
+    def weight_bytes(self) -> int:
+        return self.trial.bytes_on(self.name) or 0
 
     @property
     def flaw(self) -> str:
@@ -152,24 +167,48 @@ def _seen(front: Front, trials: Sequence[Trial]) -> list[_Seen]:
 
 @dataclass(frozen=True)
 class _Axis:
-    """What the front is drawn against: ``latency`` in milliseconds, or ``size`` in megabytes."""
+    """What the front is drawn against: the speedup of one of a model's timings, or its compression.
+
+    Args:
+        name: as the switch has it.
+        unit: of what a budget limits.
+        timed: the timing that it is of, see ``_timings``; None is size.
+        budgeted: whether models can be picked by it.
+    """
 
     name: str
     unit: str
+    timed: str | None
+    budgeted: bool
 
-    def of(self, one: Member | _Seen) -> float:
-        if isinstance(one, _Seen):
-            return one.latency if self.name == "latency" else one.size
-        return one.latency_ms.value if self.name == "latency" else one.weight_bytes / 1e6
+    def at(self, one: Member | _Seen, front: Front) -> dict[str, Any] | None:
+        """Where a model stands; None where it was not timed so."""
+        if self.timed is None:
+            size, gain = one.weight_bytes / 1e6, front.baseline.weight_bytes / one.weight_bytes
+            text = f"{size:.2f} {self.unit}, {gain:.2f}x smaller"
+            return {"value": size, "gain": gain, "low": gain, "high": gain, "text": text}
+        timing = _timings(one.timing).get(self.timed)
+        if timing is None:
+            return None
+        low, high = timing.speedup_interval
+        latency, about = timing.latency_ms.value, timing.latency_ms.about
+        text = f"{about}{latency:.2f} {self.unit}, {about}{timing.speedup:.2f}x"
+        return {"value": latency, "gain": timing.speedup, "low": low, "high": high, "text": text}
+
+    @property
+    def gain(self) -> str:
+        return "compression" if self.timed is None else self.name.replace("latency", "speedup")
 
     def limit(self, budget: float) -> dict[str, float]:
         """A budget on this axis as one of ``Limits``."""
-        if self.name == "latency":
-            return {"max_latency_ms": budget}
-        return {"max_bytes": round(1e6 * budget)}
+        if self.timed is None:
+            return {"max_bytes": round(1e6 * budget)}
+        return {"max_latency_ms": budget}
 
 
-_LATENCY, _SIZE = _Axis("latency", "ms"), _Axis("size", "MB")
+def _timings(timing: Timing) -> dict[str, Timing]:
+    """A model's timings by what they are of; the one that guides first, without a name."""
+    return {"": timing} | dict(_more(timing))
 
 
 def _sized(front: Front) -> bool:
@@ -177,14 +216,17 @@ def _sized(front: Front) -> bool:
 
 
 def _axes(front: Front) -> tuple[_Axis, ...]:
-    """The one that is shown at first, and the other one where there are two."""
-    if not _sized(front):
-        return (_LATENCY,)
-    return (_LATENCY, _SIZE) if "latency" in front.objectives else (_SIZE, _LATENCY)
+    """The one that is shown at first, and the others."""
+    timing = front.baseline.timing
+    latencies = [_Axis(f"{_timed(timing)} latency".strip(), "ms", "", True)]
+    latencies += [_Axis(f"{other} latency", "ms", other, False) for other, _ in _more(timing)]
+    size = [_Axis("size", "MB", None, True)] if _sized(front) else []
+    shown = [*latencies, *size] if "latency" in front.objectives else [*size, *latencies]
+    return tuple(shown)
 
 
 def _axis_buttons(front: Front, index: int) -> str:
-    if not _sized(front):
+    if len(_axes(front)) == 1:
         return ""
     buttons = "".join(
         f'<button type="button" data-axis="{number}">{axis.name}</button>'
@@ -251,11 +293,11 @@ def _front_note(front: Front) -> str:
         f"{front.baseline.quality.n_test} {front.scale.examples} and timed again in a fresh "
         "process in turn with the baseline; bars are one standard error of the difference "
         "(paired with the baseline) and the "
-        f"{100 * front.baseline.latency_ms.confidence:g} % interval of "
-        f"the {front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
-        f"validation split and timings during "
-        f"the search; {_open_circles(front)}what is far from the others lies outside the picture. "
-        "Drag the line, move the slider or type a budget; the limits of the search hold beside it."
+        f"{100 * front.baseline.latency_ms.confidence:g} % interval of the speedup, by the "
+        f"{front.baseline.latency_ms.statistic} latency. Grey: dominated candidates, by "
+        "validation split and timings during the search; what is far from the others lies outside "
+        "the picture. The line is the budget: drag it, move the slider or type; the limits of the "
+        "search hold beside it."
         + "".join(f" {note[0].upper()}{note[1:]}." for note in front.notes)
         + (
             f" Disturbed by other work on the machine while timed: {', '.join(disturbed)}."
@@ -263,192 +305,6 @@ def _front_note(front: Front) -> str:
             else ""
         )
     )
-
-
-def _open_circles(front: Front) -> str:
-    words = {
-        "cold": "when run once in a while, after the caches were displaced",
-        "warm": "when run back to back",
-    }
-    beside = front.baseline.timing.beside
-    return f"open circles: the front {words[beside.regime]}; " if beside else ""
-
-
-def _front_figure(front: Front, seen: Sequence[_Seen], axis: _Axis = _LATENCY) -> go.Figure:
-    shown = {member.id for member in front.members}
-    rest = [one for one in seen[1:] if one.trial.id not in shown]
-    members = front.members or (front.baseline,)
-    baseline, metric, timed = front.baseline, front.scale, axis == _LATENCY
-    other = baseline.timing.beside
-    tilde = front.baseline.latency_ms.about
-    about = tilde if timed else ""
-    point = f"%{{text}}<br>{about}%{{x:.2f}} {axis.unit}, %{{y:+.2f}} {metric.unit}<extra></extra>"
-    title = f"{_timed(baseline.timing)} latency, ms ({_statistic(front)})".strip()
-    figure = go.Figure()
-    figure.add_scatter(
-        x=[axis.of(one) for one in rest],
-        y=[metric.change(one.drop) for one in rest],
-        text=[f"{one.trial.id}{one.flaw}<br>{describe_sizes(one.trial.sizes)}" for one in rest],
-        mode="markers",
-        name="dominated",
-        marker={"color": _FADED, "size": 7, "opacity": 0.5},
-        hovertemplate=point,
-    )
-    figure.add_scatter(
-        x=[axis.of(m) for m in members],
-        y=[metric.change(m.quality.drop_reported) for m in members],
-        error_x={
-            "visible": timed,
-            "type": "data",
-            "symmetric": False,
-            "array": [m.latency_ms.interval[1] - m.latency_ms.value for m in members],
-            "arrayminus": [m.latency_ms.value - m.latency_ms.interval[0] for m in members],
-        },
-        error_y={"type": "data", "array": [m.quality.drop_stderr_reported for m in members]},
-        text=[f"{m.id}, {tilde}{m.speedup:.2f}x<br>{describe_sizes(m.sizes)}" for m in members],
-        mode="lines+markers" if not _sized(front) else "markers",
-        name="front",
-        line={"color": _ACCENT, "width": 1, "dash": "dot"},
-        marker={"color": _ACCENT, "size": 11} | _colours(front, members, axis),
-        hovertemplate=point,
-    )
-    figure.add_scatter(
-        x=[axis.of(baseline)],
-        y=[0],
-        mode="markers+text",
-        text=["baseline fp32"],
-        textposition="top left",
-        name="baseline",
-        marker={"symbol": "diamond", "color": _INK, "size": 12},
-        hovertemplate=f"baseline<br>{about}%{{x:.2f}} {axis.unit}<extra></extra>",
-    )
-    if other and timed:
-        both = [(m, m.timing.beside) for m in members if m.timing.beside]
-        figure.add_scatter(
-            x=[beside.latency_ms.value for _, beside in both],
-            y=[metric.change(m.quality.drop_reported) for m, _ in both],
-            text=[f"{m.id}, {other.regime}, {beside.speedup:.2f}x" for m, beside in both],
-            mode="markers",
-            name=f"front, {other.regime}",
-            marker={"symbol": "circle-open", "color": _ACCENT, "size": 9},
-            hovertemplate=point,
-        )
-    figure.add_shape(
-        type="line",
-        xref="x",
-        yref="paper",
-        x0=axis.of(baseline),
-        x1=axis.of(baseline),
-        y0=0,
-        y1=1,
-        line={"color": "#c2410c", "width": 3},
-    )
-    figure.update_layout(
-        **_LAYOUT,
-        height=460,
-        legend={"orientation": "h", "y": 1.08},
-        xaxis_title=title if timed else "size of the file, MB",
-        yaxis_title=metric.axis,
-    )
-    figure.update_xaxes(rangemode="tozero")
-    counting = [
-        m.quality.drop_reported for m in members if m.quality.drop_reported <= metric.worst_drop
-    ]
-    worst = max(0.6 * metric.worst_drop, 1.5 * max(counting, default=0.0))
-    best = max(0.2 * metric.worst_drop, 1.5 * max(-m.quality.drop_reported for m in members))
-    figure.update_yaxes(range=sorted([metric.change(worst), metric.change(-best)]))
-    return figure
-
-
-def _colours(front: Front, members: Sequence[Member], axis: _Axis) -> dict[str, Any]:
-    """The third quantity of three, as the colour of the front's markers."""
-    if not _sized(front):
-        return {}
-    third = _SIZE if axis == _LATENCY else _LATENCY
-    bar = {"title": {"text": third.unit}, "thickness": 12}
-    colours = [third.of(member) for member in members]
-    return {"color": colours, "colorscale": "Viridis", "colorbar": bar}
-
-
-def _settings_figure(scored: Sequence[_Seen], metric: Metric) -> go.Figure:
-    settings = dict.fromkeys(name for one in scored for name in one.trial.candidate)
-    names = [
-        name
-        for name in settings
-        if len({json.dumps(c[name]) for one in scored if name in (c := one.trial.candidate)}) > 1
-    ]
-    rows = max(1, len(names))
-    figure = make_subplots(rows=rows, cols=2, horizontal_spacing=0.12, vertical_spacing=0.35 / rows)
-    for row, name in enumerate(names, 1):
-        having = [one for one in scored if name in one.trial.candidate]
-        chosen = [one.trial.candidate[name] for one in having]
-        numeric = all(isinstance(value, int | float) for value in chosen)
-        values = chosen if numeric else [json.dumps(value).strip('"[]') for value in chosen]
-        changes, speedups = (
-            [metric.change(one.drop) for one in having],
-            [one.speedup for one in having],
-        )
-        for column, (y, colour) in enumerate(((changes, speedups), (speedups, changes)), 1):
-            figure.add_scatter(
-                x=values,
-                y=y,
-                mode="markers",
-                showlegend=False,
-                row=row,
-                col=column,
-                text=[one.trial.id for one in having],
-                marker={"color": colour, "colorscale": "Viridis", "size": 8, "opacity": 0.85},
-                hovertemplate="%{text}: %{x}, %{y:.2f}<extra></extra>",
-            )
-            figure.update_xaxes(
-                title_text=name, title_standoff=4, title_font_size=12, row=row, col=column
-            )
-            figure.update_xaxes(exponentformat="e", row=row, col=column)
-            figure.update_yaxes(
-                title_text=metric.unit if column == 1 else "speedup",
-                title_font_size=12,
-                row=row,
-                col=column,
-            )
-    figure.update_layout(**_LAYOUT, height=60 + 210 * rows)
-    return figure
-
-
-def _hypervolume_figure(trials: Sequence[Trial], name: str, front: Front) -> go.Figure:
-    minutes = [seconds / 60 for seconds in accumulate(trial.seconds for trial in trials)]
-    figure = go.Figure()
-    for axis in _axes(front):
-        figure.add_scatter(
-            x=minutes,
-            y=_areas_over_time(trials, name, front, axis),
-            mode="lines+markers",
-            name=f"{front.metric} and {axis.name}",
-            line={"shape": "hv", "color": _ACCENT if axis == _LATENCY else _SECOND},
-            text=[t.id for t in trials],
-            hovertemplate="%{text}: %{y:.3f} after %{x:.1f} min<extra></extra>",
-        )
-    figure.update_layout(
-        **_LAYOUT,
-        height=300,
-        xaxis_title="minutes of trials",
-        yaxis_title="hypervolume",
-        yaxis_range=[0, 1],
-    )
-    return figure
-
-
-def _areas_over_time(trials: Sequence[Trial], name: str, front: Front, axis: _Axis) -> list[float]:
-    def points(trial: Trial) -> list[tuple[float, float]]:
-        score = trial.scores.get(name)
-        if score is None or score.quality is None:
-            return []
-        relative = 1 / score.timing.speedup
-        if axis == _SIZE:
-            relative = (trial.bytes_on(name) or 0) / front.baseline.weight_bytes
-        return [(relative, score.quality.drop_validation)]
-
-    so_far = accumulate(map(points, trials), lambda a, b: a + b)
-    return [hypervolume(reached, front.scale.worst_drop) for reached in so_far]
 
 
 def _table(front: Front, index: int) -> str:
@@ -461,20 +317,19 @@ def _table(front: Front, index: int) -> str:
         front.metric,
         f"{front.scale.lost}, {front.scale.unit}",
         "± s.e.",
-        *(f"{of} ms, speedup".strip() for of, _ in _more(front.baseline.timing)),
+        *(f"{of} ms, speedup" for of, _ in _more(front.baseline.timing)),
         "MB",
         *(["compression"] if _sized(front) else []),
         "peak MB",
         "format",
         "what it is",
     ]
-    head = "".join(f"<th>{name}</th>" for name in names)
     rows = [
         _row(member, front, f' id="row-{index}-{escape(member.id)}"') for member in front.members
     ]
     if front.baseline.id not in {member.id for member in front.members}:
         rows.append(_row(front.baseline, front, ' class="baseline"'))
-    return f"<table><thead><tr>{head}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return _tabled("front", "Models of the front, the fastest first", names, "".join(rows))
 
 
 def _statistic(front: Front) -> str:
@@ -490,7 +345,10 @@ def _more(timing: Timing) -> list[tuple[str, Timing]]:
     """The same model's in the other phases, and in the other regime, with what they are of."""
     beside = timing.beside
     others = [(other.phase or "", other) for other in timing.others]
-    return [*others, *([(f"{timing.phase or ''} {beside.regime}", beside)] if beside else [])]
+    return [
+        *others,
+        *([(f"{timing.phase or ''} {beside.regime}".strip(), beside)] if beside else []),
+    ]
 
 
 def _row(member: Member, front: Front, attributes: str) -> str:
@@ -549,7 +407,8 @@ def _facts(description: dict[str, Any], front: Front) -> str:
     return (
         "<dl>"
         + "".join(
-            f"<dt>{escape(key)}</dt><dd>{escape(str(value))}</dd>" for key, value in facts.items()
+            f"<dt>{escape(key)}</dt><dd>{escape(_placeless(str(value)))}</dd>"
+            for key, value in facts.items()
         )
         + "</dl>"
     )
@@ -575,57 +434,247 @@ def _device(fingerprint: dict[str, Any]) -> str:
     return f"{fingerprint['cpu']}, {fingerprint['cores']} cores, {memory}, {features}{gpu}"
 
 
-def _html(figure: go.Figure, name: str, first: bool = False, draggable: bool = False) -> str:
-    config = {"displayModeBar": False, "responsive": True, "edits": {"shapePosition": draggable}}
-    html: str = figure.to_html(
-        full_html=False, include_plotlyjs=first, div_id=name, config=config, default_width="100%"
-    )
-    return f'<div class="plot">{html}</div>'
-
-
 def _script(value: Any) -> str:
-    return json.dumps(value).replace("</", "<\\/")
+    return json.dumps(value).replace("<", "\\u003c")
 
 
-def _for_script(front: Front, seen: Sequence[_Seen]) -> dict[str, Any]:
-    members, metric = front.members or (front.baseline,), front.scale
-    split = "test, chosen on validation" if front.verified else "validation"
-    axes = [
-        {
-            "name": axis.name,
-            "unit": axis.unit,
-            "budget": _first_budget(front, axis),
-            "choices": _choices(front, axis),
-            "figure": _front_figure(front, seen, axis).to_plotly_json(),
-        }
-        for axis in _axes(front)
-    ]
+def _for_script(front: Front, trials: Sequence[Trial], command: str) -> dict[str, Any]:
+    axes, metric = _axes(front), front.scale
+    seen, members = _seen(front, trials), {member.id for member in front.members}
     return {
         "name": front.hardware["name"],
         "estimated": front.estimated,
-        "budget": _first_budget(front, _axes(front)[0]),
-        "choices": _choices(front, _axes(front)[0]),
-        **({"axes": axes} if _sized(front) else {}),
-        "models": [
+        "command": command,
+        "metric": metric.name,
+        "title": metric.axis,
+        "unit": metric.unit,
+        "range": _range(front),
+        "axes": [_axis(front, axis) for axis in axes],
+        "models": [_model(member, front) for member in front.members or (front.baseline,)],
+        "baseline": _model(front.baseline, front),
+        "trials": [
             {
-                "id": member.id,
-                "latency": member.latency_ms.value,
-                "speedup": member.speedup,
-                "size": member.weight_bytes / 1e6,
-                "qualityText": f"{metric.name} {metric.text(member.quality.reported)} "
-                f"({metric.change(member.quality.drop_reported):+.2f} {metric.unit}) on {split}",
-                "candidate": member.candidate,
+                "id": one.trial.id,
+                "words": f"{describe_sizes(one.trial.sizes)}{one.flaw}",
+                "change": metric.change(one.drop),
+                "onFront": one.trial.id in members,
+                "at": [axis.at(one, front) for axis in axes],
             }
-            for member in members
+            for one in seen[1:]
         ],
+        "settings": list(_settings(front, seen[1:])),
+        "progress": _progress(front, trials),
     }
+
+
+def _axis(front: Front, axis: _Axis) -> dict[str, Any]:
+    baseline = axis.at(front.baseline, front)
+    assert baseline
+    return {
+        "name": axis.name,
+        "unit": axis.unit,
+        "gain": axis.gain,
+        "base": baseline["value"],
+        "budget": _first_budget(front, axis) if axis.budgeted else None,
+        "choices": _choices(front, axis) if axis.budgeted else [],
+    }
+
+
+def _model(member: Member, front: Front) -> dict[str, Any]:
+    metric, quality = front.scale, member.quality
+    split = "test, chosen on validation" if front.verified else "validation"
+    change = f"{metric.change(quality.drop_reported):+.2f}"
+    sizes = zip(*(member.sizes[name] for name in ("layers", "heads", "ffn")), strict=True)
+    return {
+        "id": member.id,
+        "words": describe_sizes(member.sizes),
+        "change": metric.change(quality.drop_reported),
+        "stderr": quality.drop_stderr_reported,
+        "quality": f"{metric.name} {metric.text(quality.reported)} "
+        f"({change} {metric.unit}) on {split}",
+        "score": metric.text(quality.reported),
+        "changed": f"{change} ± {front.error_text(member)} {metric.unit}",
+        "size": f"{member.weight_bytes / 1e6:.1f} MB",
+        "format": member.timing.precision,
+        "settings": _differing(member.candidate),
+        "layers": list(sizes),
+        "at": [axis.at(member, front) for axis in _axes(front)],
+    }
+
+
+def _range(front: Front) -> list[float]:
+    """Of the changes that the picture of the front shows: those of members that count."""
+    metric, members = front.scale, front.members or (front.baseline,)
+    drops = [member.quality.drop_reported for member in members]
+    counting = [drop for drop in drops if drop <= metric.worst_drop]
+    worst = max(0.6 * metric.worst_drop, 1.5 * max(counting, default=0.0))
+    best = max(0.2 * metric.worst_drop, 1.5 * -min(drops))
+    return sorted([metric.change(worst), metric.change(-best)])
+
+
+def _differing(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that are not at their defaults; runs of earlier versions name all."""
+    known = SETTINGS.by_name
+    return {
+        name: value
+        for name, value in candidate.items()
+        if name not in known or value != thaw(known[name].default)
+    }
+
+
+def _chosen(candidate: Mapping[str, Any]) -> dict[str, Any]:
+    """Every setting that means something beside the candidate's, defaults included."""
+    complete = SETTINGS.complete({name: freeze(value) for name, value in candidate.items()})
+    active = {s.name: thaw(complete[s.name]) for s in SETTINGS if s.when(complete)}
+    return active | dict(candidate)
+
+
+def _settings(front: Front, seen: Sequence[_Seen]) -> Iterator[dict[str, Any]]:
+    """Those that candidates differ in, the most telling first."""
+    metric, chosen = front.scale, [_chosen(one.trial.candidate) for one in seen]
+    axis, *_ = _axes(front)
+    outcomes = {
+        metric.name: [one.drop for one in seen],
+        axis.gain: [place["gain"] for one in seen if (place := axis.at(one, front))],
+    }
+
+    def told(name: str) -> dict[str, Any]:
+        having = [i for i, values in enumerate(chosen) if name in values]
+        keys = [_key(chosen[i][name]) for i in having]
+        shares = {
+            of: influence(keys, [figures[i] for i in having]) for of, figures in outcomes.items()
+        }
+        values = [_key(values[name]) if name in values else None for values in chosen]
+        return {"name": name, "values": values, "influence": shares}
+
+    def weight(setting: dict[str, Any]) -> float:
+        return -max(share[0] if share else 0.0 for share in setting["influence"].values())
+
+    names = dict.fromkeys(name for values in chosen for name in values)
+    varied = [name for name in names if len({_key(v[name]) for v in chosen if name in v}) > 1]
+    yield from sorted(map(told, varied), key=weight)
+
+
+def _key(value: Any) -> int | float | str:
+    """A value of a setting as a picture has it: a number, else text."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return value
+    return json.dumps(value).strip('"[]').replace('"', "")
+
+
+def _settings_note(front: Front, seen: Sequence[_Seen]) -> str:
+    return (
+        f"All {len(seen) - 1} scored candidates, by the settings that they differ in, on the "
+        f"validation split: change of the {front.metric} against the baseline, and the speedup or "
+        "the compression. Percentages are the share of the differences between candidates that a "
+        "setting explains alone, ± a standard error, by their ranks and corrected for chance; "
+        "settings that were chosen together share it, and fewer than eight tell nothing. "
+        "What is far from the others stands at the edge."
+    )
+
+
+def _progress(front: Front, trials: Sequence[Trial]) -> dict[str, Any]:
+    """What the front covers after each trial, on validation."""
+    seconds = accumulate(trial.seconds for trial in trials)
+    objectives = [name for name in ("latency", "size") if name in front.objectives]
+    return {
+        "ids": [trial.id for trial in trials],
+        "minutes": [so_far / 60 for so_far in seconds],
+        "areas": {name: _areas_over_time(trials, front, name) for name in objectives},
+    }
+
+
+def _areas_over_time(trials: Sequence[Trial], front: Front, objective: str) -> list[float]:
+    name = front.hardware["name"]
+
+    def points(trial: Trial) -> list[tuple[float, float]]:
+        score = trial.scores.get(name)
+        if score is None or score.quality is None:
+            return []
+        relative = 1 / score.timing.speedup
+        if objective == "size":
+            relative = (trial.bytes_on(name) or 0) / front.baseline.weight_bytes
+        return [(relative, score.quality.drop_validation)]
+
+    so_far = accumulate(map(points, trials), lambda a, b: a + b)
+    return [hypervolume(reached, front.scale.worst_drop) for reached in so_far]
+
+
+def _outcome(trial: Trial, front: Front) -> str:
+    if trial.number == 0:
+        return "baseline"
+    on_front = any(member.id == trial.id for member in front.members)
+    return "on the front" if on_front else _OUTCOMES.get(trial.state, trial.state)
+
+
+def _trial_table(front: Front, trials: Sequence[Trial]) -> str:
+    """Every trial that came to an end, as it was scored during the search."""
+    metric = front.scale
+    gains = ["speedup", *(["compression"] if _sized(front) else [])]
+    lost = [f"{metric.lost}, {metric.unit}", "± s.e."]
+    names = ["model", "what came of it", *gains, *lost, "MB", "seconds", "what it is", "settings"]
+    rows = "".join(_trial_row(trial, front) for trial in trials)
+    return _tabled("trials", "All trials, scored on the validation split", names, rows)
+
+
+def _trial_row(trial: Trial, front: Front) -> str:
+    name, size = front.hardware["name"], trial.bytes_on(front.hardware["name"])
+    score = trial.scores.get(name)
+    timing, quality = (score.timing, score.quality) if score else (None, None)
+    outcome = _outcome(trial, front) + (f": {_placeless(trial.reason)}" if trial.reason else "")
+    settings = _differing(trial.candidate).items()
+    cells = (
+        trial.id,
+        outcome + (f", {CONSTANT}" if quality and quality.constant else ""),
+        f"{timing.latency_ms.about}{timing.speedup:.2f}x" if timing else "-",
+        *([f"{front.baseline.weight_bytes / size:.2f}x" if size else "-"] if _sized(front) else []),
+        f"{quality.drop_validation:.2f}" if quality else "-",
+        f"{quality.drop_validation_stderr:.2f}" if quality else "-",
+        f"{size / 1e6:.1f}" if size else "-",
+        f"{trial.seconds:.0f}",
+        describe_sizes(trial.sizes),
+        ", ".join(f"{setting} {_key(value)}" for setting, value in settings) or "-",
+    )
+    return "<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
+
+
+def _tabled(kind: str, caption: str, names: Sequence[str], rows: str) -> str:
+    head = "".join(f"<th>{escape(name)}</th>" for name in names)
+    return (
+        f'<table class="{kind}"><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>"
+    )
+
+
+def _time(front: Front, trials: Sequence[Trial]) -> str:
+    """A strip of all trials in their order, as wide as they took long, and what each outcome
+    took."""
+    outcomes = [_outcome(trial, front) for trial in trials]
+    total = sum(trial.seconds for trial in trials) or 1.0
+    strip = "".join(
+        f'<span class="{outcome.replace(" ", "-")}" style="flex-grow: {trial.seconds:.1f}" '
+        f'title="{trial.id}: {clock(trial.seconds)}, {outcome}"></span>'
+        for trial, outcome in zip(trials, outcomes, strict=True)
+        if trial.seconds
+    )
+    rows = ""
+    for outcome in dict.fromkeys(outcomes):
+        taken = [t.seconds for t, of in zip(trials, outcomes, strict=True) if of == outcome]
+        share = f"{100 * sum(taken) / total:.0f} %"
+        key = f'<span class="key {outcome.replace(" ", "-")}"></span>{outcome}'
+        cells = (str(len(taken)), clock(sum(taken)), share)
+        rows += f"<tr><td>{key}</td>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+    table = _tabled("time", "Time by what came of it", ["outcome", "trials", "time", "share"], rows)
+    return f'<div class="strip" aria-hidden="true">{strip}</div>{table}'
 
 
 def _choices(front: Front, axis: _Axis) -> list[dict[str, Any]]:
     """What ``Front.choose`` says as the budget of an axis grows, beside the other limits of the
     search: from each budget in ascending order the model, or why there is none."""
-    highs = [member.latency_ms.interval[1] for member in front.members if axis == _LATENCY]
-    steps = sorted({*map(axis.of, front.members), *highs})
+    members, by_latency = front.members, axis.timed is not None
+    values = {place["value"] for member in members if (place := axis.at(member, front))}
+    highs = {member.latency_ms.interval[1] for member in members if by_latency}
+    steps = sorted(values | highs)
     choices = []
     for budget in [0.99 * min(steps, default=1.0), *steps]:
         try:
@@ -638,7 +687,7 @@ def _choices(front: Front, axis: _Axis) -> list[dict[str, Any]]:
 
 def _first_budget(front: Front, axis: _Axis) -> float:
     """The limit that the search had, else what the balanced model needs for certain."""
-    if axis == _LATENCY:
+    if axis.timed is not None:
         balanced = front.balanced_by("latency").latency_ms.interval[1]
         return front.budget.get("max_latency_ms", balanced)
     return front.budget.get("max_bytes", front.balanced_by("size").weight_bytes) / 1e6

@@ -416,16 +416,15 @@ def test_the_report_says_so(estimated: SearchResult) -> None:
     )
     cells = re.findall(r"<td>(~?)\d+\.\d\dx?</td>", re.sub(r"<td>-?0\.\d{4}</td>", "", text))
     assert cells.count("~") >= 2 * len(estimated.front.members)
-    assert '"estimated": true' in page  # the chosen model's figures get their tilde from this
-    assert "latency, ms (estimated)" in page
+    assert '"estimated": true' in page  # the axes get their tildes from this
 
 
 def test_figures_in_the_reports_plots_carry_a_tilde(estimated: SearchResult) -> None:
     """What a pointer on a dot shows."""
     page = (estimated.run / "report.html").read_text(encoding="utf-8")
-    hovers = re.findall(r'"hovertemplate":"([^"]*%\{x:\.2f\} ms[^"]*)"', page)
-    assert hovers
-    assert all(re.search(r"~%\{x:\.2f\} ms", hover) for hover in hovers)
+    texts = re.findall(r'"text": "([^"]*) ms, ([^"]*)x"', page)
+    assert len(texts) > len(estimated.front.members)
+    assert all(latency[0] == speedup[0] == "~" for latency, speedup in texts)
 
 
 def test_a_refusal_of_pick_says_so(

@@ -17,7 +17,7 @@ from autocompress.engine.verification import write_fronts
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
 from autocompress.pareto import Front, Member
-from autocompress.report import _front_figure, write_report
+from autocompress.report import write_report
 from autocompress.scores import Latency, Quality, Score, Timing
 
 CPU: dict[str, Any] = {
@@ -173,11 +173,19 @@ def section(page: str, index: int) -> str:
 
 def row(page: str, id: str) -> dict[str, str]:
     """Cells of a table's row by the heads of their columns."""
-    table = next(body for body in re.findall(r"<table>(.*?)</table>", page) if f'id="{id}"' in body)
+    tables = re.findall(r'<table class="front">(.*?)</table>', page)
+    table = next(body for body in tables if f'id="{id}"' in body)
     [cells] = re.findall(rf'<tr id="{id}"[^>]*>(.*?)</tr>', table)
     return dict(
         zip(re.findall("<th>(.*?)</th>", table), re.findall("<td>(.*?)</td>", cells), strict=True)
     )
+
+
+def table_of(page: str, kind: str) -> list[dict[str, str]]:
+    """Its rows by the heads of their columns."""
+    [table] = re.findall(rf'<table class="{kind}">(.*?)</table>', page)
+    heads, [_, _, *rows] = re.findall("<th>(.*?)</th>", table), table.split("<tr>")
+    return [dict(zip(heads, re.findall("<td>(.*?)</td>", cells), strict=True)) for cells in rows]
 
 
 def test_errors_of_predictions_say_of_what(pair: Run) -> None:
@@ -189,15 +197,12 @@ def test_errors_of_predictions_say_of_what(pair: Run) -> None:
     )
 
 
-def test_members_that_count_nothing_do_not_stretch_the_picture() -> None:
-    counting = _front_figure(FRONT, []).layout.yaxis.range
-    assert (
-        counting
-        == _front_figure(
-            replace(FRONT, members=(member(4, 0.5, 40.0), *MEMBERS)), []
-        ).layout.yaxis.range
-    )
-    assert counting == (-4.5, 1.0)  # 1.5 times the largest drop, a fifth of five points
+def test_members_that_count_nothing_do_not_stretch_the_picture(run: Run) -> None:
+    [device] = script_value(page_of(run), "devices")
+    assert device["range"] == [-4.5, 1.0]  # 1.5 times the largest drop, a fifth of five points
+    write_fronts(run, [replace(FRONT, members=(member(4, 0.5, 40.0), *MEMBERS))])
+    [stretched] = script_value(page_of(run), "devices")
+    assert stretched["range"] == device["range"]
 
 
 def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
@@ -209,7 +214,8 @@ def test_a_language_model_s_phases_are_named(tmp_path: Path) -> None:
     front = replace(FRONT, baseline=spoken(FRONT.baseline), members=members)
     page = page_of(start(tmp_path / "run", DESCRIPTION, [front]))
     statistic = front.baseline.latency_ms.statistic
-    assert f"decode latency, ms ({statistic})" in page
+    names = re.findall(r'data-axis="\d">([^<]+)<', page)
+    assert names == ["decode latency", "prefill latency", "end-to-end latency"]
     cells = row(page, "row-0-t001")
     for name in ("prefill", "end-to-end"):
         assert (
@@ -222,20 +228,21 @@ def test_the_script_has_the_front_and_starts_at_the_balanced_one(run: Run) -> No
     page = page_of(run)
     [device] = script_value(page, "devices")
     models = device["models"]
-    assert [(m["id"], m["latency"], m["speedup"]) for m in models] == [
+    assert [(m["id"], m["at"][0]["value"], m["at"][0]["gain"]) for m in models] == [
         ("t001", 1.0, 6.0),
         ("t002", 2.0, 3.0),
         ("t003", 3.0, 2.0),
     ]
-    assert [choice["from"] for choice in device["choices"]] == pytest.approx(
+    assert (models[0]["at"][0]["low"], models[0]["at"][0]["high"]) == (6 * 0.98, 6 * 1.02)
+    assert (models[0]["change"], models[0]["stderr"]) == (-3.0, 0.5)
+    assert models[0]["layers"] == [[0, 2, 8], [1, 4, 8]]
+    [axis] = device["axes"]
+    assert (axis["name"], axis["gain"], axis["base"]) == ("latency", "speedup", 6.0)
+    assert [choice["from"] for choice in axis["choices"]] == pytest.approx(
         [0.99, 1.0, 1.01, 2.0, 2.02, 3.0, 3.03]
     )
-    assert models[1]["qualityText"] == (
-        "accuracy 0.8750 (-0.50 points) on test, chosen on validation"
-    )
-    assert script_value(page, "run") == str(run.folder)
-    assert (device["budget"], device["estimated"]) == (2.02, False)  # what it needs for certain
-    assert "show(device.budget, true);" in page
+    assert models[1]["quality"] == "accuracy 0.8750 (-0.50 points) on test, chosen on validation"
+    assert (axis["budget"], device["estimated"]) == (2.02, False)  # what it needs for certain
 
 
 def test_the_page_counts_what_happened(run: Run) -> None:
@@ -247,8 +254,29 @@ def test_the_page_counts_what_happened(run: Run) -> None:
     assert "cpu: budget without limit, hypervolume 0.700 on validation, 0.650 on test." in page
     assert "<dt>examples dropped</dt><dd>4 train repeated</dd>" in page
     assert page.count('<tr class="baseline">') == 1
+    trials = table_of(page, "trials")
+    assert [(row["model"], row["what came of it"]) for row in trials] == [
+        ("t000", "baseline"),
+        *((f"t00{number}", "on the front") for number in (1, 2, 3)),
+        ("t004", "failed: export"),
+    ]
+    assert (trials[1]["speedup"], trials[1]["drop, points"], trials[4]["speedup"]) == (
+        "6.00x",
+        "3.00",
+        "-",
+    )
+    assert trials[4]["settings"] == "heads.keep 0.25"
+    taken = [list(row.values()) for row in table_of(page, "time")]
+    assert [cells[1:] for cells in taken] == [
+        ["1", "0:15", "25 %"],
+        ["3", "0:45", "75 %"],
+        ["1", "0:00", "0 %"],
+    ]
     assert re.findall(r'<tr id="([^"]+)"', page) == ["row-0-t001", "row-0-t002", "row-0-t003"]
-    assert "scored on 1000 test examples" in page and "95 % interval of the median latency" in page
+    assert (
+        "scored on 1000 test examples" in page
+        and "95 % interval of the speedup, by the median latency" in page
+    )
 
 
 def test_a_row_has_everything_that_was_measured(run: Run) -> None:
@@ -295,17 +323,22 @@ def test_each_device_has_a_section_and_the_first_is_shown(pair: Run) -> None:
         "row-0-t003",
         "row-1-t002",
     ]
-    assert "<phone>" not in page.replace(json.dumps("<phone>"), "")
+    assert "<phone>" not in page
     first, second = script_value(page, "devices")
-    assert [m["latency"] for m in first["models"]] == [1.0, 2.0, 3.0]
-    assert [m["latency"] for m in second["models"]] == [20.0]
-    assert (second["budget"], second["estimated"]) == (25.0, True)
+    assert [m["at"][0]["value"] for m in first["models"]] == [1.0, 2.0, 3.0]
+    assert [m["at"][0]["value"] for m in second["models"]] == [20.0]
+    assert (second["axes"][0]["budget"], second["estimated"]) == (25.0, True)
+    assert [t["at"][0]["text"] for t in second["trials"]][1] == "~20.00 ms, ~3.00x"
 
 
 def test_the_command_for_another_device_names_it(pair: Run) -> None:
     """The trial need not be on the front of the first device, which ``autocompress export`` takes
     by default."""
-    assert "--hardware" in page_of(pair)
+    commands = [device["command"] for device in script_value(page_of(pair), "devices")]
+    assert commands == [
+        "autocompress export run --hardware cpu",
+        "autocompress export run --hardware '<phone>'",
+    ]
 
 
 def test_the_summary_of_two_devices(pair: Run) -> None:
@@ -353,7 +386,8 @@ def test_without_size_the_page_knows_latency_only(run: Run) -> None:
     page = page_of(run)
     assert 'id="axes-0"' not in page and "compression" not in row(page, "row-0-t001")
     [device] = script_value(page, "devices")
-    assert "axes" not in device
+    assert [axis["name"] for axis in device["axes"]] == ["latency"]
+    assert device["command"] == "autocompress export run"
 
 
 SIZES_MB = {"t000": 4.0, "t001": 2.0, "t002": 1.0, "t003": 0.5}
@@ -381,13 +415,23 @@ def test_with_size_the_front_is_drawn_against_either(run: Run) -> None:
     assert re.findall(r'data-axis="(\d)">(\w+)<', page) == [("0", "latency"), ("1", "size")]
     [device] = script_value(page, "devices")
     latency, size = device["axes"]
-    fronts = [axis["figure"]["data"][1] for axis in (latency, size)]
-    assert [front["x"] for front in fronts] == [[1.0, 2.0, 3.0], [2.0, 1.0, 0.5]]
-    assert fronts[0]["marker"]["color"] == fronts[1]["x"]  # the third quantity
-    assert fronts[1]["marker"]["color"] == fronts[0]["x"]
-    assert [front["error_x"]["visible"] for front in fronts] == [True, False]
-    assert [axis["unit"] for axis in device["axes"]] == ["ms", "MB"]
-    assert (device["budget"], latency["budget"], size["budget"]) == (2.02, 2.02, 1.5)
+    places = [model["at"] for model in device["models"]]
+    assert [[at["value"] for at in place] for place in places] == [
+        [1.0, 2.0],
+        [2.0, 1.0],
+        [3.0, 0.5],
+    ]
+    assert [[at["gain"] for at in place] for place in places] == [
+        [6.0, 2.0],
+        [3.0, 4.0],
+        [2.0, 8.0],
+    ]
+    assert places[2][1]["text"] == "0.50 MB, 8.00x smaller"
+    assert [(axis["unit"], axis["gain"]) for axis in device["axes"]] == [
+        ("ms", "speedup"),
+        ("MB", "compression"),
+    ]
+    assert (latency["budget"], size["budget"]) == (2.02, 1.5)
     areas = "0.700 by latency and 0.625 by size on validation, 0.650 by latency on test"
     assert f"budget max size 1.5 MB, hypervolume {areas}." in page
     assert row(page, "row-0-t003")["compression"] == "8.00x"
@@ -436,8 +480,7 @@ def test_where_latency_is_no_objective_size_is_shown_first(run: Run) -> None:
     page = sized_page(run, ("quality", "size"))
     assert re.findall(r'data-axis="(\d)">(\w+)<', page) == [("0", "size"), ("1", "latency")]
     [device] = script_value(page, "devices")
-    assert device["budget"] == 1.5
-    assert "size of the file, MB" in section(page, 0)
+    assert device["axes"][0]["budget"] == 1.5
 
 
 def test_disturbed_timings_are_named(run: Run) -> None:
@@ -501,7 +544,7 @@ def in_both_regimes(measured: Member) -> Member:
 
 
 def test_both_regimes_are_printed_and_drawn(tmp_path: Path) -> None:
-    """The one that guides, then the other; each model has a circle for the other."""
+    """The one that guides, then the other, which nothing is picked by."""
     both = replace(
         FRONT, baseline=in_both_regimes(BASELINE), members=tuple(map(in_both_regimes, MEMBERS))
     )
@@ -509,10 +552,14 @@ def test_both_regimes_are_printed_and_drawn(tmp_path: Path) -> None:
     shown = row(page, "row-0-t002")
     assert (shown["warm ms (median)"], shown["speedup"]) == ("2.00", "3.00x")
     assert shown["cold ms, speedup"] == "3.00, 2.67x"
-    assert "open circles: the front when run once in a while, after the caches were" in page
-    [*_, circles] = _front_figure(both, []).data
-    assert (circles.name, circles.x) == ("front, cold", (1.5, 3.0, 4.5))
-    assert [trace.name for trace in _front_figure(FRONT, []).data][-1] == "baseline"
+    assert re.findall(r'data-axis="\d">([^<]+)<', page) == ["warm latency", "cold latency"]
+    [device] = script_value(page, "devices")
+    warm, cold = device["axes"]
+    assert [model["at"][1]["value"] for model in device["models"]] == [1.5, 3.0, 4.5]
+    assert (cold["base"], cold["budget"], cold["choices"]) == (8.0, None, [])
+    assert warm["gain"] == "warm speedup" and warm["budget"] == 2.02
+    assert device["trials"][0]["at"][0]["gain"] == 6.0  # a search times the regime that guides
+    assert device["trials"][0]["at"][1] is None
 
     table = console.front_table(both)
     assert [column.header for column in table.columns][1:5] == [
@@ -529,3 +576,42 @@ def test_both_regimes_are_printed_and_drawn(tmp_path: Path) -> None:
     ]
     assert "3.00x (cold 3 ms, 2.67x), accuracy" in console.member_line(both, both.members[1])
     assert console.timing_text(both.members[1].timing).splitlines()[1].startswith("cold 3 ms")
+
+
+def test_no_path_of_the_machine_is_in_the_page(tmp_path: Path) -> None:
+    inputs = DESCRIPTION["inputs"] | {"model": "/home/anna/models/bert"}
+    data = DESCRIPTION["data"] | {
+        "source": "C:\\Users\\anna\\d.csv",
+        "doubts": ["validation is cut from ~/work/d.csv: see https://example.org/a/b"],
+    }
+    run = start(tmp_path / "run", DESCRIPTION | {"inputs": inputs, "data": data}, [FRONT])
+    run.ended(Trial(5, {}, "failed", reason="no space left: '/home/anna/runs/run/students/x.pt'"))
+    page = page_of(run)
+    assert "anna" not in page and "work/" not in page and str(tmp_path) not in page
+    assert "<h1>bert on cpu</h1>" in page and "<dt>data</dt><dd>d.csv</dd>" in page
+    assert "cut from d.csv: see https://example.org/a/b" in page
+    assert "failed: no space left: &#x27;x.pt&#x27;" in page
+
+
+def test_defaults_are_no_settings_of_a_model_and_are_drawn(run: Run) -> None:
+    """Runs of earlier versions name all settings; newer ones leave the defaults out."""
+    for number, keep in enumerate([0.25, 1.0] * 4, 10):
+        candidate = {"heads.keep": keep} if number % 4 < 2 or keep != 1.0 else {}
+        quality = replace(MEMBERS[0].quality, drop_validation=4 / keep + number / 100)
+        score = Score(replace(MEMBERS[0].timing, speedup=2.0 + number % 3), quality)
+        run.ended(Trial(number, candidate, "complete", SIZES, scores={"cpu": score}))
+    [device] = script_value(page_of(run), "devices")
+    settings = {setting["name"]: setting for setting in device["settings"]}
+    assert settings["heads.keep"]["values"] == [0.5, 0.5, 0.5, *[0.25, 1.0] * 4]
+    share, stderr = settings["heads.keep"]["influence"]["accuracy"]
+    assert share > 0.7 and 0 < stderr < 0.2
+    of_speed, error = settings["heads.keep"]["influence"]["speedup"]
+    assert of_speed < 2 * error
+    listed = {row["model"]: row["settings"] for row in table_of(page_of(run), "trials")}
+    assert (listed["t010"], listed["t011"]) == ("heads.keep 0.25", "-")
+
+
+def test_the_page_is_small_and_asks_nobody(run: Run) -> None:
+    page = page_of(run)
+    assert len(page.encode()) < 100_000
+    assert not re.search(r"(src|href)=|@import|url\((?!#)|fetch\(|XMLHttpRequest|import ", page)
