@@ -226,6 +226,9 @@ class Replay:
         self.scorer = Scorer(
             _task(curves), {_DEVICE: cast(Any, None)}, {_DEVICE: Limits()}, folder / "t000"
         )
+        self.scorer.baseline.mkdir()
+        with (self.scorer.baseline / "model.onnx").open("wb") as file:
+            file.truncate(curves.uncut.artifacts[0].weight_bytes)  # a file of zeros, for its size
         full = _plan(curves.uncut)
         plans = {key: _plan(curve) for key, curve in self.by_key.items()}
         self.pace = Pace(full.structure)
@@ -298,7 +301,7 @@ class Replay:
         steps = int(candidate.number("recovery.steps", 0))
         artifact = curve.at(steps, dict(candidate.only(FORMAT_NAMES).settings))
         self.right[trial.number] = artifact.right
-        (self.scorer.models / trial.id).mkdir(parents=True, exist_ok=True)
+        (self.scorer.models / trial.id).mkdir(exist_ok=True)
         score = self._score(artifact)
         assert score.quality
         return replace(
@@ -337,8 +340,8 @@ class Replay:
     def _on_test(self, trial: Trial) -> float:
         """Its drop, points."""
         count = len(self.scorer.task.validation.rows)
-        reference, own = (self.right[number][count:].mean() for number in (0, trial.number))
-        return 100 * float(reference - own)
+        reference, own = (self.right[number][count:] for number in (0, trial.number))
+        return 100 * int(reference.sum() - own.sum()) / len(own)
 
     def _area(self) -> float:
         """The hypervolume of the members on the test split."""
