@@ -82,6 +82,7 @@ class Recorder:
         self.task: Any = TASKS["text-classification"].load(replace(inputs, fresh=True))
         model: Any = load_teacher(source, self.task, fresh=True)
         model.config.pad_token_id = self.task.pad_id
+        print("preparing the teacher", flush=True)
         model = finetuned(model, self.task, 0, compute=compute)
         family = family_of(model.config.model_type)
         teacher = teacher_of(self.task, model, family, folder / "teacher", compute)

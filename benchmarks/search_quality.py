@@ -17,6 +17,8 @@ The last thing printed is one JSON document:
         time_ratio_to_tpe           the time that the ladder (tpe) took to the median hypervolume
                                     that TPE in full had in the end, over TPE's: median over seeds;
                                     null where half of the seeds did not reach it
+        limit_ratio_to_tpe          the least time limit with which the ladder's median is no less
+                                    than that, over the longest; null where none is enough
         hypervolume_ratio_to_sequential     of the ladder's median to the sequence's, per minutes
         calibration                 of the ladder's fronts at the longest limit, points: optimism,
                                     the drop on test less that on validation, mean over members and
@@ -45,7 +47,7 @@ import random
 import statistics
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -71,6 +73,7 @@ from autocompress.search_space import Choices, Parameter, SearchSpace
 CURVES = Path(__file__).parent / "curves" / "demo.jsonl.xz"
 WIDTHS = (1.0, 0.75, 0.5, 0.25)
 """Of the sequence's grid: the share of heads and of FFN neurons."""
+GRID = "grid"
 
 
 @dataclass(frozen=True)
@@ -78,14 +81,15 @@ class Policy:
     """A way to search.
 
     Args:
-        sampler: by name; ``grid`` is the sequence's.
+        sampler: by name, or ``GRID``.
     """
 
     sampler: str
     on_ladder: bool = True
 
     def of(self, space: SearchSpace, seed: int) -> Sampler:
-        if self.sampler == "grid":
+        """Its sampler, for latency and quality."""
+        if self.sampler == GRID:
             return Grid(space, seed)
         return sampler(self.sampler, space, seed, 2)
 
@@ -99,7 +103,7 @@ POLICIES = {
     "tpe in full": Policy("tpe", on_ladder=False),
     "nsga2 in full": Policy("nsga2", on_ladder=False),
     "random in full": Policy("random", on_ladder=False),
-    "sequence": Policy("grid", on_ladder=False),
+    "sequence": Policy(GRID, on_ladder=False),
 }
 LADDER, TPE, SEQUENCE = "ladder", "tpe in full", "sequence"
 
@@ -207,6 +211,10 @@ def replay(file: Path, seeds: int, minutes: Sequence[float], jobs: int) -> dict[
         "minutes": list(minutes),
         "hypervolume": areas,
         "time_ratio_to_tpe": taken / (60 * longest) if taken < math.inf else None,
+        "limit_ratio_to_tpe": min(
+            (x / longest for x in minutes if areas[LADDER][f"{x:g}"]["median"] >= wanted),
+            default=None,
+        ),
         "hypervolume_ratio_to_sequential": {
             limit: area["median"] / max(areas[SEQUENCE][limit]["median"], 1e-9)
             for limit, area in areas[LADDER].items()
@@ -239,7 +247,7 @@ def live(
                 finetune=True,
                 time_limit_s=60 * minutes,
                 seed=seed,
-                sampler=policy.of(loaded, seed),
+                sampler=Grid(loaded, seed) if policy.sampler == GRID else policy.sampler,
                 listener=stack.enter_context(Progressing(60 * minutes, METRICS["accuracy"])),
             )
         run = {
@@ -256,7 +264,8 @@ def live(
 
 
 @contextlib.contextmanager
-def _cache_in(folder: str) -> Any:
+def _cache_in(folder: str) -> Iterator[None]:
+    """All that is kept between searches, the teacher with it, stands there."""
     before = os.environ.get("AUTOCOMPRESS_CACHE")
     os.environ["AUTOCOMPRESS_CACHE"] = folder
     try:
