@@ -1,5 +1,4 @@
-"""Objectives, dominance, fronts, hypervolume, picking. The only page that knows which direction is
-better.
+"""Objectives, dominance, fronts, hypervolume. The only page that knows which direction is better.
 
 Inside, every objective is minimised: latency, bytes, and the drop against the baseline, in the unit
 of its metric.
@@ -7,17 +6,15 @@ of its metric.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
-from autocompress import records
-from autocompress.errors import RequestUnmet, UserError
+from autocompress import choosing, optimism, records
+from autocompress.errors import UserError
 from autocompress.limits import CONFIDENCE, Facts, Limits
 from autocompress.metrics import METRICS as METRICS
 from autocompress.metrics import Metric as Metric
@@ -32,8 +29,6 @@ LATENCY_AND_QUALITY: tuple[str, ...] = ("latency", "quality")
 SAME_SIZE = 1.01
 """Ratio of sizes that are not told apart where size is an objective: what a file's own bookkeeping
 takes wins no place on a front."""
-_HINTS = (4.0, 3.0, 2.0, 1.5, 1.2, 1.1)
-"""Times faster or smaller, of which the first that a front has is hinted at."""
 
 
 def checked_objectives(given: Any, where: str) -> tuple[str, ...]:
@@ -229,56 +224,13 @@ class Front:
             UserError: no limit given, or one that makes no sense.
             RequestUnmet: no member meets the request.
         """
-        limits.check(self.scale)
-        if not limits.as_dict():
-            raise UserError(
-                "give at least one limit: a latency, a speedup, a size, a quality or a drop"
-            )
-
-        uncut, rivals = self.baseline.weight_bytes, len(self.members)
-
-        def rank(member: Member) -> tuple[float, float]:
-            ranks = member.latency_ms.value, member.quality.drop_validation
-            return ranks[::-1] if limits.of_speed or limits.of_size else ranks
-
-        def unsure(member: Member) -> list[str]:
-            return limits.missed(member.facts(uncut, rivals, certain=True))
-
-        met = (m for m in self.members if limits.admits(m.facts(uncut, rivals)))
-        crossing = sorted(met, key=rank)
-        fitting = [m for m in crossing if allow_tie or not unsure(m)]
-        if fitting:
-            return fitting[0]
-        if not self.members:
-            raise RequestUnmet(
-                "the front is empty: the search found no model within its own budget"
-            )
-        if crossing:
-            best = crossing[0]
-            value, (low, high), unit = best.speedup, best.timing.speedup_interval, "x"
-            if "latency" in unsure(best):
-                value, (low, high), unit = best.latency_ms.value, best.latency_ms.interval, " ms"
-            raise RequestUnmet(
-                f"{best.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
-                f"to {high:.3g}{unit}) crosses it; "
-                "--allow-tie takes it"
-            )
-        raise RequestUnmet(
-            "no model of the front meets the request; "
-            + nearest(self.members, uncut, limits, self.scale)
-        )
+        return choosing.choose(self, limits, allow_tie=allow_tie)
 
     @property
     def hint(self) -> Limits | None:
         """A limit to choose by: met by a member that is within the worst drop that counts; None
         where there is no such member."""
-        for gain in _HINTS:
-            by_size = Limits(min_compression=gain)
-            limits = Limits(min_speedup=gain) if "latency" in self.objectives else by_size
-            with contextlib.suppress(RequestUnmet):
-                if self.choose(limits).quality.drop_validation < self.scale.worst_drop:
-                    return limits
-        return None
+        return choosing.hint(self)
 
     @property
     def too_few(self) -> str | None:
@@ -297,29 +249,12 @@ class Front:
         Members answer the same examples, so their errors count as one and the same: the mean's is
         the mean of theirs, which is the most that it can be.
         """
-        scored = [m.quality for m in self.members if m.id != self.baseline.id]
-        tested = [
-            (q.drop_test - q.drop_validation, q.drop_test_stderr, q.drop_validation_stderr)
-            for q in scored
-            if q.drop_test is not None and q.drop_test_stderr is not None
-        ]
-        if not tested:
-            return None
-        return (
-            fmean(more for more, *_ in tested),
-            fmean(math.hypot(*stderrs) for _, *stderrs in tested),
-        )
+        return optimism.points(self)
 
     @property
     def optimism(self) -> str | None:
         """``optimism_points`` in words."""
-        if self.optimism_points is None:
-            return None
-        more, stderr = self.optimism_points
-        return (
-            f"{self.scale.lost} on test less that on validation, which chose the members: "
-            f"{more:+.2f} ± {stderr:.2f} {self.scale.unit} on average"
-        )
+        return optimism.words(self)
 
     @property
     def notes(self) -> list[str]:
@@ -455,21 +390,6 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
     if name not in fronts:
         raise UserError(f"--hardware {hardware}: {run} has fronts for {', '.join(fronts)}")
     return fronts[name]
-
-
-def nearest(members: Sequence[Member], baseline_bytes: int, limits: Limits, metric: Metric) -> str:
-    """In words: which member misses the limits by least, and which of them it misses."""
-    rivals = len(members)
-    closest = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes, rivals)))
-    missed = " and ".join(limits.missed(closest.facts(baseline_bytes, rivals)))
-    quality = closest.quality
-    margin = limits.stderrs(rivals) * quality.drop_validation_stderr
-    size = f", {closest.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
-    return (
-        f"the nearest is {closest.id}, limited by its {missed}: {closest.timing}{size}, "
-        f"{metric.name} {metric.text(quality.validation)} on validation "
-        f"({metric.drop_text(quality.drop_validation)}, margin {margin:.2f})"
-    )
 
 
 def point(

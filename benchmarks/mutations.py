@@ -96,7 +96,7 @@ MUTATIONS = (
         "held_out.py::test_the_front_is_chosen_by_validation",
     ),
     spoil(
-        "pareto.py",
+        "choosing.py",
         "ranks = member.latency_ms.value, member.quality.drop_validation",
         "ranks = member.latency_ms.value, member.quality.drop_reported",
         "pick chooses by validation",
