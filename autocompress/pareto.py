@@ -9,16 +9,20 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autocompress import choosing, optimism, records
+from autocompress import choosing, optimism, records, showing
 from autocompress.errors import UserError
+from autocompress.journal import Run, Trial
 from autocompress.limits import CONFIDENCE, Facts, Limits
 from autocompress.metrics import METRICS as METRICS
 from autocompress.metrics import Metric as Metric
 from autocompress.scores import Latency, Quality, Timing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 2
 """Of ``front.json``."""
@@ -152,6 +156,21 @@ class Member:
         )
 
     @classmethod
+    def of(cls, trial: Trial, device: str) -> Member:
+        """A completed trial as one device scored it during the search."""
+        score = trial.scores[device]
+        assert score.quality and trial.sizes and trial.path
+        return cls(
+            trial.id,
+            trial.candidate,
+            score.quality,
+            score.timing,
+            trial.bytes_on(device) or 0,
+            trial.path,
+            trial.sizes,
+        )
+
+    @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
         return cls(
             **value
@@ -170,6 +189,7 @@ class Front:
         hypervolume_test: of latency and test quality; None until the front is verified.
         commonest: the score of always answering the commonest class, of the test split, or of the
             validation split until the front is verified; None where there are no classes.
+        run: the folder that holds its models; no part of the file.
     """
 
     metric: str
@@ -183,6 +203,21 @@ class Front:
     size_hypervolume: float | None = None
     hypervolume_test: float | None = None
     commonest: float | None = None
+    run: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return showing.text(self)
+
+    def _repr_html_(self) -> str:
+        return showing.html(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each member, fastest first, and for the baseline: figures, then settings.
+
+        Milliseconds; the score in a column of the metric's name, and drops in its unit, both of the
+        test split once the front is verified; bytes.
+        """
+        return showing.frame(self)
 
     def pick(
         self,
@@ -320,18 +355,36 @@ class Front:
         return max(self.members or (self.baseline,), key=alone)
 
     def member(self, id: str) -> Member:
-        """The member of that id, the baseline included.
+        """The member of that id, the baseline included; else the completed trial of that id, as it
+        was scored during the search, where the run keeps its files.
 
         Raises:
-            UserError: the front has no such member.
+            UserError: there is no such model.
         """
         by_id = {m.id: m for m in (self.baseline, *self.members)}
-        if id not in by_id:
+        member = by_id.get(id) or self._tried(id)
+        if member is None:
             raise UserError(f"trial {id!r} is not in the front; its models are {', '.join(by_id)}")
-        return by_id[id]
+        return member
+
+    def _tried(self, id: str) -> Member | None:
+        """A completed trial of the run."""
+        if self.run is None:
+            return None
+        for trial in Run(self.run).trials():
+            score = trial.scores.get(self.hardware["name"])
+            if trial.id == id and trial.state == "complete" and score and score.quality:
+                if not (self.run / str(trial.path)).is_dir():
+                    raise UserError(
+                        f"trial {id!r} is not in the front, and {self.run} no longer holds its "
+                        f"files: search --keep all keeps them"
+                    )
+                return Member.of(trial, self.hardware["name"])
+        return None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As in ``front.json``."""
+        return {name: value for name, value in asdict(self).items() if name != "run"}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Front:
@@ -368,7 +421,7 @@ def load_fronts(run: str | Path) -> dict[str, Front]:
             raise ValueError("it holds no front")
         for front in fronts:
             records.check(front)
-        return {front.hardware["name"]: front for front in fronts}
+        return {front.hardware["name"]: replace(front, run=Path(run)) for front in fronts}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
 
