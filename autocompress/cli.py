@@ -185,13 +185,25 @@ def _parser() -> argparse.ArgumentParser:
     pick.add_argument("--json", action="store_true")
     pick.set_defaults(command=verbs.pick)
 
-    export = commands.add_parser("export", help="copy a model of the front to a folder of its own")
+    export = commands.add_parser(
+        "export", help="write a model as a folder that ONNX Runtime and Optimum open"
+    )
     export.add_argument("run", type=Path, metavar="RUN")
-    export.add_argument("--trial", metavar="ID", help="in place of limits")
+    export.add_argument(
+        "--trial", metavar="ID", help="in place of limits; any completed one whose files are kept"
+    )
     _add_limits(export)
     _add_device(export)
     _add_tie(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument(
+        "--with-weights",
+        action="store_true",
+        help="also those of torch, in a folder aside, for autocompress.load_model",
+    )
+    export.add_argument(
+        "--push-to-hub", metavar="REPO", help="also to the Hugging Face hub, as NAME or OWNER/NAME"
+    )
     export.set_defaults(command=verbs.export)
 
     report = commands.add_parser("report", help="write report.html into a run folder")

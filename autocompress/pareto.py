@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress import choosing, optimism, records, showing
+from autocompress import choosing, exporting, optimism, records, showing
 from autocompress.errors import UserError
 from autocompress.journal import Run, Trial
 from autocompress.limits import CONFIDENCE, Facts, Limits
@@ -260,6 +260,21 @@ class Front:
             RequestUnmet: no member meets the request.
         """
         return choosing.choose(self, limits, allow_tie=allow_tie)
+
+    def export(self, model: Member | str, out: str | Path, *, with_weights: bool = False) -> None:
+        """Write a model as a folder that opens in ONNX Runtime and Optimum, with a model card; see
+        ``exporting``.
+
+        Args:
+            model: of this front, or the id of one, see ``member``.
+            with_weights: also those of torch, for ``load_model``.
+
+        Raises:
+            UserError: no such model, its files are gone or damaged, or ``out`` exists or cannot be
+                written.
+        """
+        member = self.member(model) if isinstance(model, str) else model
+        exporting.export(self, member, Path(out), with_weights=with_weights)
 
     @property
     def hint(self) -> Limits | None:
