@@ -14,6 +14,7 @@ from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.files import refused_by_the_disk
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
+from autocompress.journal import KEEP
 from autocompress.limits import CONFIDENCE
 from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
 from autocompress.recipes import Recipe
@@ -137,6 +138,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument(
         "--sampler", default="tpe", help="tpe (default), gp, nsga2, random or local"
+    )
+    search.add_argument(
+        "--keep",
+        choices=KEEP,
+        default=KEEP[0],
+        help="models whose files stay: the front's (default), or all completed ones",
     )
     search.set_defaults(command=verbs.search)
 

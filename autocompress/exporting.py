@@ -34,18 +34,9 @@ def export(front: Front, member: Member, target: Path, *, with_weights: bool = F
     """See ``Front.export``."""
     if front.run is None:
         raise UserError("this front belongs to no run folder: load_front(RUN) gives one that does")
-    run, source = front.run, front.run / member.path
-    described = Run(run).description()
     if target.exists():
         raise UserError(f"--out {target} exists already; give a new folder")
-    if not source.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{run / 'front.json'}: {member.id} lies outside of the run ({source})")
-    if not (source / "model.onnx").is_file():
-        raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
-    files = {file.name: file for file in whole_files(source)}
-    for name in (_CONFIG, _WEIGHTS):
-        if name not in files:
-            raise UserError(f"{source / RECORD} is damaged: it names no {name}")
+    described, files = Run(front.run).description(), _files(front.run, member)
     refused = _read(files.pop(_CONFIG))
     config = _plain(refused)
     weights, record = files.pop(_WEIGHTS), _read(files.pop(RECORD))
@@ -72,6 +63,20 @@ def export(front: Front, member: Member, target: Path, *, with_weights: bool = F
             )
     except OSError as error:
         raise UserError(f"--out {target} cannot be written: {error.strerror}") from error
+
+
+def _files(run: Path, member: Member) -> dict[str, Path]:
+    """Those of a model in its run, by name, all as they were written."""
+    source = run / member.path
+    if not source.resolve().is_relative_to(run.resolve()):
+        raise UserError(f"{run / 'front.json'}: {member.id} lies outside of the run ({source})")
+    if not (source / "model.onnx").is_file():
+        raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
+    files = {file.name: file for file in whole_files(source)}
+    for name in (_CONFIG, _WEIGHTS):
+        if name not in files:
+            raise UserError(f"{source / RECORD} is damaged: it names no {name}")
+    return files
 
 
 def _plain(refused: dict[str, Any]) -> dict[str, Any]:

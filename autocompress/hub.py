@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from autocompress.errors import UserError
 
@@ -32,10 +33,12 @@ def push(folder: Path, repo: str) -> str:
     from huggingface_hub import create_repo, upload_folder
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
+    # its base is that of lost connections as well, whichever client the hub's package uses
+    refusals: Any = (HFValidationError, *HfHubHTTPError.__bases__)
     try:
         url = create_repo(repo, exist_ok=True)
         upload_folder(repo_id=url.repo_id, folder_path=folder)
-    except (HFValidationError, *HfHubHTTPError.__bases__) as error:  # a lost connection, too
+    except refusals as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"--push-to-hub {repo}: {reason} ({folder} is written)") from error
     return str(url)

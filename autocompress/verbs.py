@@ -49,6 +49,7 @@ def search(options: argparse.Namespace) -> None:
             time_limit_s=_time_limit(options),
             sampler=options.sampler,
             objectives=_objectives(options),
+            keep=options.keep,
         )
     )
 
