@@ -8,7 +8,8 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.scores import Latency
+from autocompress.metrics import Metric
+from autocompress.scores import Latency, Quality
 from autocompress.structure import describe_sizes
 
 if TYPE_CHECKING:
@@ -166,35 +167,32 @@ def _device(front: Front, run: dict[str, Any]) -> str:
 
 
 def _figures(front: Front, member: Member) -> list[str]:
-    scale, uncut, quality = front.scale, front.baseline, member.quality
+    scale, uncut, quality, latency = front.scale, front.baseline, member.quality, member.latency_ms
     split = "validation" if quality.test is None else "test"
+    drop = f"{quality.drop_reported:.2f} ± {front.error_text(member)}"
     low, high = member.timing.speedup_interval
+    speedup = f"{latency.about}{member.speedup:.2f}x ({low:.2f} to {high:.2f})"
     rows = [
         ("", "this model", "the one it was made from, fp32"),
         ("---", "---", "---"),
-        (f"{scale.name} on {split}", _score(front, member), _score(front, uncut)),
-        (
-            f"{scale.lost}, {scale.unit}",
-            f"{quality.drop_reported:.2f} ± {front.error_text(member)}",
-            "",
-        ),
-        ("latency", _latency(member.latency_ms), _latency(uncut.latency_ms)),
-        (
-            "speedup",
-            f"{member.latency_ms.about}{member.speedup:.2f}x ({low:.2f} to {high:.2f})",
-            "",
-        ),
-        ("model.onnx", f"{member.weight_bytes / 1e6:.1f} MB", f"{uncut.weight_bytes / 1e6:.1f} MB"),
+        (f"{scale.name} on {split}", *(_score(scale, m.quality, split) for m in (member, uncut))),
+        (f"{scale.lost}, {scale.unit}", drop, ""),
+        ("latency", _latency(latency), _latency(uncut.latency_ms)),
+        ("speedup", speedup, ""),
+        ("model.onnx", *(f"{m.weight_bytes / 1e6:.1f} MB" for m in (member, uncut))),
     ]
     table = [f"| {' | '.join(row)} |" for row in rows]
     return [*table, "", "± is one standard error; of the drop it is paired, on the same examples."]
 
 
-def _score(front: Front, member: Member) -> str:
-    quality = member.quality
-    stderr = quality.validation_stderr if quality.test is None else quality.test_stderr
-    shown = front.scale.text(quality.reported)
-    return shown if stderr is None else f"{shown} ± {front.scale.text(stderr)}"
+def _score(scale: Metric, quality: Quality, split: str) -> str:
+    score, stderr = (
+        (quality.validation, quality.validation_stderr)
+        if split == "validation"
+        else (quality.test, quality.test_stderr)
+    )
+    shown = "unknown" if score is None else scale.text(score)
+    return shown if stderr is None else f"{shown} ± {scale.text(stderr)}"
 
 
 def _latency(latency: Latency) -> str:
