@@ -1,4 +1,4 @@
-"""Reads the model folders that ``export`` writes."""
+"""Reads model folders, those of a run and those that ``export`` writes."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from safetensors import SafetensorError
 from torch import nn
 
 from autocompress.errors import UserError
+from autocompress.exporting import WEIGHTS_FOLDER
 from autocompress.files import write_json
 from autocompress.formats import FORMATS
 from autocompress.interfaces import Technique
 from autocompress.plan import Plan
 from autocompress.structure import Structure
-from autocompress.student import load_plain, plan_from
+from autocompress.student import WEIGHTS, load_plain, plan_from
 from autocompress.techniques import TECHNIQUES
 
 REFUSED = {
@@ -57,11 +58,12 @@ def scheme_of(model: Path) -> str:
 
 
 def bytes_in_torch(model: Path, precision: str) -> int:
-    """Of a model's weights as torch holds them in a number format, from a file that holds them in
-    fp32: model.safetensors, where there is one."""
-    file = model / "model.safetensors"
-    size = (file if file.is_file() else onnx_file(model)).stat().st_size
-    return round(size * FORMATS[precision].bytes / FORMATS["fp32"].bytes)
+    """Of a model's weights as torch holds them in a number format: from those in fp32 where the
+    folder has them, else from the ONNX file."""
+    file, held = _torch_folder(model) / WEIGHTS, "fp32"
+    if not file.is_file():
+        file, held = onnx_file(model), scheme_of(model)
+    return round(file.stat().st_size * FORMATS[precision].bytes / FORMATS[held].bytes)
 
 
 def annotate(folder: Path, added: Mapping[str, Any]) -> None:
@@ -79,16 +81,25 @@ def load_model(folder: str | Path, techniques: Sequence[Technique] = TECHNIQUES)
         techniques: more than those that ship, where it was made by others.
 
     Raises:
-        UserError: not a folder that autocompress wrote, or damaged.
+        UserError: not a folder that autocompress wrote, without weights of torch, or damaged.
     """
     folder = Path(folder)
+    held = _torch_folder(folder)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads((held / "config.json").read_text(encoding="utf-8"))
         if config.get("model_type") != REFUSED["model_type"]:
+            if facts(folder) and not (held / WEIGHTS).is_file():
+                raise UserError(f"{folder} holds no weights of torch: export it --with-weights")
             raise UserError(f"{folder} was not written by autocompress; load it with transformers")
-        return load_plain(folder, config["original"], _plan(config, techniques), techniques)
+        return load_plain(held, config["original"], _plan(config, techniques), techniques)
     except (OSError, KeyError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(f"{folder} cannot be loaded: {str(error).splitlines()[0]}") from error
+
+
+def _torch_folder(folder: Path) -> Path:
+    """Where a model folder holds what torch needs."""
+    aside = folder / WEIGHTS_FOLDER
+    return aside if aside.is_dir() else folder
 
 
 def _plan(config: Mapping[str, Any], techniques: Sequence[Technique]) -> Plan:

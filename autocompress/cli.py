@@ -14,6 +14,7 @@ from autocompress import __version__, resources, verbs
 from autocompress.errors import AutocompressError, UserError
 from autocompress.files import refused_by_the_disk
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
+from autocompress.journal import KEEP
 from autocompress.limits import CONFIDENCE
 from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
 from autocompress.recipes import Recipe
@@ -138,6 +139,12 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument(
         "--sampler", default="tpe", help="tpe (default), gp, nsga2, random or local"
     )
+    search.add_argument(
+        "--keep",
+        choices=KEEP,
+        default=KEEP[0],
+        help="models whose files stay: the front's (default), or all completed ones",
+    )
     search.set_defaults(command=verbs.search)
 
     evaluate = commands.add_parser(
@@ -185,13 +192,25 @@ def _parser() -> argparse.ArgumentParser:
     pick.add_argument("--json", action="store_true")
     pick.set_defaults(command=verbs.pick)
 
-    export = commands.add_parser("export", help="copy a model of the front to a folder of its own")
+    export = commands.add_parser(
+        "export", help="write a model as a folder that ONNX Runtime and Optimum open"
+    )
     export.add_argument("run", type=Path, metavar="RUN")
-    export.add_argument("--trial", metavar="ID", help="in place of limits")
+    export.add_argument(
+        "--trial", metavar="ID", help="in place of limits; any completed one whose files are kept"
+    )
     _add_limits(export)
     _add_device(export)
     _add_tie(export)
     export.add_argument("--out", type=Path, required=True, metavar="DIR")
+    export.add_argument(
+        "--with-weights",
+        action="store_true",
+        help="also those of torch, in a folder aside, for autocompress.load_model",
+    )
+    export.add_argument(
+        "--push-to-hub", metavar="REPO", help="also to the Hugging Face hub, as NAME or OWNER/NAME"
+    )
     export.set_defaults(command=verbs.export)
 
     report = commands.add_parser("report", help="write report.html into a run folder")

@@ -29,6 +29,8 @@ State = Literal["asked", "complete", "stopped", "over-budget", "outdone", "faile
 Origin = Literal["uncut", "sampler", "ladder", "formats"]
 """Why trials are asked for: the uncut model in fp32, what the sampler wants, a candidate trained
 on, other number formats of a student."""
+KEEP = ("front", "all")
+"""Whose models' files a run keeps: the front's, or all completed trials'."""
 _EVENTS: dict[State, str] = {
     "complete": "scored",
     "stopped": "refused",

@@ -1,5 +1,4 @@
-"""Objectives, dominance, fronts, hypervolume, picking. The only page that knows which direction is
-better.
+"""Objectives, dominance, fronts, hypervolume. The only page that knows which direction is better.
 
 Inside, every objective is minimised: latency, bytes, and the drop against the baseline, in the unit
 of its metric.
@@ -7,21 +6,23 @@ of its metric.
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from statistics import fmean
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from autocompress import records
-from autocompress.errors import RequestUnmet, UserError
+from autocompress import choosing, exporting, optimism, records, showing
+from autocompress.errors import UserError
+from autocompress.journal import Run, Trial
 from autocompress.limits import CONFIDENCE, Facts, Limits
 from autocompress.metrics import METRICS as METRICS
 from autocompress.metrics import Metric as Metric
 from autocompress.scores import Latency, Quality, Timing
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 2
 """Of ``front.json``."""
@@ -32,8 +33,6 @@ LATENCY_AND_QUALITY: tuple[str, ...] = ("latency", "quality")
 SAME_SIZE = 1.01
 """Ratio of sizes that are not told apart where size is an objective: what a file's own bookkeeping
 takes wins no place on a front."""
-_HINTS = (4.0, 3.0, 2.0, 1.5, 1.2, 1.1)
-"""Times faster or smaller, of which the first that a front has is hinted at."""
 
 
 def checked_objectives(given: Any, where: str) -> tuple[str, ...]:
@@ -157,6 +156,21 @@ class Member:
         )
 
     @classmethod
+    def of(cls, trial: Trial, device: str) -> Member:
+        """A completed trial as one device scored it during the search."""
+        score = trial.scores[device]
+        assert score.quality and trial.sizes and trial.path
+        return cls(
+            trial.id,
+            trial.candidate,
+            score.quality,
+            score.timing,
+            trial.bytes_on(device) or 0,
+            trial.path,
+            trial.sizes,
+        )
+
+    @classmethod
     def from_json(cls, value: dict[str, Any]) -> Member:
         return cls(
             **value
@@ -175,6 +189,7 @@ class Front:
         hypervolume_test: of latency and test quality; None until the front is verified.
         commonest: the score of always answering the commonest class, of the test split, or of the
             validation split until the front is verified; None where there are no classes.
+        run: the folder that holds its models; no part of the file.
     """
 
     metric: str
@@ -188,6 +203,21 @@ class Front:
     size_hypervolume: float | None = None
     hypervolume_test: float | None = None
     commonest: float | None = None
+    run: Path | None = field(default=None, compare=False)
+
+    def __repr__(self) -> str:
+        return showing.text(self)
+
+    def _repr_html_(self) -> str:
+        return showing.html(self)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """A row for each member, fastest first, and for the baseline: figures, then settings.
+
+        Milliseconds; the score in a column of the metric's name, and drops in its unit, both of the
+        test split once the front is verified; bytes.
+        """
+        return showing.frame(self)
 
     def pick(
         self,
@@ -229,56 +259,28 @@ class Front:
             UserError: no limit given, or one that makes no sense.
             RequestUnmet: no member meets the request.
         """
-        limits.check(self.scale)
-        if not limits.as_dict():
-            raise UserError(
-                "give at least one limit: a latency, a speedup, a size, a quality or a drop"
-            )
+        return choosing.choose(self, limits, allow_tie=allow_tie)
 
-        uncut, rivals = self.baseline.weight_bytes, len(self.members)
+    def export(self, model: Member | str, out: str | Path, *, with_weights: bool = False) -> None:
+        """Write a model as a folder that opens in ONNX Runtime and Optimum, with a model card; see
+        ``exporting``.
 
-        def rank(member: Member) -> tuple[float, float]:
-            ranks = member.latency_ms.value, member.quality.drop_validation
-            return ranks[::-1] if limits.of_speed or limits.of_size else ranks
+        Args:
+            model: of this front, or the id of one, see ``member``.
+            with_weights: also those of torch, for ``load_model``.
 
-        def unsure(member: Member) -> list[str]:
-            return limits.missed(member.facts(uncut, rivals, certain=True))
-
-        met = (m for m in self.members if limits.admits(m.facts(uncut, rivals)))
-        crossing = sorted(met, key=rank)
-        fitting = [m for m in crossing if allow_tie or not unsure(m)]
-        if fitting:
-            return fitting[0]
-        if not self.members:
-            raise RequestUnmet(
-                "the front is empty: the search found no model within its own budget"
-            )
-        if crossing:
-            best = crossing[0]
-            value, (low, high), unit = best.speedup, best.timing.speedup_interval, "x"
-            if "latency" in unsure(best):
-                value, (low, high), unit = best.latency_ms.value, best.latency_ms.interval, " ms"
-            raise RequestUnmet(
-                f"{best.id} meets the request at {value:.3g}{unit}, but its interval ({low:.3g} "
-                f"to {high:.3g}{unit}) crosses it; "
-                "--allow-tie takes it"
-            )
-        raise RequestUnmet(
-            "no model of the front meets the request; "
-            + nearest(self.members, uncut, limits, self.scale)
-        )
+        Raises:
+            UserError: no such model, its files are gone or damaged, or ``out`` exists or cannot be
+                written.
+        """
+        member = self.member(model) if isinstance(model, str) else model
+        exporting.export(self, member, Path(out), with_weights=with_weights)
 
     @property
     def hint(self) -> Limits | None:
         """A limit to choose by: met by a member that is within the worst drop that counts; None
         where there is no such member."""
-        for gain in _HINTS:
-            by_size = Limits(min_compression=gain)
-            limits = Limits(min_speedup=gain) if "latency" in self.objectives else by_size
-            with contextlib.suppress(RequestUnmet):
-                if self.choose(limits).quality.drop_validation < self.scale.worst_drop:
-                    return limits
-        return None
+        return choosing.hint(self)
 
     @property
     def too_few(self) -> str | None:
@@ -297,29 +299,12 @@ class Front:
         Members answer the same examples, so their errors count as one and the same: the mean's is
         the mean of theirs, which is the most that it can be.
         """
-        scored = [m.quality for m in self.members if m.id != self.baseline.id]
-        tested = [
-            (q.drop_test - q.drop_validation, q.drop_test_stderr, q.drop_validation_stderr)
-            for q in scored
-            if q.drop_test is not None and q.drop_test_stderr is not None
-        ]
-        if not tested:
-            return None
-        return (
-            fmean(more for more, *_ in tested),
-            fmean(math.hypot(*stderrs) for _, *stderrs in tested),
-        )
+        return optimism.points(self)
 
     @property
     def optimism(self) -> str | None:
         """``optimism_points`` in words."""
-        if self.optimism_points is None:
-            return None
-        more, stderr = self.optimism_points
-        return (
-            f"{self.scale.lost} on test less that on validation, which chose the members: "
-            f"{more:+.2f} ± {stderr:.2f} {self.scale.unit} on average"
-        )
+        return optimism.words(self)
 
     @property
     def notes(self) -> list[str]:
@@ -385,18 +370,36 @@ class Front:
         return max(self.members or (self.baseline,), key=alone)
 
     def member(self, id: str) -> Member:
-        """The member of that id, the baseline included.
+        """The member of that id, the baseline included; else the completed trial of that id, as it
+        was scored during the search, where the run keeps its files.
 
         Raises:
-            UserError: the front has no such member.
+            UserError: there is no such model.
         """
         by_id = {m.id: m for m in (self.baseline, *self.members)}
-        if id not in by_id:
+        member = by_id.get(id) or self._tried(id)
+        if member is None:
             raise UserError(f"trial {id!r} is not in the front; its models are {', '.join(by_id)}")
-        return by_id[id]
+        return member
+
+    def _tried(self, id: str) -> Member | None:
+        """A completed trial of the run."""
+        if self.run is None:
+            return None
+        for trial in Run(self.run).trials():
+            score = trial.scores.get(self.hardware["name"])
+            if trial.id == id and trial.state == "complete" and score and score.quality:
+                if not (self.run / str(trial.path)).is_dir():
+                    raise UserError(
+                        f"trial {id!r} is not in the front, and {self.run} no longer holds its "
+                        f"files: search --keep all keeps them"
+                    )
+                return Member.of(trial, self.hardware["name"])
+        return None
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As in ``front.json``."""
+        return {name: value for name, value in asdict(self).items() if name != "run"}
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Front:
@@ -433,7 +436,7 @@ def load_fronts(run: str | Path) -> dict[str, Front]:
             raise ValueError("it holds no front")
         for front in fronts:
             records.check(front)
-        return {front.hardware["name"]: front for front in fronts}
+        return {front.hardware["name"]: replace(front, run=Path(run)) for front in fronts}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} is damaged: {error!r}") from error
 
@@ -455,21 +458,6 @@ def load_front(run: str | Path, hardware: str | None = None) -> Front:
     if name not in fronts:
         raise UserError(f"--hardware {hardware}: {run} has fronts for {', '.join(fronts)}")
     return fronts[name]
-
-
-def nearest(members: Sequence[Member], baseline_bytes: int, limits: Limits, metric: Metric) -> str:
-    """In words: which member misses the limits by least, and which of them it misses."""
-    rivals = len(members)
-    closest = min(members, key=lambda m: limits.violation(m.facts(baseline_bytes, rivals)))
-    missed = " and ".join(limits.missed(closest.facts(baseline_bytes, rivals)))
-    quality = closest.quality
-    margin = limits.stderrs(rivals) * quality.drop_validation_stderr
-    size = f", {closest.weight_bytes / 1e6:.3g} MB" if limits.of_size else ""
-    return (
-        f"the nearest is {closest.id}, limited by its {missed}: {closest.timing}{size}, "
-        f"{metric.name} {metric.text(quality.validation)} on validation "
-        f"({metric.drop_text(quality.drop_validation)}, margin {margin:.2f})"
-    )
 
 
 def point(

@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress import resources, units
+from autocompress import hub, resources, units
 from autocompress.candidate import Setting, thaw
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
@@ -49,6 +49,7 @@ def search(options: argparse.Namespace) -> None:
             time_limit_s=_time_limit(options),
             sampler=options.sampler,
             objectives=_objectives(options),
+            keep=options.keep,
         )
     )
 
@@ -217,7 +218,7 @@ def _choose_and_copy(front: Front, limits: Limits, run: Path) -> None:
     member = front.choose(limits)
     console.out.print(f"  {console.member_line(front, member, CONFIDENCE)}")
     target = run / "exported"
-    _copy(front, run, member, target)
+    front.export(member, target)
     console.out.print(
         f"autocompress export {_quoted(run)} --trial {member.id} --out {_quoted(target)}\n"
         f"  wrote {target}"
@@ -375,33 +376,16 @@ def pick(options: argparse.Namespace) -> None:
 def export(options: argparse.Namespace) -> None:
     """``autocompress export``."""
     front, member = _chosen(options)
-    if options.out.exists():
-        raise UserError(f"--out {options.out} exists already; give a new folder")
-    _copy(front, options.run, member, options.out)
+    if options.push_to_hub is not None:
+        hub.check_token()
+    front.export(member, options.out, with_weights=options.with_weights)
     from autocompress import console
 
     confidence = None if options.trial else options.confidence
     line = console.member_line(front, member, confidence)
     console.out.print(f"{line}\nwrote {options.out}")
-
-
-def _copy(front: Front, run: Path, member: Member, target: Path) -> None:
-    import shutil
-
-    from autocompress.files import folder_aside, whole_files
-
-    source = run / member.path
-    if not source.resolve().is_relative_to(run.resolve()):
-        raise UserError(f"{run / 'front.json'}: {member.id} lies outside of the run ({source})")
-    if not (source / "model.onnx").is_file():
-        raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
-    files = whole_files(source)
-    try:
-        with folder_aside(target) as folder:
-            for file in files:
-                shutil.copyfile(file, folder / file.name)
-    except OSError as error:
-        raise UserError(f"--out {target} cannot be written: {error.strerror}") from error
+    if options.push_to_hub is not None:
+        console.out.print(f"pushed: {hub.push(options.out, options.push_to_hub)}")
 
 
 def report(options: argparse.Namespace) -> None:

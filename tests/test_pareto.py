@@ -717,3 +717,45 @@ def test_who_ties_with_a_dropped_member_alone_stays() -> None:
     described = [("c", 2.0, 1200), ("b", 1.5, 1100), ("a", 1.0, 1000)]
     members = [member(name, ms, 0.85, spread=0.3, size=size) for name, ms, size in described]
     assert [m.id for m in without_ties(members, differing(1.0))] == ["a", "c"]
+
+
+def test_a_front_shows_itself_in_ten_lines() -> None:
+    assert repr(FRONT).splitlines() == [
+        "3 models on board (accuracy on test)",
+        "model    ms  speedup  accuracy  drop, points   MB",
+        "t003   1.00    8.00x    0.8125   6.25 ± 0.50  0.0",
+        "t002   2.00    4.00x    0.8438   3.12 ± 0.50  0.0",
+        "t001   4.00    2.00x    0.8750   0.00 ± 0.50  0.0",
+        "t000   8.00    1.00x    0.8750   0.00 ± 0.50  0.0",
+    ]
+    many = front(*(member(f"t{n:03}", n, 0.8) for n in range(1, 14)))
+    lines = repr(many).splitlines()
+    assert [line[:4] for line in lines[2:-2]] == [f"t{n:03}" for n in (1, 3, 5, 7, 9, 11, 13)]
+    assert lines[-2].startswith("t000") and lines[-1] == "and 6 more, see to_pandas()"
+
+
+def test_a_front_shows_itself_in_a_notebook_without_reading_names_as_markup() -> None:
+    shown = front(FAST, GOOD, name="<b>board</b>")._repr_html_()
+    assert "<b>" not in shown and "&lt;b&gt;board&lt;/b&gt;" in shown
+    assert re.findall(r">(t\d{3})<", shown) == ["t003", "t001", "t000"]
+    assert ">6.25 ± 0.50<" in shown
+
+
+def test_a_front_as_a_table_of_pandas() -> None:
+    table = FRONT.to_pandas()
+    assert list(table.index) == ["t003", "t002", "t001", "t000"]
+    assert table.loc["t002"].to_dict() == {
+        "latency_ms": 2.0,
+        "latency_low_ms": 2.0,
+        "latency_high_ms": 2.0,
+        "speedup": 4.0,
+        "accuracy": 0.84375,
+        "drop": 3.125,
+        "drop_stderr": 0.5,
+        "drop_validation": 3.125,
+        "drop_validation_stderr": 0.0,
+        "bytes": 1000,
+        "compression": 1.0,
+        "layers.keep": [0, 2],
+        "quantization.scheme": "int8-dynamic",
+    }

@@ -12,9 +12,9 @@ from rich.console import Console
 
 from autocompress import Limits, RequestUnmet, SearchResult, console, load_front, search
 from autocompress.artifact import onnx_file
-from autocompress.engine.verification import _member, losses
+from autocompress.engine.verification import losses
 from autocompress.journal import Run, Trial
-from autocompress.pareto import METRICS, OBJECTIVES, Front, hypervolume
+from autocompress.pareto import METRICS, OBJECTIVES, Front, Member, hypervolume
 from autocompress.scores import Quality
 from tests.conftest import SizeDevice
 from tests.searching import scheme, space, timed
@@ -187,4 +187,4 @@ def test_bytes_are_those_that_each_device_held() -> None:
     alone = replace(trial, scores={"gpu": scores["gpu"]})
     assert losses(alone, accuracy, objectives, 200) == (0.25, 1.0)
     assert losses(replace(trial, scores={}), accuracy, objectives, 200) == (0.5, 1.0)
-    assert _member(replace(trial, sizes={"layers": [0]}), "gpu").weight_bytes == 50
+    assert Member.of(replace(trial, sizes={"layers": [0]}), "gpu").weight_bytes == 50

@@ -132,7 +132,9 @@ class Loop:
 
     def _keep(self, ids: Sequence[str], trunks: Collection[str] = ()) -> None:
         """Delete the models, and the students, of all other trials but the baseline's, and all
-        trunks but these."""
+        trunks but these; where all are to be kept, of those that did not complete."""
+        if self.request.keep == "all":
+            ids = [trial.id for trial in self.trials if trial.state == "complete"]
         kept = {"t000", *ids}
         keep_models(self.scorer.models, kept)
         self.maker.keep({*trunks, *(t.student for t in self.trials if t.id in kept)})

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from autocompress.choosing import nearest
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.verification import facts, losses
 from autocompress.journal import Trial
-from autocompress.pareto import Member, nearest
+from autocompress.pareto import Member
 
 
 def nearest_in_words(

@@ -12,6 +12,7 @@ from autocompress.errors import UserError
 from autocompress.files import fingerprint
 from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.interfaces import Head, Sampler, TaskKind, Technique
+from autocompress.journal import KEEP
 from autocompress.limits import Limits
 from autocompress.pareto import LATENCY_AND_QUALITY, METRICS, Metric, checked_objectives
 from autocompress.search_space import SearchSpace
@@ -56,6 +57,7 @@ class Request:
         resume: go on with the run in ``out``.
         objectives: what is minimised, of ``pareto.OBJECTIVES``; by default what the space says,
             else latency and quality.
+        keep: whose models' files stay, one of ``journal.KEEP``.
 
     Raises:
         UserError: unknown task, sampler or objective, an option that the task does not have or a
@@ -83,6 +85,7 @@ class Request:
     seed: int = 0
     resume: bool = False
     objectives: tuple[str, ...] | None = None
+    keep: str = KEEP[0]
 
     def __post_init__(self) -> None:
         self._check_task()
@@ -110,6 +113,8 @@ class Request:
             raise UserError(f"trials is {self.trials}: it must be at least 1")
         if not 0 <= self.seed < SEEDS:
             raise UserError(f"seed is {self.seed}: it must be from 0 to {SEEDS - 1}")
+        if self.keep not in KEEP:
+            raise UserError(f"keep is {self.keep!r}: it must be one of {', '.join(KEEP)}")
         if self.time_limit_s is not None and self.time_limit_s <= 0:
             raise UserError(f"time limit is {self.time_limit_s:g} s: it must be more than zero")
 

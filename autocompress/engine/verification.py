@@ -47,7 +47,7 @@ def standing(trials: Sequence[Trial], name: str, scorer: Scorer) -> list[Trial]:
         if t.state == "complete" and _fits(t, name, scorer) and (scorer.models / t.id).is_dir()
     ]
     difference = _difference(trials, name, scorer)
-    members = [_member(trial, name) for trial in fit]
+    members = [Member.of(trial, name) for trial in fit]
     points = [point(member, scorer.objectives) for member in members]
 
     def beaten(i: int) -> bool:
@@ -142,20 +142,6 @@ def _covered(members: Sequence[Member], scorer: Scorer) -> tuple[float, float | 
     )
 
 
-def _member(trial: Trial, name: str) -> Member:
-    score = trial.scores[name]
-    assert score.quality and trial.sizes and trial.path
-    return Member(
-        trial.id,
-        trial.candidate,
-        score.quality,
-        score.timing,
-        trial.bytes_on(name) or 0,
-        trial.path,
-        trial.sizes,
-    )
-
-
 def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
     """Replace ``front.json``, and note in ``run.json`` by how much choosing flatters what was
     tested."""
@@ -173,7 +159,7 @@ def write_fronts(run: Run, fronts: Sequence[Front]) -> None:
 
 def provisional(trials: Sequence[Trial], name: str, scorer: Scorer) -> Front:
     """A device's front so far, on the validation split and the timings made during the search."""
-    standing_members = [_member(trial, name) for trial in standing(trials, name, scorer)]
+    standing_members = [Member.of(trial, name) for trial in standing(trials, name, scorer)]
     points = [point(member, scorer.objectives) for member in standing_members]
     members = sorted(
         (standing_members[i] for i in non_dominated(points)), key=lambda m: m.latency_ms.value
@@ -181,8 +167,8 @@ def provisional(trials: Sequence[Trial], name: str, scorer: Scorer) -> Front:
     return _front(
         name,
         scorer,
-        _member(trials[0], name),
-        _covered([_member(t, name) for t in trials if t.state == "complete"], scorer),
+        Member.of(trials[0], name),
+        _covered([Member.of(t, name) for t in trials if t.state == "complete"], scorer),
         members,
         verified=False,
     )
@@ -248,7 +234,7 @@ def verified(
         others = [trial for trial in there if trial.number]
         baseline_timing, timings = _timed(others, device, scorer, outcome)
         reference = tested["t000"][name]
-        uncut = _member(trials[0], name)
+        uncut = Member.of(trials[0], name)
         baseline = replace(
             uncut,
             timing=baseline_timing,
@@ -256,7 +242,7 @@ def verified(
         )
         members = []
         for trial in there:
-            member, mine = _member(trial, name), tested[trial.id][name]
+            member, mine = Member.of(trial, name), tested[trial.id][name]
             quality = outcome.attempted(trial, _tested, scorer, member.quality, reference, mine)
             if quality and trial.number == 0:
                 members.append(baseline)
@@ -359,6 +345,7 @@ def _front(
         areas[1],
         hypervolume(on_test, scorer.task.metric.worst_drop) if verified else None,
         scorer.commonest(scorer.task.test if verified else scorer.task.validation),
+        run=scorer.models.parent,
     )
 
 

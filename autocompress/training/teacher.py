@@ -37,7 +37,7 @@ from autocompress.cores import reserved
 from autocompress.environment import silenced, versions
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import family_of
-from autocompress.files import cache_folder, folder_aside, keep_folder, kept_folder
+from autocompress.files import RECORD, cache_folder, folder_aside, keep_folder, kept_folder
 from autocompress.interfaces import Task
 from autocompress.training.compute import CPU, Compute
 from autocompress.training.steps import Optimizer, falling, schedule, seeded
@@ -134,7 +134,8 @@ def load_config(source: str) -> Any:
         )
         if not isinstance(values, dict):
             raise UserError(f"--model {source}: config.json holds no object")
-        if values.get("model_type") == "autocompress":
+        exported = (folder / RECORD).is_file() and (folder / "model.onnx").is_file()
+        if values.get("model_type") == "autocompress" or exported:
             raise UserError(
                 f"{source} is already compressed by autocompress; give the model it was made from"
             )
