@@ -170,7 +170,8 @@ def operations(path: Path) -> tuple[list[Product], int]:
     """
     graph = _loaded(path).graph
     operators = sum(
-        node.op_type not in _FREE and not node.output[0].startswith(STORED) for node in graph.node
+        node.op_type not in _FREE and not "".join(node.input).startswith(STORED)
+        for node in graph.node
     )
     return list(_products(graph).values()), operators
 
