@@ -11,7 +11,7 @@ import contextlib
 import json
 import math
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -110,7 +110,12 @@ def _clip(value: float) -> float:
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a front; see README, "Reading the front"."""
+    """One model of a front; see README, "Reading the front".
+
+    Args:
+        embedding_bytes: of ``weight_bytes`` those of the word embedding, where it is known.
+        load_ms: CPU time to load the file, once the search is done.
+    """
 
     id: str
     candidate: dict[str, Any]
@@ -119,6 +124,8 @@ class Member:
     weight_bytes: int
     path: str
     sizes: dict[str, Any]
+    embedding_bytes: int | None = None
+    load_ms: float | None = field(default=None, compare=False)
 
     @property
     def latency_ms(self) -> Latency:
@@ -127,6 +134,13 @@ class Member:
     @property
     def speedup(self) -> float:
         return self.timing.speedup
+
+    @property
+    def rest(self) -> str:
+        """Megabytes without its word embedding; a front of before does not know them."""
+        if self.embedding_bytes is None:
+            return "-"
+        return f"{(self.weight_bytes - self.embedding_bytes) / 1e6:.1f}"
 
     @property
     def mark(self) -> str:
@@ -199,6 +213,7 @@ class Front:
         max_perplexity: float | None = None,
         max_bytes: float | None = None,
         min_compression: float | None = None,
+        smallest: bool = False,
         allow_tie: bool = False,
         confidence: float = CONFIDENCE,
     ) -> Member:
@@ -213,9 +228,9 @@ class Front:
             min_compression,
             confidence=confidence,
         )
-        return self.choose(limits, allow_tie=allow_tie)
+        return self.choose(limits, smallest=smallest, allow_tie=allow_tie)
 
-    def choose(self, limits: Limits, *, allow_tie: bool = False) -> Member:
+    def choose(self, limits: Limits, *, smallest: bool = False, allow_tie: bool = False) -> Member:
         """The best member within limits of latency or size; with quality limits only, the fastest
         that meets them.
 
@@ -223,6 +238,7 @@ class Front:
         score of what is chosen stays unbiased. Of several limits all must hold.
 
         Args:
+            smallest: in place of the best or the fastest the smallest that meets them, or of all.
             allow_tie: also members whose interval of latency or speedup crosses the limit.
 
         Raises:
@@ -230,7 +246,7 @@ class Front:
             RequestUnmet: no member meets the request.
         """
         limits.check(self.scale)
-        if not limits.as_dict():
+        if not limits.as_dict() and not smallest:
             raise UserError(
                 "give at least one limit: a latency, a speedup, a size, a quality or a drop"
             )
@@ -239,6 +255,8 @@ class Front:
 
         def rank(member: Member) -> tuple[float, float]:
             ranks = member.latency_ms.value, member.quality.drop_validation
+            if smallest:
+                return member.weight_bytes, member.quality.drop_validation
             return ranks[::-1] if limits.of_speed or limits.of_size else ranks
 
         def unsure(member: Member) -> list[str]:

@@ -336,8 +336,11 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
     trial = getattr(options, "trial", None)
     options_of = {name: f"--{name.replace('_', '-')}" for name in _LIMITS}
     given = [text for name, text in options_of.items() if vars(options)[name] is not None]
+    given += ["--smallest"] if options.smallest else []
     if trial is None and not given:
-        raise UserError(f"give at least one limit of {', '.join(options_of.values())}")
+        raise UserError(
+            f"give at least one limit of {', '.join(options_of.values())}, or --smallest"
+        )
     if trial is not None and given:
         raise UserError(f"--trial {trial} and {given[0]} are given: give a trial or limits")
     device_front = load_front(options.run, options.hardware)
@@ -345,7 +348,10 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
         return device_front, device_front.member(trial)
     limits = _limits(options, device_front)
     return device_front, device_front.pick(
-        **limits, allow_tie=options.allow_tie, confidence=options.confidence
+        **limits,
+        smallest=options.smallest,
+        allow_tie=options.allow_tie,
+        confidence=options.confidence,
     )
 
 
@@ -377,7 +383,7 @@ def export(options: argparse.Namespace) -> None:
     front, member = _chosen(options)
     if options.out.exists():
         raise UserError(f"--out {options.out} exists already; give a new folder")
-    _copy(front, options.run, member, options.out)
+    _copy(front, options.run, member, options.out, runtime_only=options.runtime_only)
     from autocompress import console
 
     confidence = None if options.trial else options.confidence
@@ -385,21 +391,29 @@ def export(options: argparse.Namespace) -> None:
     console.out.print(f"{line}\nwrote {options.out}")
 
 
-def _copy(front: Front, run: Path, member: Member, target: Path) -> None:
+def _copy(
+    front: Front, run: Path, member: Member, target: Path, *, runtime_only: bool = False
+) -> None:
+    """Copy the folder of a member, ``runtime_only`` without the weights that load into torch."""
     import shutil
 
+    from autocompress.artifact import annotate, facts
     from autocompress.files import folder_aside, whole_files
+    from autocompress.student import WEIGHTS
 
     source = run / member.path
     if not source.resolve().is_relative_to(run.resolve()):
         raise UserError(f"{run / 'front.json'}: {member.id} lies outside of the run ({source})")
     if not (source / "model.onnx").is_file():
         raise UserError(f"{run} no longer holds the files of {member.id} ({source})")
-    files = whole_files(source)
+    files = [file for file in whole_files(source) if file.name != WEIGHTS or not runtime_only]
     try:
         with folder_aside(target) as folder:
             for file in files:
                 shutil.copyfile(file, folder / file.name)
+            if runtime_only:
+                hashes = facts(folder)["sha256"]
+                annotate(folder, {"sha256": {k: v for k, v in hashes.items() if k != WEIGHTS}})
     except OSError as error:
         raise UserError(f"--out {target} cannot be written: {error.strerror}") from error
 

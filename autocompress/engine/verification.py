@@ -13,6 +13,8 @@ from autocompress.artifact import annotate
 from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import keep_only, whole_files, write_json
+from autocompress.graphs.reading import embedding_bytes
+from autocompress.graphs.runtime import loading_ms
 from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
 from autocompress.limits import Facts
@@ -344,6 +346,7 @@ def _front(
     verified: bool,
 ) -> Front:
     device = scorer.devices[name]
+    baseline, *members = (_filed(m, scorer, verified) for m in (baseline, *members))
     on_test = [(1 / member.speedup, member.quality.drop_reported) for member in members]
     generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
     hardware = device.profile.as_dict() | {"lengths": list(device.lengths)} | generation
@@ -360,6 +363,15 @@ def _front(
         hypervolume(on_test, scorer.task.metric.worst_drop) if verified else None,
         scorer.commonest(scorer.task.test if verified else scorer.task.validation),
     )
+
+
+def _filed(member: Member, scorer: Scorer, verified: bool) -> Member:
+    """With what its file tells, where the device ran the file itself."""
+    file = scorer.models.parent / member.path / "model.onnx"
+    if member.timing.weight_bytes is not None:
+        return member
+    load_ms = loading_ms(file) if verified else None
+    return replace(member, embedding_bytes=embedding_bytes(file), load_ms=load_ms)
 
 
 def _annotate(fronts: Sequence[Front], scorer: Scorer) -> None:

@@ -117,6 +117,32 @@ _WRAPPER = ".model."
 this name."""
 
 
+def embedding_bytes(path: Path) -> int:
+    """What a file holds of the tables that token ids are looked up in, stored as codes or not.
+
+    Raises:
+        UserError: no ONNX file.
+    """
+    graph = _loaded(path).graph
+    held = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    ids, there = {"input_ids"}, list[str]()
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in ids:
+            ids.add(node.output[0])
+        if node.op_type == "Gather" and node.input[1] in ids:
+            there.append(node.input[0])
+            if node.input[0] in held and held[node.input[0]].ndim == 1:  # a row for each word
+                ids.add(node.output[0])
+    seen = set[str]()
+    while there:
+        name = there.pop()
+        if name not in seen:
+            seen.add(name)
+            there += makers[name].input if name in makers else ()
+    return sum(held[name].nbytes for name in seen & held.keys())
+
+
 def float_weight_bytes(path: Path) -> dict[str, int]:
     """Bytes of the fp32 matrices, by name: what a quantizer left; its own scales are not
     counted."""

@@ -47,7 +47,8 @@ class Codes:
         if len(self.scales):
             values = (values.reshape(len(self.scales), -1) * self.scales[:, None]).ravel()
         values[self.positions] = self.outliers
-        return values.reshape(self.shape)
+        matrix: Matrix = values.reshape(self.shape)
+        return matrix
 
     def transposed(self) -> Codes | None:
         """Of the matrix transposed; None where neighbours share an index or a scale."""
