@@ -2,7 +2,8 @@
 tensor.
 
 Of the operators that could unpack bits the two shifts are fast, and older than the operator sets
-that bring a bitwise and, or types of 4 bits.
+that bring a bitwise and, or types of 4 bits. Each copy of a whole matrix takes longer than all
+else, so several indices are looked up at once, in a table of all that they may be together.
 """
 
 from __future__ import annotations
