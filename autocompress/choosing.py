@@ -17,10 +17,12 @@ _HINTS = (4.0, 3.0, 2.0, 1.5, 1.2, 1.1)
 """Times faster or smaller, of which the first that a front has is hinted at."""
 
 
-def choose(front: Front, limits: Limits, *, allow_tie: bool = False) -> Member:
+def choose(
+    front: Front, limits: Limits, *, smallest: bool = False, allow_tie: bool = False
+) -> Member:
     """See ``Front.choose``."""
     limits.check(front.scale)
-    if not limits.as_dict():
+    if not limits.as_dict() and not smallest:
         raise UserError(
             "give at least one limit: a latency, a speedup, a size, a quality or a drop"
         )
@@ -29,6 +31,8 @@ def choose(front: Front, limits: Limits, *, allow_tie: bool = False) -> Member:
 
     def rank(member: Member) -> tuple[float, float]:
         ranks = member.latency_ms.value, member.quality.drop_validation
+        if smallest:
+            return member.weight_bytes, member.quality.drop_validation
         return ranks[::-1] if limits.of_speed or limits.of_size else ranks
 
     def unsure(member: Member) -> list[str]:

@@ -373,6 +373,9 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
     group.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
+    group.add_argument(
+        "--smallest", action="store_true", help="the smallest file within the limits, or of all"
+    )
     group.add_argument("--min-quality", type=float, metavar="0.86", help="the score, as a share")
     group.add_argument("--max-perplexity", type=float, metavar="25.0")
     group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)

@@ -62,7 +62,7 @@ def front_table(front: Front) -> Table:
     if timing.beside:
         milliseconds += [f"{timing.beside.regime} ms", "speedup"]
     names = ["model", *milliseconds, metric.name, f"{metric.lost}, {metric.unit}", "MB"]
-    for name in [*names, *(["compression"] if compressed else [])]:
+    for name in [*names, *(["MB without embedding", "compression"] if compressed else [])]:
         table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
     table.add_column("what it is")
     rows = [
@@ -80,7 +80,7 @@ def front_table(front: Front) -> Table:
             metric.text(q.reported),
             f"{q.drop_reported:.2f} ± {front.error_text(member)}",
             f"{member.weight_bytes / 1e6:.1f}",
-            *([f"{front.compression(member):.2f}x"] if compressed else []),
+            *([member.rest, f"{front.compression(member):.2f}x"] if compressed else []),
             describe(member.candidate, member.sizes) + member.mark,
         )
     return table

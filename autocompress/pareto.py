@@ -109,7 +109,12 @@ def _clip(value: float) -> float:
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a front; see README, "Reading the front"."""
+    """One model of a front; see README, "Reading the front".
+
+    Args:
+        embedding_bytes: of ``weight_bytes`` those of the word embedding, where it is known.
+        load_ms: CPU time to load the file, once the search is done.
+    """
 
     id: str
     candidate: dict[str, Any]
@@ -118,6 +123,8 @@ class Member:
     weight_bytes: int
     path: str
     sizes: dict[str, Any]
+    embedding_bytes: int | None = None
+    load_ms: float | None = field(default=None, compare=False)
 
     @property
     def latency_ms(self) -> Latency:
@@ -126,6 +133,13 @@ class Member:
     @property
     def speedup(self) -> float:
         return self.timing.speedup
+
+    @property
+    def rest(self) -> str:
+        """Megabytes without its word embedding; a front of before does not know them."""
+        if self.embedding_bytes is None:
+            return "-"
+        return f"{(self.weight_bytes - self.embedding_bytes) / 1e6:.1f}"
 
     @property
     def mark(self) -> str:
@@ -229,6 +243,7 @@ class Front:
         max_perplexity: float | None = None,
         max_bytes: float | None = None,
         min_compression: float | None = None,
+        smallest: bool = False,
         allow_tie: bool = False,
         confidence: float = CONFIDENCE,
     ) -> Member:
@@ -243,9 +258,9 @@ class Front:
             min_compression,
             confidence=confidence,
         )
-        return self.choose(limits, allow_tie=allow_tie)
+        return self.choose(limits, smallest=smallest, allow_tie=allow_tie)
 
-    def choose(self, limits: Limits, *, allow_tie: bool = False) -> Member:
+    def choose(self, limits: Limits, *, smallest: bool = False, allow_tie: bool = False) -> Member:
         """The best member within limits of latency or size; with quality limits only, the fastest
         that meets them.
 
@@ -253,13 +268,14 @@ class Front:
         score of what is chosen stays unbiased. Of several limits all must hold.
 
         Args:
+            smallest: in place of the best or the fastest the smallest that meets them, or of all.
             allow_tie: also members whose interval of latency or speedup crosses the limit.
 
         Raises:
             UserError: no limit given, or one that makes no sense.
             RequestUnmet: no member meets the request.
         """
-        return choosing.choose(self, limits, allow_tie=allow_tie)
+        return choosing.choose(self, limits, smallest=smallest, allow_tie=allow_tie)
 
     def export(self, model: Member | str, out: str | Path, *, with_weights: bool = False) -> None:
         """Write a model as a folder that opens in ONNX Runtime and Optimum, with a model card; see

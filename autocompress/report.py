@@ -319,7 +319,7 @@ def _table(front: Front, index: int) -> str:
         "± s.e.",
         *(f"{of} ms, speedup" for of, _ in _more(front.baseline.timing)),
         "MB",
-        *(["compression"] if _sized(front) else []),
+        *(["MB without embedding", "compression", "load ms"] if _sized(front) else []),
         "peak MB",
         "format",
         "what it is",
@@ -355,6 +355,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
     quality, timing, metric = member.quality, member.timing, front.scale
     measured = member.latency_ms.basis == "measured"
     about = member.latency_ms.about
+    load = "-" if member.load_ms is None else f"{member.load_ms:.0f}"
     cells = (
         member.id,
         f"{about}{member.latency_ms.value:.2f}",
@@ -368,7 +369,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
             for _, other in _more(timing)
         ),
         f"{member.weight_bytes / 1e6:.1f}",
-        *([f"{front.compression(member):.2f}x"] if _sized(front) else []),
+        *([member.rest, f"{front.compression(member):.2f}x", load] if _sized(front) else []),
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,
         describe_sizes(member.sizes) + member.mark,

@@ -337,8 +337,11 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
     trial = getattr(options, "trial", None)
     options_of = {name: f"--{name.replace('_', '-')}" for name in _LIMITS}
     given = [text for name, text in options_of.items() if vars(options)[name] is not None]
+    given += ["--smallest"] if options.smallest else []
     if trial is None and not given:
-        raise UserError(f"give at least one limit of {', '.join(options_of.values())}")
+        raise UserError(
+            f"give at least one limit of {', '.join(options_of.values())}, or --smallest"
+        )
     if trial is not None and given:
         raise UserError(f"--trial {trial} and {given[0]} are given: give a trial or limits")
     device_front = load_front(options.run, options.hardware)
@@ -346,7 +349,10 @@ def _chosen(options: argparse.Namespace) -> tuple[Front, Member]:
         return device_front, device_front.member(trial)
     limits = _limits(options, device_front)
     return device_front, device_front.pick(
-        **limits, allow_tie=options.allow_tie, confidence=options.confidence
+        **limits,
+        smallest=options.smallest,
+        allow_tie=options.allow_tie,
+        confidence=options.confidence,
     )
 
 

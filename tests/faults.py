@@ -740,8 +740,13 @@ COMMANDS: list[tuple[list[str], str]] = [
     (
         ["pick", "/no/such/run"],
         "give at least one limit of --max-latency, --min-speedup, --max-size, "
-        "--min-compression, --min-quality, --max-perplexity, --max-drop",
+        "--min-compression, --min-quality, --max-perplexity, --max-drop, or --smallest",
     ),
+    (
+        ["export", "run", "--trial", "t001", "--smallest", "--out", "x"],
+        "--trial t001 and --smallest are given: give a trial or limits",
+    ),
+    (["pick", "/no/such/run", "--smallest"], "holds no front.json"),
     (["export", "/no/such/run", "--out", "x"], "give at least one limit of --max-latency"),
     (
         ["export", "run", "--trial", "t001", "--max-drop", "0", "--out", "x"],

@@ -55,6 +55,11 @@ class TestTechniques(TechniqueSuite):
             {"sparsity.share": 0.6, "sparsity.criterion": "soft-movement"},
         ],
         "int8-training": [{"quantization.trained": True}],
+        "embedding-codes": [
+            {"embedding.format": "centroids", "embedding.bits": 3},
+            {"embedding.format": "linear", "embedding.bits": 2},
+            {"embedding.codebooks": 8, "embedding.entries": 4},
+        ],
         "codes": [
             {"codes.format": "linear", "codes.group": "row"},
             {"codes.format": "centroids", "codes.bits": 2, "codes.outliers": -2.0},
@@ -62,7 +67,7 @@ class TestTechniques(TechniqueSuite):
             {"codes.format": "product"},
         ],
     }
-    same_size = ("sparsity", "codes")
+    same_size = ("sparsity", "embedding-codes", "codes")
 
 
 class TestObjectives(ObjectiveSuite):

@@ -19,7 +19,9 @@ from autocompress.plan import Plan
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
 from autocompress.structure import Structure
+from autocompress.student import first
 from autocompress.techniques import SETTINGS, resolve
+from autocompress.testing.models import BERT, Workshop
 from tests.conftest import SizeDevice
 
 NAMES = resources.names("search_spaces/recipes")
@@ -72,6 +74,23 @@ def test_the_decoder_space_tries_distilgpt2_in_int8() -> None:
     assert SETTINGS.candidate({**recipe.settings, **smaller}) in [
         space.candidate(corner) for corner in space.corners
     ]
+
+
+def test_the_corners_of_the_space_for_bytes_are_ever_smaller_students(tmp_path: Path) -> None:
+    """int8 alone, the embedding in 3 bits, a quarter of the words, and the smallest."""
+    space, shop = SearchSpace.load("encoder-small"), Workshop(BERT, tmp_path)
+    candidates = [space.candidate(corner) for corner in space.corners]
+    plans = [resolve(shop.plans["uncut"], one, shop.knowledge) for one in candidates]
+    students = [first(shop.model, shop.family, plan, "copied") for plan in plans]
+    sizes = [sum(p.numel() for p in student.parameters()) for student in students]
+    assert sizes == sorted(sizes, reverse=True) and sizes[0] > 2 * sizes[-1]
+    assert [[part.technique for part in plan.parts] for plan in plans] == [
+        [],
+        ["embedding-codes"],
+        ["vocabulary"],
+        ["vocabulary", "embedding-codes", "codes"],
+    ]
+    assert space.objectives == ("latency", "quality", "size")
 
 
 def kept(name: str) -> list[int]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from autocompress import Limits, RequestUnmet, SearchResult, console, load_front, search
 from autocompress.artifact import onnx_file
+from autocompress.cli import main
 from autocompress.engine.verification import losses
 from autocompress.journal import Run, Trial
 from autocompress.pareto import METRICS, OBJECTIVES, Front, Member, hypervolume
@@ -86,6 +88,30 @@ def test_the_table_shows_compression_where_size_is_an_objective(
     text = shown(sized.front)
     assert "compression" in text and f"{ratio:.2f}x" in text
     assert "compression" not in shown(whole.front)
+
+
+def test_members_say_what_their_files_hold_and_take_to_load(sized: SearchResult) -> None:
+    """The embedding of 30,522 rows of 32 is in the number format that the file is in."""
+    held = {scheme(member): member for member in sized.front.members}
+    words = sized.front.baseline.embedding_bytes or 0
+    assert words == held["fp32"].embedding_bytes and words % (32 * 4) == 0
+    for member in (sized.front.baseline, *sized.front.members):
+        own = member.embedding_bytes or 0
+        assert own in (words, words / 2, words / 4)
+        assert 0 < own < member.weight_bytes and (member.load_ms or 0) > 0
+    assert "MB without embedding" in shown(sized.front)
+
+
+def test_the_smallest_within_limits(sized: SearchResult, capsys: Any) -> None:
+    run, front = str(sized.run), sized.front
+    smallest = min(front.members, key=lambda member: member.weight_bytes)
+    worst = max(member.quality.drop_validation for member in front.members)
+    assert front.pick(smallest=True) == front.pick(smallest=True, max_drop=100.0) == smallest
+    assert front.pick(max_bytes=smallest.weight_bytes) == smallest
+    assert main(["pick", run, "--smallest", "--max-drop", f"{worst + 90:.0f}", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["id"] == smallest.id
+    assert main(["pick", run, "--max-size", "1kB"]) == 1
+    assert f"{smallest.weight_bytes / 1e6:.3g} MB" in capsys.readouterr().err
 
 
 def test_by_size_and_quality_alone(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ formula."""
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +141,42 @@ def test_it_is_decoded_when_the_file_is_loaded(tmp_path: Path) -> None:
         options.graph_optimization_level = level
         onnxruntime.InferenceSession(path, options)
         assert [node.op_type for node in onnx.load(loaded).graph.node] == [product, "Sum"]
+
+
+@pytest.mark.parametrize("name", QUANTIZERS)
+@pytest.mark.parametrize("bits", [2, 3, 8])
+def test_rows_of_an_embedding_are_looked_up_as_they_were(
+    name: str, bits: int, tmp_path: Path
+) -> None:
+    """Whatever their number of indices to a word; ids of two axes and of three."""
+    quantizer = QUANTIZERS[name](bits, "row" if QUANTIZERS[name].grouped else "tensor")
+    codes = quantizer.codes(weights(0))
+    make, value = onnx.helper.make_node, onnx.helper.make_tensor_value_info
+    ids = [np.arange(24).reshape(2, 12), np.arange(24).reshape(2, 3, 4)]
+    for int8, given in itertools.product((False, True), ids):
+        [dense, zero] = codes.decode(), np.array(3, np.uint8)
+        scale = np.array(np.abs(dense).max() / 127, np.float32)
+        steps = np.clip(np.rint(dense / scale) + zero, 0, 255).astype(np.uint8)
+        tensors = {"w_quantized": steps, "w_scale": scale, "w_zero_point": zero}
+        tensors = tensors if int8 else {"w_quantized": dense}
+        nodes = [make("Gather", ["w_quantized", "x"], ["rows"], "/lookup")]
+        nodes += [make("DequantizeLinear", ["rows", *list(tensors)[1:]], ["y"])] if int8 else []
+        kind, answer = onnx.TensorProto.FLOAT, "y" if int8 else "rows"
+        graph = onnx.helper.make_graph(
+            nodes,
+            "graph",
+            [value("x", onnx.TensorProto.INT64, [None] * given.ndim)],
+            [value(answer, kind, [None] * (given.ndim + 1))],
+            [onnx.numpy_helper.from_array(array, key) for key, array in tensors.items()],
+        )
+        opset, path = onnx.helper.make_opsetid("", 17), tmp_path / "model.onnx"
+        onnx.save(onnx.helper.make_model(graph, opset_imports=[opset], ir_version=8), path)
+        if steps.nbytes - OPERATORS < formula(codes) and int8:
+            continue  # stored as it is
+        before = predict(path, [{"x": given}])
+        assert store(path, [codes])["codes"]
+        after = predict(path, [{"x": given}])
+        assert after.shape == before.shape and after.tobytes() == before.tobytes()
 
 
 def test_each_matrix_is_found_by_its_bytes(tmp_path: Path) -> None:

@@ -13,6 +13,8 @@ from autocompress.artifact import annotate
 from autocompress.engine.scoring import Scorer
 from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import keep_only, whole_files, write_json
+from autocompress.graphs.reading import embedding_bytes
+from autocompress.graphs.runtime import loading_ms
 from autocompress.interfaces import Device, Evidence
 from autocompress.journal import Run, Trial
 from autocompress.limits import Facts
@@ -330,6 +332,8 @@ def _front(
     verified: bool,
 ) -> Front:
     device = scorer.devices[name]
+    if verified:
+        baseline, *members = (_filed(member, scorer) for member in (baseline, *members))
     on_test = [(1 / member.speedup, member.quality.drop_reported) for member in members]
     generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
     hardware = device.profile.as_dict() | {"lengths": list(device.lengths)} | generation
@@ -347,6 +351,14 @@ def _front(
         scorer.commonest(scorer.task.test if verified else scorer.task.validation),
         run=scorer.models.parent,
     )
+
+
+def _filed(member: Member, scorer: Scorer) -> Member:
+    """With what its file tells, where the device ran the file itself."""
+    file = scorer.models.parent / member.path / "model.onnx"
+    if member.timing.weight_bytes is not None:
+        return member
+    return replace(member, embedding_bytes=embedding_bytes(file), load_ms=loading_ms(file))
 
 
 def _annotate(fronts: Sequence[Front], scorer: Scorer) -> None:

@@ -133,6 +133,32 @@ _WRAPPER = ".model."
 this name."""
 
 
+def embedding_bytes(path: Path) -> int:
+    """What a file holds of the tables that token ids are looked up in, stored as codes or not.
+
+    Raises:
+        UserError: no ONNX file.
+    """
+    graph = _loaded(path).graph
+    held = {item.name: onnx.numpy_helper.to_array(item) for item in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    ids, there = {"input_ids"}, list[str]()
+    for node in graph.node:
+        if node.op_type == "Cast" and node.input[0] in ids:
+            ids.add(node.output[0])
+        if node.op_type == "Gather" and node.input[1] in ids:
+            there.append(node.input[0])
+            if node.input[0] in held and held[node.input[0]].ndim == 1:  # a row for each word
+                ids.add(node.output[0])
+    seen = set[str]()
+    while there:
+        name = there.pop()
+        if name not in seen:
+            seen.add(name)
+            there += makers[name].input if name in makers else ()
+    return sum(held[name].nbytes for name in seen & held.keys())
+
+
 def float_weight_bytes(path: Path) -> dict[str, int]:
     """Bytes of the fp32 matrices, by name: what a quantizer left; its own scales are not
     counted."""
@@ -186,7 +212,8 @@ def operations(path: Path) -> tuple[list[Product], int]:
     """
     graph = _loaded(path).graph
     operators = sum(
-        node.op_type not in _FREE and not node.output[0].startswith(STORED) for node in graph.node
+        node.op_type not in _FREE and not "".join(node.input).startswith(STORED)
+        for node in graph.node
     )
     return list(_products(graph).values()), operators
 

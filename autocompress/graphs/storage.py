@@ -8,7 +8,9 @@ is what the model has whatever became of its name on the way to the file.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +18,7 @@ import numpy as np
 import onnx
 from numpy.typing import NDArray
 
-from autocompress.graphs.folding import Folding, codes_bytes, spread_bytes
+from autocompress.graphs.folding import STORED, Folding, by_rows, codes_bytes, spread_bytes
 from autocompress.quantizers.codes import Codes, Matrix
 
 _LEAST_SAVED = 2048
@@ -38,7 +40,7 @@ def store(path: Path, matrices: Iterable[Codes]) -> dict[str, dict[str, int]]:
     """
     model = onnx.load(path)
     graph = model.graph
-    known, folding = _Known(matrices, graph), Folding()
+    known, folding, lookups = _Known(matrices, graph), Folding(), _lookups(graph)
     inputs = {item.name for item in graph.input}
     told: dict[str, dict[str, int]] = {"codes": {}, "bitmaps": {}, "dense": {}}
     kept = []
@@ -55,10 +57,14 @@ def store(path: Path, matrices: Iterable[Codes]) -> dict[str, dict[str, int]]:
         if stored is None or stored.make is None:
             kept.append(tensor)
             continue
-        folding.made("Identity", stored.make(folding), output=tensor.name)
+        looked_up = lookups.get(tensor.name, [])
+        shape = stored.make(folding, not looked_up)
+        folding.nodes[-1].output[0] = tensor.name
         graph.value_info.append(
-            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, tensor.dims)
+            onnx.helper.make_tensor_value_info(tensor.name, tensor.data_type, shape)
         )
+        if len(shape) > 2:
+            _join_columns(graph, looked_up, folding)
     if folding.nodes:
         nodes = [*folding.nodes, *graph.node]
         del graph.initializer[:], graph.node[:]
@@ -72,17 +78,24 @@ class _Stored(NamedTuple):
     """A way to store a matrix.
 
     Args:
-        make: adds what decodes it, and gives the name of what comes out; None of a dense one.
+        make: adds what decodes it, last of all the operator that gives the tensor, and says its
+            shape; where it need not be whole, its columns may lie along several axes. None of a
+            dense one.
     """
 
     way: str
     bytes: int
-    make: Callable[[Folding], str] | None
+    make: Callable[[Folding, bool], Sequence[int]] | None
 
 
 def _smallest(array: NDArray[Any], coded: _Coded | None) -> _Stored:
     """Of all ways; a dense one unless another saves enough."""
-    ways = [_Stored("bitmaps", spread_bytes(array), lambda folding: folding.spread(array))]
+
+    def spread(folding: Folding, whole: bool) -> Sequence[int]:
+        folding.spread(array)
+        return array.shape
+
+    ways = [_Stored("bitmaps", spread_bytes(array), spread)]
     if coded is not None:
         ways.append(_Stored("codes", codes_bytes(coded.codes), coded.make))
     least = min(ways, key=lambda stored: stored.bytes)
@@ -133,10 +146,22 @@ class _Coded(NamedTuple):
     transposed: bool
     rounding: _Rounding | None = None
 
-    def make(self, folding: Folding) -> str:
-        values = folding.values(self.codes)
-        if self.transposed:
-            values = folding.made("Transpose", values, perm=[1, 0])
+    def make(self, folding: Folding, whole: bool) -> Sequence[int]:
+        """See ``_Stored``. One scale for all is a matter of the values that there are, not of the
+        matrix."""
+        alike = self.rounding is None or self.rounding.axis is None
+        each = partial(self._rounded, folding)
+        codes = (self.codes.transposed() if self.transposed else None) or self.codes
+        values, shape = folding.values(codes, *([each] if alike else []))
+        if len(shape) > 2 and (whole or not alike or not by_rows(codes)):
+            values, shape = folding.shaped(values, codes.shape), codes.shape
+        if self.transposed and codes is self.codes:
+            values, shape = folding.made("Transpose", values, perm=[1, 0]), codes.shape[::-1]
+        if not alike:
+            each(values)
+        return shape
+
+    def _rounded(self, folding: Folding, values: str) -> str:
         if self.rounding is None:
             return values
         scales, zeros = self.rounding.names
@@ -189,3 +214,34 @@ class _Known:
 def _digest(array: NDArray[Any]) -> bytes:
     told = f"{array.shape} ".encode() + np.ascontiguousarray(array).tobytes()
     return hashlib.sha256(told).digest()
+
+
+def _lookups(graph: onnx.GraphProto) -> dict[str, list[tuple[onnx.NodeProto, int]]]:
+    """The tensors of which nothing but rows are read, by lookups whose indices have a known number
+    of axes: these lookups, each with that number."""
+    axes = {item.name: len(item.type.tensor_type.shape.dim) for item in graph.input}
+    one = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 1}
+    found: dict[str, list[tuple[onnx.NodeProto, int]]] = {}
+    for node in graph.node:
+        by_row = node.op_type == "Gather" and not any(item.i for item in node.attribute)
+        if node.op_type in ("Cast", "Identity") and node.input[0] in axes:
+            axes[node.output[0]] = axes[node.input[0]]
+        elif by_row and node.input[0] in one and node.input[1] in axes:
+            axes[node.output[0]] = axes[node.input[1]]
+        if by_row and node.input[1] in axes:
+            found.setdefault(node.input[0], []).append((node, axes[node.input[1]]))
+    read = Counter(name for node in graph.node for name in node.input)
+    return {name: nodes for name, nodes in found.items() if len(nodes) == read[name]}
+
+
+def _join_columns(
+    graph: onnx.GraphProto, lookups: Sequence[tuple[onnx.NodeProto, int]], folding: Folding
+) -> None:
+    """A row is looked up along several axes, and made one again: no more than a view of it."""
+    for node, axes in lookups:
+        columns = folding.constant(np.array([*(0 for _ in range(axes)), -1], np.int64))
+        rows, node.output[0] = node.output[0], f"{node.output[0]}{STORED}"
+        joined = onnx.helper.make_node(
+            "Reshape", [node.output[0], columns], [rows], f"{node.name}{STORED}"
+        )
+        graph.node.insert(list(graph.node).index(node) + 1, joined)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +27,8 @@ class Codes:
             multiplied by; of no run where there are none.
         positions: int32, ascending: the outliers', whose values are not from the table.
         outliers: float32, in that order.
+        books: tables below each other in the one, equally many entries each; the first index of a
+            row is of the first one, and so on.
     """
 
     shape: tuple[int, int]
@@ -36,14 +38,32 @@ class Codes:
     scales: Matrix = field(default_factory=lambda: np.zeros(0, np.float32))
     positions: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
     outliers: Matrix = field(default_factory=lambda: np.zeros(0, np.float32))
+    books: int = 1
 
     def decode(self) -> Matrix:
         """The matrix, to the last bit as runtimes decode it."""
-        values = self.table[self.indices].ravel()
+        first = np.arange(self.books) * (len(self.table) // self.books)
+        values = self.table[self.indices.reshape(-1, self.books) + first].ravel()
         if len(self.scales):
             values = (values.reshape(len(self.scales), -1) * self.scales[:, None]).ravel()
         values[self.positions] = self.outliers
-        return values.reshape(self.shape)
+        matrix: Matrix = values.reshape(self.shape)
+        return matrix
+
+    def transposed(self) -> Codes | None:
+        """Of the matrix transposed; None where neighbours share an index or a scale."""
+        rows, columns = self.shape
+        if self.table.shape[1] > 1 or len(self.scales):
+            return None
+        positions = self.positions % columns * rows + self.positions // columns
+        order = np.argsort(positions)
+        return replace(
+            self,
+            shape=(columns, rows),
+            indices=self.indices.reshape(self.shape).T.ravel(),
+            positions=positions[order],
+            outliers=self.outliers[order],
+        )
 
     @classmethod
     def of_values(cls, matrix: Matrix, bits: int) -> Codes:

@@ -26,8 +26,8 @@ class Product(Quantizer):
 
     def codes(self, weight: Matrix) -> Codes:
         blocks = self.groups(weight)
-        table = np.unique(_fitted(blocks, 2**self.bits), axis=0)
-        return self._of(weight, _nearest(blocks, table), table)
+        table = np.unique(fitted(blocks, 2**self.bits), axis=0)
+        return self._of(weight, nearest(blocks, table), table)
 
     def found(self, decoded: Matrix) -> Codes:
         blocks = self.groups(decoded).view(np.int32)
@@ -47,7 +47,7 @@ class Product(Quantizer):
         return Codes(shape, self.bits, indices.astype(np.uint8), table)
 
 
-def _fitted(blocks: Matrix, count: int) -> Matrix:
+def fitted(blocks: Matrix, count: int) -> Matrix:
     """Means of clusters, which begin at blocks spread evenly over the order of their sums."""
     step = -(-len(blocks) // _SAMPLE)
     sample = blocks[::step]
@@ -55,15 +55,15 @@ def _fitted(blocks: Matrix, count: int) -> Matrix:
     starts = np.linspace(0, len(order) - 1, min(count, len(order))).round().astype(int)
     means: Matrix = sample[order[starts]]
     for _ in range(_ITERATIONS):
-        nearest = _nearest(sample, means)
-        populations = np.bincount(nearest, minlength=len(means))
-        sums = [np.bincount(nearest, column, len(means)) for column in sample.T]
+        index = nearest(sample, means)
+        populations = np.bincount(index, minlength=len(means))
+        sums = [np.bincount(index, column, len(means)) for column in sample.T]
         moved = np.stack(sums, axis=1) / np.maximum(populations, 1)[:, None]
         means = np.where(populations[:, None] > 0, moved, means).astype(np.float32)
     return means
 
 
-def _nearest(blocks: Matrix, table: Matrix) -> NDArray[np.integer]:
+def nearest(blocks: Matrix, table: Matrix) -> NDArray[np.integer]:
     """Index of the entry nearest to each block."""
     squares = (table**2).sum(axis=1) / 2
     parts = (blocks[i : i + _AT_ONCE] for i in range(0, len(blocks), _AT_ONCE))

@@ -15,6 +15,7 @@ from autocompress.formats import FORMAT_SETTINGS
 from autocompress.interfaces import Knowledge, Technique
 from autocompress.plan import Plan
 from autocompress.techniques.codes import Coding
+from autocompress.techniques.embedding_codes import EmbeddingCoding
 from autocompress.techniques.embedding_rank import EmbeddingRank
 from autocompress.techniques.hidden_size import HiddenSize
 from autocompress.techniques.initialization import INITIALIZATION_SETTINGS
@@ -39,6 +40,7 @@ TECHNIQUES: tuple[Technique, ...] = (
     Sharing(),
     Sparsity(),
     Int8Training(),
+    EmbeddingCoding(),
     Coding(),
 )
 

@@ -30,6 +30,7 @@ class Coded(Part):
     Args:
         format, bits, group, outliers: see ``codes.*``.
         at_once: whether nothing is trained, and the first weights are coded.
+        embedding: whether the word embedding is one of them; else it has codes of its own.
     """
 
     technique: ClassVar[str] = "codes"
@@ -38,6 +39,7 @@ class Coded(Part):
     group: str | int
     outliers: float
     at_once: bool
+    embedding: bool = True
 
     @property
     def quantizer(self) -> Quantizer:
@@ -47,8 +49,18 @@ class Coded(Part):
         grouped = "" if self.group == "tensor" else f" by {self.group}"
         return f"{self.bits}-bit {self.format} codes{grouped}"
 
+    def matrices(self, model: nn.Module) -> dict[str, Any]:
+        """The modules whose weights are coded, by path."""
+        found = matrices(model)
+        if self.embedding:
+            return found
+        from autocompress.families.stream import word_table
+
+        table = word_table(model).weight
+        return {name: module for name, module in found.items() if module.weight is not table}
+
     def codes(self, model: nn.Module) -> list[Codes]:
-        return [self.quantizer.found(array_of(module)) for module in matrices(model).values()]
+        return [self.quantizer.found(array_of(module)) for module in self.matrices(model).values()]
 
     def check(self, name: str, module: Any) -> None:
         """Raises:
@@ -116,7 +128,7 @@ class Coding(Technique):
 
     def fill(self, model: nn.Module, before: nn.Module, part: Coded, family: Family) -> None:
         if part.at_once:
-            _code(model, part)
+            code(model, part)
 
     def modifier(self, lesson: Lesson) -> Modifier | None:
         part = _part(lesson.candidate)
@@ -133,7 +145,7 @@ class CodedAnswers(Modifier):
         """By parameter, what its numbers are exchanged for."""
         self.handles: list[Any] = []
         names = {}
-        for name, module in matrices(lesson.student).items():
+        for name, module in part.matrices(lesson.student).items():
             part.check(name, module)
             names[id(module.weight)] = name
         for module in lesson.student.modules():
@@ -160,7 +172,7 @@ class CodedAnswers(Modifier):
     def remove(self) -> Part | None:
         for handle in self.handles:
             handle.remove()
-        _code(self.lesson.student, self.part)
+        code(self.lesson.student, self.part)
         return None
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -179,14 +191,22 @@ def _part(candidate: Candidate) -> Coded | None:
         group,
         candidate.number("codes.outliers", -4),
         at_once=candidate.number("recovery.steps", 0) == 0,
+        embedding=not codes_embedding(candidate),
     )
 
 
-def _code(model: nn.Module, part: Coded) -> None:
+def codes_embedding(candidate: Candidate) -> bool:
+    """Whether the word embedding has codes of its own, see ``embedding_codes``."""
+    own = candidate.text("embedding.format", "none") != "none"
+    return own or candidate.number("embedding.codebooks", 0) > 0
+
+
+def code(model: nn.Module, part: Coded) -> None:
+    """Bring the weights of a model to the values of the part, in place; raises as ``check``."""
     import torch
 
     with torch.no_grad():
-        for name, module in matrices(model).items():
+        for name, module in part.matrices(model).items():
             module.weight.copy_(part.coded(name, module))
 
 
