@@ -528,9 +528,9 @@ MUTATIONS = (
         "journal.py",
     ),
     spoil(
-        "journal.py",
-        "fcntl.LOCK_EX | fcntl.LOCK_NB",
-        "fcntl.LOCK_SH | fcntl.LOCK_NB",
+        "files.py",
+        "fcntl.LOCK_EX | (",
+        "fcntl.LOCK_SH | (",
         "one process works on a run",
         "journal.py",
     ),

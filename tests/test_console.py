@@ -8,8 +8,8 @@ import pytest
 from rich.console import Console
 
 from autocompress import console
-from autocompress.console import Progressing
 from autocompress.pareto import METRICS
+from autocompress.progress import Progressing
 
 
 @pytest.mark.parametrize("terminal", [False, True])

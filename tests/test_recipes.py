@@ -151,7 +151,10 @@ def test_changes_take_the_place_of_what_the_recipe_says() -> None:
     ("change", "message"),
     [
         ("recovery.steps", "--set recovery.steps: give key=value, such as recovery.steps=500"),
-        ("recovery.step=5", "--set: unknown setting 'recovery.step'; known are layers.keep, "),
+        (
+            "recovery.step=5",
+            "--set: unknown setting 'recovery.step' (did you mean 'recovery.steps'?)",
+        ),
         (
             "recovery.steps=many",
             "--set: recovery.steps is 'many', allowed is a whole number from 0 to 1000000",

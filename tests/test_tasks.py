@@ -13,11 +13,11 @@ import pytest
 
 from autocompress.engine import session
 from autocompress.engine.request import Request
-from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Option, Task, TaskInputs, TaskKind
 from autocompress.pareto import METRICS
+from autocompress.searching import search
 from autocompress.tasks import OPTIONS, TASKS, text_classification
 from autocompress.tasks.data import Columns
 from tests.conftest import SizeDevice
