@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 from autocompress import __version__, resources
 from autocompress.errors import UserError
-from autocompress.hardware.profile import PHASES, RUNTIMES
+from autocompress.hardware.profile import PHASES, RUNTIMES, USUAL
 from autocompress.limits import CONFIDENCE
 from autocompress.names import did_you_mean
 from autocompress.pareto import LATENCY_AND_QUALITY, OBJECTIVES
 from autocompress.tasks import OPTIONS, TASKS
 
 _MAX_DROP = "lose at most so many points, or increase the perplexity by at most so many percent"
+_NO_LIMIT = "default: no limit"
 _MAX_SIZE, _MIN_COMPRESSION = "of the model's file", "bytes of the fp32 model over the model's"
 
 
@@ -38,11 +39,21 @@ class _Once(argparse._StoreAction):
         super().__call__(parser, namespace, values, option_string)
 
 
+class _Help(argparse.HelpFormatter):
+    """Ends with an option's default, where the text has not named it."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        said, default = action.help or "", action.default
+        if action.nargs == 0 or default in (None, [], "") or "default: " in said:
+            return said
+        return f"{said} (default: %(default)s)"
+
+
 class _Parser(argparse.ArgumentParser):
-    """Mistakes in one line."""
+    """Mistakes in one line, and names that are nearly right are guessed."""
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
+        super().__init__(formatter_class=_Help, **options)
         self.register("action", None, _Once)
 
     def _get_values(self, action: argparse.Action, texts: list[str]) -> Any:
@@ -72,19 +83,35 @@ class _Parser(argparse.ArgumentParser):
 
 
 def parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    """Of all commands; ``command`` of what it gives is the name of one in ``verbs``."""
+    whole = _Parser(
         prog="autocompress",
         description="Search for the Pareto-optimal compressed versions of a transformer.",
     )
-    parser.add_argument("--version", action="version", version=f"autocompress {__version__}")
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    whole.add_argument("--version", action="version", version=f"autocompress {__version__}")
+    commands = whole.add_subparsers(metavar="COMMAND", required=True)
+    for add in (_add_search, _add_evaluate, _add_demo, _add_init, _add_reading, _add_measuring):
+        add(commands)
+    _add_resources(commands)
+    commands.add_parser(
+        "completion",
+        help="a script that completes commands and options in bash and zsh",
+        description='In ~/.bashrc or ~/.zshrc: eval "$(autocompress completion)"',
+    ).set_defaults(command="completion")
+    return whole
 
+
+def _add_search(commands: Any) -> None:
     search = commands.add_parser(
-        "search", help="search, and write a run folder with the front as files"
+        "search",
+        help="search, and write a run folder with the front as files",
+        description="autocompress search --model X --data Y is enough; what it takes is printed.",
     )
     _add_inputs(search)
     search.add_argument(
-        "--space", required=True, metavar="SPACE", help="a shipped search space or a .toml file"
+        "--space",
+        metavar="SPACE",
+        help="a shipped search space or a .toml file; default: by the model's family and size",
     )
     for option, example, phase in (
         ("--max-latency", "3ms", f"; of a language model [{'|'.join(PHASES)}=]"),
@@ -95,11 +122,11 @@ def parser() -> argparse.ArgumentParser:
             action="append",
             default=[],
             metavar=f"[PROFILE=]{example}",
-            help=f"on one device, or without its name on each{phase}",
+            help=f"on one device, or without its name on each{phase}; {_NO_LIMIT}",
         )
-    search.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
-    search.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
-    search.add_argument("--max-drop", type=float, metavar="N", help=_MAX_DROP)
+    search.add_argument("--max-size", metavar="10MB", help=f"{_MAX_SIZE}; {_NO_LIMIT}")
+    search.add_argument("--min-compression", metavar="8x", help=f"{_MIN_COMPRESSION}; {_NO_LIMIT}")
+    search.add_argument("--max-drop", type=float, metavar="N", help=f"{_MAX_DROP}; {_NO_LIMIT}")
     _add_confidence(search)
     search.add_argument(
         "--objectives",
@@ -113,14 +140,21 @@ def parser() -> argparse.ArgumentParser:
         "--trials",
         type=int,
         metavar="N",
-        help="candidates to try; 50 when there is no time limit either",
+        help="candidates to try; default: as many as the time allows, 50 without --time-limit",
     )
-    search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument(
-        "--sampler", default="tpe", help="tpe (default), gp, nsga2, random or local"
+        "--time-limit",
+        metavar="10m",
+        help=f"for everything, verification included; {_NO_LIMIT}",
     )
+    search.add_argument(
+        "--sampler", default="tpe", metavar="NAME", help="tpe, gp, nsga2, random or local"
+    )
+    _add_talking(search)
     search.set_defaults(command="search")
 
+
+def _add_evaluate(commands: Any) -> None:
     evaluate = commands.add_parser(
         "evaluate", help="make one named method's model, and print its scores"
     )
@@ -133,11 +167,14 @@ def parser() -> argparse.ArgumentParser:
         default=[],
         dest="changes",
         metavar="KEY=VALUE",
-        help="a setting in place of the recipe's",
+        help="a setting in place of the recipe's; default: all as the recipe says",
     )
     _add_inputs(evaluate)
+    _add_talking(evaluate)
     evaluate.set_defaults(command="evaluate")
 
+
+def _add_demo(commands: Any) -> None:
     demo = commands.add_parser(
         "demo", help="the search on an embedded real model and real sentences"
     )
@@ -147,109 +184,119 @@ def parser() -> argparse.ArgumentParser:
         metavar="RUN",
         help="default: the next free runs/demo-N; with --resume the last",
     )
-    demo.add_argument("--time-limit", default="10m", metavar="10m")
-    demo.add_argument("--seed", type=int, default=0)
-    demo.add_argument("--resume", action="store_true")
+    demo.add_argument(
+        "--time-limit", default="10m", metavar="10m", help="for everything, verification included"
+    )
+    _add_repeating(demo)
+    _add_talking(demo)
     demo.set_defaults(command="demo")
 
+
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser(
+        "init", help="write a commented search space and profile for a model, to be changed"
+    )
+    init.add_argument("--model", required=True, metavar="DIR_OR_HUB_ID", help="to be compressed")
+    init.add_argument(
+        "--out",
+        type=Path,
+        default=Path(),
+        metavar="DIR",
+        help="for space.toml and profile.toml; default: this folder",
+    )
+    init.set_defaults(command="init")
+
+
+def _add_reading(commands: Any) -> None:
+    """What reads a run."""
     front = commands.add_parser("front", help="print the front of a run")
-    front.add_argument("run", type=Path, metavar="RUN")
-    _add_device(front)
-    front.add_argument("--json", action="store_true")
-    front.set_defaults(command="front")
-
     pick = commands.add_parser("pick", help="choose a model of the front by budget")
-    pick.add_argument("run", type=Path, metavar="RUN")
-    _add_limits(pick)
-    _add_device(pick)
-    _add_tie(pick)
-    pick.add_argument("--json", action="store_true")
-    pick.set_defaults(command="pick")
-
     export = commands.add_parser("export", help="copy a model of the front to a folder of its own")
-    export.add_argument("run", type=Path, metavar="RUN")
-    export.add_argument("--trial", metavar="ID", help="in place of limits")
-    _add_limits(export)
-    _add_device(export)
-    _add_tie(export)
-    export.add_argument("--out", type=Path, required=True, metavar="DIR")
-    export.set_defaults(command="export")
-
     report = commands.add_parser("report", help="write report.html into a run folder")
-    report.add_argument("run", type=Path, metavar="RUN")
-    report.set_defaults(command="report")
+    for name, command in (("front", front), ("pick", pick), ("export", export), ("report", report)):
+        command.add_argument("run", type=Path, metavar="RUN")
+        command.set_defaults(command=name)
+    export.add_argument(
+        "--trial", metavar="ID", help="in place of limits; default: the best within these"
+    )
+    for command in (pick, export):
+        _add_limits(command)
+        command.add_argument(
+            "--allow-tie", action="store_true", help="also a model whose interval crosses the limit"
+        )
+    for command in (front, pick, export):
+        command.add_argument(
+            "--hardware",
+            metavar="PROFILE",
+            help="whose front; default: the first that the search was given",
+        )
+    for command in (front, pick):
+        _add_json(command)
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
 
+
+def _add_measuring(commands: Any) -> None:
+    """What times a device."""
     measure = commands.add_parser(
         "measure", help="latency of an exported folder, a transformers folder or an .onnx file"
     )
     measure.add_argument("model", type=Path, metavar="DIR")
-    measure.add_argument("--hardware", required=True, metavar="PROFILE")
-    measure.add_argument("--json", action="store_true")
-    measure.set_defaults(command="measure")
-
-    profile = _add_resource(
-        commands,
-        "profile",
-        "hardware profiles",
-        "hw_profiles",
+    measure.add_argument(
+        "--hardware", required=True, metavar="PROFILE", help="a shipped profile or a .toml file"
     )
+    _add_json(measure)
+    measure.set_defaults(command="measure")
+    doctor = commands.add_parser(
+        "doctor", help="whether a device can be timed well, and what int8 gains there"
+    )
+    _add_location(doctor)
+    _add_json(doctor)
+    doctor.set_defaults(command="doctor")
+
+
+def _add_resources(commands: Any) -> None:
+    """What ships as a file, and what such files may hold."""
+    profile = _add_resource(commands, "profile", "hardware profiles", "hw_profiles")
     new = profile.add_parser(
         "new", help="write NAME.toml for a device, with its fingerprint and what it speeds up"
     )
     new.add_argument("name", metavar="NAME")
+    _add_location(new)
     new.add_argument(
-        "--device",
-        default="local",
-        metavar="LOCATION",
-        help="ssh://[user@]host[:port], or cmd:COMMAND; default: this machine",
+        "--runtime", default="onnxruntime-cpu", metavar="NAME", help=", ".join(RUNTIMES)
     )
-    new.add_argument("--runtime", default="onnxruntime-cpu", help=", ".join(RUNTIMES))
-    new.add_argument("--python", default="python3", help="on a device that is not this machine")
-    new.add_argument("--ssh-config", default="", metavar="FILE")
-    new.add_argument("--threads", type=int, default=1, metavar="N")
-    new.add_argument("--batch-size", type=int, default=1, metavar="N")
+    new.add_argument("--threads", type=int, default=1, metavar="N", help="0: all cores")
+    new.add_argument("--batch-size", type=int, default=1, metavar="N", help="texts at a time")
     new.add_argument(
         "--sequence-length",
         default="task",
         metavar="N",
-        help="tokens; default: the lengths of the task's own texts",
+        help="tokens; task stands for the lengths of the task's own texts",
     )
     new.set_defaults(command="new_profile")
-    keys = profile.add_parser(
+    profile.add_parser(
         "settings", help="what a profile may hold: each key, what is allowed, its default"
-    )
-    keys.set_defaults(command="list_profile_keys")
-
-    doctor = commands.add_parser(
-        "doctor", help="whether a device can be timed well, and what int8 gains there"
-    )
-    doctor.add_argument("--device", default="local", metavar="LOCATION")
-    doctor.add_argument("--python", default="python3")
-    doctor.add_argument("--ssh-config", default="", metavar="FILE")
-    doctor.add_argument("--json", action="store_true")
-    doctor.set_defaults(command="doctor")
-
-    space = _add_resource(
-        commands,
-        "space",
-        "search spaces",
-        "search_spaces",
-    )
+    ).set_defaults(command="list_profile_keys")
+    space = _add_resource(commands, "space", "search spaces", "search_spaces")
     validate = space.add_parser("validate", help="check a search space file")
     validate.add_argument("file")
     validate.set_defaults(command="validate_space")
-    settings = space.add_parser(
+    space.add_parser(
         "settings", help="what a space may hold: each setting, what is allowed, its default"
-    )
-    settings.set_defaults(command="list_settings")
+    ).set_defaults(command="list_settings")
+    _add_resource(commands, "recipe", "recipes, named methods", "search_spaces/recipes")
 
-    _add_resource(
-        commands,
-        "recipe",
-        "recipes, named methods",
-        "search_spaces/recipes",
+
+def _add_resource(commands: Any, verb: str, what: str, kind: resources.Kind) -> Any:
+    verbs = commands.add_parser(verb, help=f"the {what}").add_subparsers(
+        metavar="COMMAND", required=True
     )
-    return parser
+    listed = verbs.add_parser("list", help="names and descriptions")
+    listed.set_defaults(command="list_shipped", kind=kind)
+    shown = verbs.add_parser("show", help="all of one, as JSON")
+    shown.add_argument("name", metavar="NAME_OR_FILE")
+    shown.set_defaults(command="show_shipped", kind=kind)
+    return verbs
 
 
 def _add_inputs(parser: argparse.ArgumentParser) -> None:
@@ -262,7 +309,6 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
             "--finetune any of the families"
         ),
     )
-    parser.add_argument("--task", required=True, help=", ".join(TASKS))
     parser.add_argument(
         "--data",
         required=True,
@@ -273,15 +319,17 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
         ),
     )
     parser.add_argument(
-        "--validation",
-        metavar="FILE_OR_SPLIT",
-        help="guides the search; cut from the data where not given",
+        "--task", metavar="NAME", help=f"{', '.join(TASKS)}; default: that of the model's head"
     )
-    parser.add_argument(
-        "--test",
-        metavar="FILE_OR_SPLIT",
-        help="scored once, at the end; cut from the data where not given",
-    )
+    for split, purpose in (
+        ("validation", "guides the search"),
+        ("test", "scored once, at the end"),
+    ):
+        parser.add_argument(
+            f"--{split}",
+            metavar="FILE_OR_SPLIT",
+            help=f"{purpose}; default: the data's own, else cut from it",
+        )
     for option in OPTIONS.values():
         takers = [name for name, kind in TASKS.items() if option in kind.options]
         only = "" if len(takers) == len(TASKS) else f"{', '.join(takers)}: "
@@ -298,12 +346,11 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--hardware",
-        required=True,
         action="append",
         metavar="PROFILE",
         help=(
             "a shipped profile or a .toml file; give it again for another device, which gets a "
-            "front of its own"
+            f"front of its own; default: {USUAL}"
         ),
     )
     parser.add_argument(
@@ -315,26 +362,55 @@ def _add_inputs(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tf32", action="store_true", help="let a GPU round the inputs of fp32 products"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", required=True, type=Path, metavar="RUN")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="RUN",
+        help="default: the next free runs/MODEL-N; with --resume the last",
+    )
+    _add_repeating(parser)
+
+
+def _add_repeating(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--seed", type=int, default=0, metavar="N", help="the same one, the same candidates"
+    )
     parser.add_argument("--resume", action="store_true", help="go on with the run in --out")
 
 
+def _add_talking(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_mutually_exclusive_group()
+    group.add_argument("--quiet", action="store_true", help="no progress, the result alone")
+    group.add_argument(
+        "--verbose",
+        action="store_true",
+        help="every candidate with all its settings, every reason in full",
+    )
+
+
 def _add_limits(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("limits", "give at least one; of several all must hold")
+    group = parser.add_argument_group(
+        "limits", "give at least one; of several all must hold; each is without by default"
+    )
     group.add_argument(
         "--max-latency",
         metavar="3ms",
-        help="of a language model also with its phase, as decode=3ms",
+        help=f"of a language model also with its phase, as decode=3ms; {_NO_LIMIT}",
     )
     group.add_argument(
-        "--min-speedup", metavar="2x", help="against the fp32 model in the same runtime"
+        "--min-speedup",
+        metavar="2x",
+        help=f"against the fp32 model in the same runtime; {_NO_LIMIT}",
     )
-    group.add_argument("--max-size", metavar="10MB", help=_MAX_SIZE)
-    group.add_argument("--min-compression", metavar="8x", help=_MIN_COMPRESSION)
-    group.add_argument("--min-quality", type=float, metavar="0.86", help="the score, as a share")
-    group.add_argument("--max-perplexity", type=float, metavar="25.0")
-    group.add_argument("--max-drop", type=float, metavar="1.0", help=_MAX_DROP)
+    group.add_argument("--max-size", metavar="10MB", help=f"{_MAX_SIZE}; {_NO_LIMIT}")
+    group.add_argument("--min-compression", metavar="8x", help=f"{_MIN_COMPRESSION}; {_NO_LIMIT}")
+    group.add_argument(
+        "--min-quality", type=float, metavar="0.86", help=f"the score, as a share; {_NO_LIMIT}"
+    )
+    group.add_argument(
+        "--max-perplexity", type=float, metavar="25.0", help=f"of a language model; {_NO_LIMIT}"
+    )
+    group.add_argument("--max-drop", type=float, metavar="1.0", help=f"{_MAX_DROP}; {_NO_LIMIT}")
     _add_confidence(group)
 
 
@@ -343,7 +419,7 @@ def _add_confidence(parser: argparse._ActionsContainer) -> None:
         "--confidence",
         type=float,
         default=CONFIDENCE,
-        metavar=f"{CONFIDENCE}",
+        metavar="SHARE",
         help=(
             "that the chosen model truly meets its limits of quality, which are checked on the "
             "validation split with a margin for chance; 0.5 is without"
@@ -351,27 +427,21 @@ def _add_confidence(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _add_device(parser: argparse.ArgumentParser) -> None:
+def _add_location(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--hardware",
-        metavar="PROFILE",
-        help="whose front; default: the first that the search was given",
+        "--device",
+        default="local",
+        metavar="LOCATION",
+        help="local is this machine; else ssh://[user@]host[:port], or cmd:COMMAND",
     )
-
-
-def _add_tie(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--allow-tie", action="store_true", help="also a model whose interval crosses the limit"
+        "--python",
+        default="python3",
+        metavar="COMMAND",
+        help="on a device that is not this machine",
     )
+    parser.add_argument("--ssh-config", default="", metavar="FILE", help="default: ssh's own")
 
 
-def _add_resource(parsers: Any, verb: str, what: str, kind: resources.Kind) -> Any:
-    commands = parsers.add_parser(verb, help=f"the {what}").add_subparsers(
-        metavar="COMMAND", required=True
-    )
-    listed = commands.add_parser("list", help="names and descriptions")
-    listed.set_defaults(command="list_shipped", kind=kind)
-    shown = commands.add_parser("show", help="all of one, as JSON")
-    shown.add_argument("name", metavar="NAME_OR_FILE")
-    shown.set_defaults(command="show_shipped", kind=kind)
-    return commands
+def _add_json(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--json", action="store_true", help="as JSON")

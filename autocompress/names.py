@@ -8,7 +8,7 @@ from difflib import get_close_matches
 
 def did_you_mean(name: object, known: Collection[str]) -> str:
     """`` (did you mean 'cpu-1-thread'?)`` after a name that is nearly a known one; else nothing."""
-    near = get_close_matches(str(name), known, n=1)
+    near = get_close_matches(str(name), known, n=1, cutoff=0.75)
     return f" (did you mean {near[0]!r}?)" if near else ""
 
 

@@ -8,7 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autocompress.hardware.profile import HardwareProfile
+from autocompress.hardware.profile import USUAL, HardwareProfile
 from autocompress.journal import run_folder
 from autocompress.limits import Limits
 from autocompress.search_space import SearchSpace
@@ -21,14 +21,11 @@ if TYPE_CHECKING:
     from autocompress.interfaces import TaskKind, Technique
     from autocompress.tasks.data import Columns
 
-HARDWARE = "cpu-1-thread-task"
-"""Where no profile is named: this machine, at the lengths of the user's own texts."""
-
 
 def search(
     model: str | Path,
     data: str | Path,
-    hardware: str | HardwareProfile | Sequence[str | HardwareProfile] = HARDWARE,
+    hardware: str | HardwareProfile | Sequence[str | HardwareProfile] = USUAL,
     space: str | SearchSpace | None = None,
     out: str | Path | None = None,
     *,

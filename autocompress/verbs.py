@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from autocompress import resources, units
 from autocompress.candidate import Setting, thaw
 from autocompress.errors import RequestUnmet, UserError
-from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
+from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, USUAL, HardwareProfile
 from autocompress.journal import run_folder
 from autocompress.limits import CONFIDENCE, Limits
 from autocompress.pareto import (
@@ -27,7 +27,7 @@ from autocompress.pareto import (
 )
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
-from autocompress.searching import HARDWARE, short_name
+from autocompress.searching import short_name
 from autocompress.techniques import SETTINGS
 
 if TYPE_CHECKING:
@@ -83,14 +83,14 @@ def _take_usual(options: argparse.Namespace) -> None:
         from autocompress.engine.defaults import of_model
 
         usual["task"], usual["space"] = of_model(options.model)
-    usual["hardware"] = [HARDWARE]
+    usual["hardware"] = [USUAL]
     usual["out"] = run_folder(short_name(options.model), options.resume)
     taken = {name: value for name, value in usual.items() if getattr(options, name, "") is None}
     vars(options).update(taken)
     if taken and not options.quiet:
         from autocompress import console
 
-        taken |= {"hardware": HARDWARE} if "hardware" in taken else {}
+        taken |= {"hardware": USUAL} if "hardware" in taken else {}
         said = " ".join(f"--{name} {_quoted(value)}" for name, value in taken.items())
         console.err.print(console.folded(f"not given, and taken: {said}", console.err))
 
@@ -300,6 +300,26 @@ def _pick_command(run: Path, limits: Limits) -> str:
         f"--{name.replace('_', '-')} {value:g}x" for name, value in limits.as_dict().items()
     )
     return f"autocompress pick {_quoted(run)} {options}"
+
+
+def init(options: argparse.Namespace) -> None:
+    """``autocompress init``."""
+    from autocompress import console, drafting
+    from autocompress.engine.defaults import of_model
+
+    _, space = of_model(options.model)
+    files = drafting.write(options.out, options.model, space, USUAL)
+    console.out.print(f"wrote {' and '.join(map(str, files))}; change them, then")
+    own = " ".join(f"--{name} {_quoted(file)}" for name, file in zip(("space", "hardware"), files))
+    console.out.print(f"autocompress search --model {_quoted(options.model)} --data FILE {own}")
+
+
+def completion(options: argparse.Namespace) -> None:
+    """``autocompress completion``."""
+    from autocompress.arguments import parser
+    from autocompress.completing import script
+
+    say(script(parser()))
 
 
 def front(options: argparse.Namespace) -> None:

@@ -19,7 +19,7 @@ def test_a_stage_says_how_far_it_is_and_what_is_left(
     """In a log a line a minute, on a terminal a bar."""
     out, now = io.StringIO(), 100.0
     monkeypatch.setattr(console, "err", Console(file=out, force_terminal=terminal, width=200))
-    monkeypatch.setattr("autocompress.console.time.monotonic", lambda: now)
+    monkeypatch.setattr("autocompress.progress.time.monotonic", lambda: now)
     listener = Progressing(3600.0, METRICS["accuracy"])
     listener.stage("fine-tuning the teacher")
     for done in range(1, 13):

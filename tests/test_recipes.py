@@ -305,8 +305,8 @@ def test_an_unknown_recipe_is_told_the_known_ones(
 ) -> None:
     assert main(command(tiny_model, data_file, tmp_path / "run", "distilgtp2")) == 2
     assert capsys.readouterr().err == (
-        "autocompress: unknown recipe 'distilgtp2': give a path to a .toml file or one of "
-        f"{', '.join(NAMES)}\n"
+        "autocompress: unknown recipe 'distilgtp2' (did you mean 'distilgpt2'?): give a path to a "
+        f".toml file or one of {', '.join(NAMES)}\n"
     )
     assert not (tmp_path / "run").exists()
 

@@ -37,7 +37,7 @@ Example = tuple[str, str | None, Any]
 _Ids = TypeVar("_Ids", bound=NDArray[np.integer[Any]])
 Encode = Callable[[Sequence[Text]], Sequence[NDArray[np.integer[Any]]]]
 """What models see of texts: two of which it is the same are the same text."""
-TEXT_COLUMN = Option("text-column", "C", "column of the texts; a usual name is found")
+TEXT_COLUMN = Option("text-column", "C", "column of the texts; default: a usual name")
 
 
 @dataclass(frozen=True)
