@@ -33,7 +33,7 @@ complete -o default -F _{name} {name}"""
 
 
 def _words(parser: argparse.ArgumentParser, path: str) -> Iterator[tuple[str, list[str]]]:
-    """What may follow each command, which is named by its path such as ``autocompress space list``."""
+    """What may follow each command, named as ``autocompress space list``."""
     below = [a for a in parser._actions if isinstance(a, argparse._SubParsersAction)]
     names = [name for action in below for name in action.choices]
     options = [word for word in parser._option_string_actions if word.startswith("--")]

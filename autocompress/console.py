@@ -148,11 +148,16 @@ def folded(line: str | Text, console: Console) -> Text:
     text = Text(line) if isinstance(line, str) else line
     if not console.is_terminal:
         return text
-    first, *rest = text.wrap(console, console.width) or [text]
-    if not rest:
-        return first
-    left = Text(" ").join(rest).wrap(console, console.width - len(_INDENT))
+    first, *rest = _wrapped(text, console, console.width) or [text]
+    left = _wrapped(Text(" ").join(rest), console, console.width - len(_INDENT)) if rest else []
     return Text("\n").join([first, *(Text(_INDENT) + more for more in left)])
+
+
+def _wrapped(text: Text, console: Console, width: int) -> list[Text]:
+    lines = list(text.wrap(console, width))
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def member_line(

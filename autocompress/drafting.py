@@ -22,20 +22,16 @@ def write(folder: Path, model: str, space: str, profile: str) -> tuple[Path, Pat
         Their paths.
 
     Raises:
-        UserError: one is there already, or the folder cannot be written.
+        UserError: one is there already.
     """
-    texts = {
-        folder / "space.toml": _space(model, space),
-        folder / "profile.toml": _profile(profile),
-    }
-    for file in texts:
+    files = folder / "space.toml", folder / "profile.toml"
+    for file in files:
         if file.exists():
             raise UserError(f"{file} exists already; give another --out")
     folder.mkdir(parents=True, exist_ok=True)
-    for file, text in texts.items():
+    for file, text in zip(files, (_space(model, space), _profile(profile)), strict=True):
         file.write_text(text, encoding="utf-8")
-    first, second = texts
-    return first, second
+    return files
 
 
 def _space(model: str, name: str) -> str:

@@ -308,10 +308,12 @@ def init(options: argparse.Namespace) -> None:
     from autocompress.engine.defaults import of_model
 
     _, space = of_model(options.model)
-    files = drafting.write(options.out, options.model, space, USUAL)
-    console.out.print(f"wrote {' and '.join(map(str, files))}; change them, then")
-    own = " ".join(f"--{name} {_quoted(file)}" for name, file in zip(("space", "hardware"), files))
-    console.out.print(f"autocompress search --model {_quoted(options.model)} --data FILE {own}")
+    own_space, profile = drafting.write(options.out, options.model, space, USUAL)
+    console.out.print(f"wrote {own_space} and {profile}: change them, then")
+    console.out.print(
+        f"autocompress search --model {_quoted(options.model)} --data FILE "
+        f"--space {_quoted(own_space)} --hardware {_quoted(profile)}"
+    )
 
 
 def completion(options: argparse.Namespace) -> None:
