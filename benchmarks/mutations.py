@@ -528,6 +528,20 @@ MUTATIONS = (
         "journal.py",
     ),
     spoil(
+        "progress.py",
+        "if kind == self.last_reason and not self.verbose:",
+        "if False:",
+        "trials refused alike are counted",
+        "console.py",
+    ),
+    spoil(
+        "engine/defaults.py",
+        "if name.endswith(head):",
+        "if True:",
+        "the task is that of the model's head",
+        "arguments.py",
+    ),
+    spoil(
         "files.py",
         "fcntl.LOCK_EX | (",
         "fcntl.LOCK_SH | (",
