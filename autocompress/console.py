@@ -34,7 +34,7 @@ _INDENT = " " * 6
 def fail(message: str) -> None:
     """One line on standard error."""
     line = " ".join(message.splitlines())
-    err.print(Text.assemble(("autocompress: ", "bold red"), line))
+    err.print(folded(Text.assemble(("autocompress: ", "bold red"), line), err))
 
 
 def stage(name: str) -> None:
