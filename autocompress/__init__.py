@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from autocompress.artifact import load_model as load_model
     from autocompress.candidate import Candidate as Candidate
     from autocompress.engine.loop import SearchResult as SearchResult
-    from autocompress.engine.session import search as search
     from autocompress.errors import AutocompressError as AutocompressError
     from autocompress.errors import DeviceLost as DeviceLost
     from autocompress.errors import RequestUnmet as RequestUnmet
@@ -31,6 +30,7 @@ if TYPE_CHECKING:
     from autocompress.recipes import Recipe as Recipe
     from autocompress.report import write_report as write_report
     from autocompress.search_space import SearchSpace as SearchSpace
+    from autocompress.searching import search as search
     from autocompress.tasks.data import Columns as Columns
 
 _HOMES = {
@@ -51,7 +51,7 @@ _HOMES = {
     "load_front": "pareto",
     "load_fronts": "pareto",
     "load_model": "artifact",
-    "search": "engine.session",
+    "search": "searching",
     "write_report": "report",
 }
 

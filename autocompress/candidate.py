@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from autocompress.errors import UserError
+from autocompress.names import unknown
 
 Value = bool | int | float | str | tuple["Value", ...]
 """A setting's value: JSON scalars, or a tuple where JSON has a list."""
@@ -277,9 +278,7 @@ class Settings:
         raises as ``candidate``."""
         for name in chosen:
             if name not in self.by_name:
-                raise UserError(
-                    f"{where}: unknown setting {name!r}; known are {', '.join(self.by_name)}"
-                )
+                raise UserError(f"{where}: {unknown('setting', name, self.by_name)}")
         checked = {name: self.by_name[name].check(value, where) for name, value in chosen.items()}
         complete = self.complete(checked)
         return {s.name: complete[s.name] for s in self if s.when(complete)}

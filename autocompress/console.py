@@ -1,4 +1,4 @@
-"""What the commands print: tables, lines, progress with the time to go.
+"""What the commands print: tables and lines.
 
 Paths and names are the user's: no text is read as markup, styles are given apart from it.
 """
@@ -6,23 +6,20 @@ Paths and names are the user's: no text is read as markup, styles are given apar
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich import box
+from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
 from autocompress.formats import words
 from autocompress.journal import Trial
-from autocompress.pareto import Front, Member, Metric
+from autocompress.pareto import Front, Member
 from autocompress.scores import CONSTANT, Latency, Timing
 from autocompress.structure import describe_sizes
-from autocompress.units import clock
 
 if TYPE_CHECKING:
     from autocompress.hardware.doctor import Diagnosis
@@ -30,11 +27,14 @@ if TYPE_CHECKING:
 out = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
 err = Console(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
+_INDENT = " " * 6
+"""Of a line's second line."""
+
 
 def fail(message: str) -> None:
     """One line on standard error."""
     line = " ".join(message.splitlines())
-    err.print(Text.assemble(("autocompress: ", "bold red"), line))
+    err.print(folded(Text.assemble(("autocompress: ", "bold red"), line), err))
 
 
 def stage(name: str) -> None:
@@ -42,34 +42,40 @@ def stage(name: str) -> None:
     err.print(f"{name} ...", style="dim")
 
 
-def front_table(front: Front) -> Table:
-    """The front, fastest first, the baseline last; estimated latencies carry a tilde."""
+def front_text(front: Front) -> Group:
+    """The front in at most 80 columns: its table, and under it what each model has that the
+    baseline has not."""
     split = "test" if front.verified else "validation, not verified"
     timed = f", latencies of {phase_text(front)}" if front.baseline.timing.phase else ""
     estimated = ", latencies estimated from a datasheet" if front.estimated else ""
-    metric = front.scale
-    table = Table(
-        title=(
-            f"{len(front.members)} models on {front.hardware['name']} ({metric.name} on "
-            f"{split}{timed}{estimated})"
-        ),
-        title_justify="left",
-        caption="; ".join(["chosen on validation", f"hypervolume {front.areas}", *front.notes]),
-        caption_justify="left",
+    whole, notes = front.baseline, ["chosen on validation", f"hypervolume {front.areas}"]
+    plain = pieces(whole.candidate, whole.sizes)
+    told = {
+        member.id: differing(pieces(member.candidate, member.sizes), plain) + member.mark
+        for member in front.members
+    } | {whole.id: ", ".join(plain) + whole.mark}
+    return Group(
+        f"{len(front.members)} models on {front.hardware['name']} ({front.scale.name} on "
+        f"{split}{timed}{estimated})",
+        front_table(front),
+        *(folded(f"{name}  {what}", out) for name, what in told.items()),
+        "",
+        *(folded(note, out) for note in [*notes, *front.notes]),
     )
-    compressed, timing = "size" in front.objectives, front.baseline.timing
-    milliseconds = [f"{timing.regime} ms" if timing.beside else "ms", "speedup"]
+
+
+def front_table(front: Front) -> Table:
+    """The front's figures, fastest first, the baseline last; estimated latencies carry a tilde."""
+    metric, timing = front.scale, front.baseline.timing
+    columns = ["model", f"{timing.regime} ms" if timing.beside else "ms", "speedup"]
     if timing.beside:
-        milliseconds += [f"{timing.beside.regime} ms", "speedup"]
-    names = ["model", *milliseconds, metric.name, f"{metric.lost}, {metric.unit}", "MB"]
-    for name in [*names, *(["MB without embedding", "compression"] if compressed else [])]:
-        table.add_column(name, justify="left" if name == "model" else "right", no_wrap=True)
-    table.add_column("what it is")
-    rows = [
-        *front.members,
-        *([front.baseline] if front.baseline.id not in {m.id for m in front.members} else []),
-    ]
-    for member in rows:
+        columns += [f"{timing.beside.regime} ms", "speedup"]
+    columns += [metric.name, f"{metric.lost}, {metric.unit}", "MB"]
+    compressed = "size" in front.objectives
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for name in [*columns, *(["without embedding", "compression"] if compressed else [])]:
+        table.add_column(name, justify="left" if name == "model" else "right")
+    for member in {member.id: member for member in (*front.members, front.baseline)}.values():
         q = member.quality
         about, other = member.latency_ms.about, member.timing.beside
         table.add_row(
@@ -81,7 +87,6 @@ def front_table(front: Front) -> Table:
             f"{q.drop_reported:.2f} ± {front.error_text(member)}",
             f"{member.weight_bytes / 1e6:.1f}",
             *([member.rest, f"{front.compression(member):.2f}x"] if compressed else []),
-            describe(member.candidate, member.sizes) + member.mark,
         )
     return table
 
@@ -116,18 +121,43 @@ def trial_lines(trials: Sequence[Trial], fronts: Mapping[str, Front]) -> list[st
     return lines
 
 
-def describe(candidate: dict[str, Any], sizes: dict[str, Any] | None) -> str:
-    """A candidate in words."""
+def pieces(candidate: Mapping[str, Any], sizes: Mapping[str, Any] | None) -> list[str]:
+    """A candidate in words, one for each thing that can differ."""
     start, steps = candidate.get("weights.start", "copied"), candidate.get("recovery.steps", 0)
     teacher = " without a teacher" if candidate.get("recovery.hard_label_weight") == 1 else ""
-    return ", ".join(
-        [
-            describe_sizes(sizes),
-            words(candidate),
-            *([] if start == "copied" else [f"start {start}"]),
-            *([f"{steps} steps{teacher}"] if steps else []),
-        ]
-    )
+    return [
+        *describe_sizes(sizes).split(", "),
+        *words(candidate).split(", "),
+        *([] if start == "copied" else [f"start {start}"]),
+        *([f"{steps} steps{teacher}"] if steps else []),
+    ]
+
+
+def describe(candidate: Mapping[str, Any], sizes: Mapping[str, Any] | None) -> str:
+    """A candidate in words."""
+    return ", ".join(pieces(candidate, sizes))
+
+
+def differing(told: Sequence[str], whole: Sequence[str]) -> str:
+    """What a candidate has that the baseline has not."""
+    return ", ".join(piece for piece in told if piece not in whole) or "as the baseline"
+
+
+def folded(line: str | Text, console: Console) -> Text:
+    """A line; on a terminal broken between words, and what follows is indented."""
+    text = Text(line) if isinstance(line, str) else line
+    if not console.is_terminal:
+        return text
+    first, *rest = _wrapped(text, console, console.width) or [text]
+    left = _wrapped(Text(" ").join(rest), console, console.width - len(_INDENT)) if rest else []
+    return Text("\n").join([first, *(Text(_INDENT) + more for more in left)])
+
+
+def _wrapped(text: Text, console: Console, width: int) -> list[Text]:
+    lines = list(text.wrap(console, width))
+    for line in lines:
+        line.rstrip()
+    return lines
 
 
 def member_line(
@@ -245,90 +275,3 @@ def diagnosis(device_diagnosis: Diagnosis) -> Text:
         for fine, text in device_diagnosis.remarks
     ]
     return Text("\n").join([Text(title), *lines])
-
-
-_LINE_EVERY_S = 60.0
-"""How far a stage is, where there is no terminal."""
-
-
-class _ToGo(ProgressColumn):
-    def render(self, task: Task) -> Text:
-        end = task.fields["end"]
-        return Text(f"{clock(end - time.monotonic())} to go" if end else "", style="cyan")
-
-
-class Progressing:
-    """A ``Listener`` that prints a line per stage and trial, and how far it is with the time to go:
-    on a terminal as a bar, elsewhere as a line a minute.
-
-    Args:
-        time_limit_s: of the whole search.
-    """
-
-    def __init__(self, time_limit_s: float | None, metric: Metric) -> None:
-        self.metric = metric
-        self.progress = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=24),
-            _ToGo(),
-            console=err,
-            transient=True,
-            disable=not err.is_terminal,
-        )
-        self.end = time.monotonic() + time_limit_s if time_limit_s else None
-        self.task = self.progress.add_task("starting", total=None, end=self.end)
-        self.last_stage = ""
-        self.stage_began = self.last_line = time.monotonic()
-
-    def __enter__(self) -> Progressing:
-        self.progress.start()
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.progress.stop()
-        sys.stderr.flush()
-
-    def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-        now = time.monotonic()
-        if name != self.last_stage:
-            stage(name)
-            self.last_stage, self.stage_began, self.last_line = name, now, now
-        to_go = (now - self.stage_began) * (of - done) / done if done else None
-        end = self.end if to_go is None else now + to_go
-        self.progress.update(self.task, description=name, completed=done, total=of or None, end=end)
-        if to_go is not None and now - self.last_line >= _LINE_EVERY_S and not err.is_terminal:
-            err.print(f"{name}: {done} of {of}, {clock(to_go)} to go", style="dim")
-            self.last_line = now
-
-    def said(self, line: str) -> None:
-        err.print(line)
-
-    def trial(self, trial: Trial, remaining_s: float | None) -> None:
-        self.end = None if remaining_s is None else time.monotonic() + remaining_s
-        self.progress.update(
-            self.task, description=f"{trial.number} tried", total=None, end=self.end
-        )
-        to_go = "" if remaining_s is None else f"  {clock(remaining_s)} to go"
-        line = Text.assemble(f"{trial.id}  ", *_outcome(trial, self.metric), "  ")
-        what = (describe(trial.candidate, trial.sizes), "dim")
-        err.print(Text.assemble(line, what, (to_go, "cyan")))
-
-
-def _outcome(trial: Trial, metric: Metric) -> list[str | tuple[str, str]]:
-    """Pieces, with their styles."""
-    scored = [
-        (score.quality, score.timing)
-        for score in trial.scores.values()
-        if score.quality is not None
-    ]
-    if not scored:
-        return [(trial.state, "yellow"), f": {trial.reason or ''}"]
-    name = "baseline: " if trial.number == 0 else ""
-    quality = max((quality for quality, _ in scored), key=lambda q: q.drop_validation)
-    change = f" ({metric.change(quality.drop_validation):+.1f} {metric.unit})"
-    pieces: list[str | tuple[str, str]] = [name, (metric.text(quality.validation), "bold"), change]
-    pieces += [(f"  {CONSTANT}", "yellow")] if quality.constant else []
-    for _, timing in scored:
-        about, ms = timing.latency_ms.about, timing.latency_ms.value
-        pieces += [f"  {about}{ms:.2f} ms  ", (f"{about}{timing.speedup:.2f}x", "bold")]
-    return pieces

@@ -3,7 +3,6 @@ times on the same board."""
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import logging
 import os
@@ -13,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from autocompress.errors import UserError
-from autocompress.files import cache_folder, own_temporary_folder
+from autocompress.files import cache_folder, lock, own_temporary_folder
 
 PATIENCE_S = 1.0
 """Of waiting in silence."""
@@ -34,14 +33,12 @@ def reserved(location: str = "local") -> Iterator[None]:
     # homes are shared among machines
     digest = hashlib.sha256(f"{platform.node()} {location}".encode()).hexdigest()[:16]
     with open(_opened(f"{digest}.lock"), "rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock(file, wait=False):
             told = threading.Timer(PATIENCE_S, _say, [what])
             told.daemon = True
             told.start()
             try:
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file)
             finally:
                 told.cancel()
         yield

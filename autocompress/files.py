@@ -14,7 +14,7 @@ import tempfile
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from autocompress.errors import UserError
 
@@ -109,6 +109,32 @@ def refused_by_the_disk(error: OSError) -> bool:
 def no_room(error: OSError) -> bool:
     """Whether an error says that no more can be written."""
     return error.errno in _NO_ROOM
+
+
+def lock(file: IO[Any], wait: bool = True) -> bool:
+    """Keeps an open file for this process, until it is closed.
+
+    Args:
+        wait: until whoever has it is done.
+
+    Returns:
+        Whether it is had; not to wait, and another process has it.
+
+    Raises:
+        UserError: the system has no such locks.
+    """
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "a search locks its folder and its device by fcntl, which this system lacks: search on "
+            "Linux or macOS (in Windows under WSL); front, pick, export and report work here too"
+        ) from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 def sha256(path: Path) -> str:

@@ -8,7 +8,6 @@ line cut short by the kill is dropped on resume. Trials follow from events whate
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -20,7 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from autocompress import records
 from autocompress.errors import UserError
-from autocompress.files import write_json
+from autocompress.files import lock, write_json
 from autocompress.scores import Score
 
 SCHEMA = 4
@@ -119,6 +118,13 @@ class Asked:
     trials: tuple[Trial, ...]
 
 
+def run_folder(name: str, resume: bool = False) -> Path:
+    """The next free ``runs/NAME-N``; to go on with a run, the last that there is."""
+    paths = [Path(f"runs/{name}-{n}") for n in range(1, 10_000)]
+    free = next(i for i, path in enumerate(paths) if not path.exists())
+    return paths[max(0, free - 1) if resume else free]
+
+
 class Run:
     """A run folder. Make one with ``start`` or ``resume``, inside ``locked``."""
 
@@ -210,12 +216,8 @@ class Run:
             UserError: another process is working on it.
         """
         with (self.folder / ".lock").open("w") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise UserError(
-                    f"{self.folder} is in use by another autocompress process"
-                ) from error
+            if not lock(file, wait=False):
+                raise UserError(f"{self.folder} is in use by another autocompress process")
             self._drop_partial_line()
             yield
 

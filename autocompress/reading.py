@@ -72,7 +72,7 @@ class Reading:
         lines = {
             "columns": ", ".join(f"{role} {name!r}" for role, name in self.columns.items()),
             "examples": f"{examples}, unlabelled {self.rows['unlabeled']}",
-            "examples dropped": dropped or "none",
+            "examples dropped": dropped,
             "classes": self._classes(),
             "tokens of a text": (
                 f"median {self.median_tokens:g}, longest {self.longest_tokens}{lengths}"
@@ -89,9 +89,9 @@ class Reading:
         train = self.classes["train"]
         frequent = sorted(train, key=lambda name: -train[name])[:_MOST_CLASSES]
         counts = [
-            f"{name} {', '.join(str(self.classes[split][name]) for split in SPLITS)}"
+            f"{name}: {', '.join(str(self.classes[split][name]) for split in SPLITS)}"
             for name in train
             if name in frequent
         ]
         more = f"; and {len(train) - len(counts)} more" if len(train) > len(counts) else ""
-        return f"{'; '.join(counts)}{more} ({', '.join(SPLITS)})"
+        return f"{'; '.join(counts)}{more} (in {', '.join(SPLITS)})"

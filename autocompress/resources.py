@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from autocompress.errors import UserError
+from autocompress.names import did_you_mean
 
 Kind = Literal["search_spaces", "search_spaces/recipes", "hw_profiles"]
 _NOUN: dict[Kind, str] = {
@@ -41,8 +42,9 @@ def locate(kind: Kind, name_or_path: str) -> Path:
             raise UserError(f"{_NOUN[kind]} file {name_or_path} does not exist")
         return path
     if name_or_path not in names(kind):
+        near = did_you_mean(name_or_path, names(kind))
         raise UserError(
-            f"unknown {_NOUN[kind]} {name_or_path!r}: give a path to a .toml file or one of "
+            f"unknown {_NOUN[kind]} {name_or_path!r}{near}: give a path to a .toml file or one of "
             f"{', '.join(names(kind))}"
         )
     return _folder(kind) / f"{name_or_path}.toml"

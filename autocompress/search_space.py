@@ -11,6 +11,7 @@ from typing import Any
 from autocompress import resources
 from autocompress.candidate import Candidate, Integer, Setting, Settings, Value, thaw
 from autocompress.errors import UserError
+from autocompress.names import unknown
 from autocompress.pareto import checked_objectives
 from autocompress.techniques import SETTINGS
 
@@ -121,9 +122,7 @@ class SearchSpace:
         flat = flatten(values, str(path), settings)
         for key in flat:
             if key not in settings.by_name:
-                raise UserError(
-                    f"{path}: unknown setting {key!r}; known are {', '.join(settings.by_name)}"
-                )
+                raise UserError(f"{path}: {unknown('setting', key, settings.by_name)}")
         if not flat:
             raise UserError(f"{path}: the space names no setting")
         parameters = tuple(
@@ -260,9 +259,7 @@ def flatten(values: Mapping[str, Any], where: str, settings: Settings = SETTINGS
             )
         if section not in {name.partition(".")[0] for name in settings.by_name}:
             name = f"{section}.{next(iter(keys), '')}"
-            raise UserError(
-                f"{where}: unknown setting {name!r}; known are {', '.join(settings.by_name)}"
-            )
+            raise UserError(f"{where}: {unknown('setting', name, settings.by_name)}")
         flat |= {f"{section}.{key}": value for key, value in keys.items()}
     return flat
 

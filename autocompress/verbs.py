@@ -6,7 +6,7 @@ import argparse
 import json
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 from autocompress import hub, resources, units
 from autocompress.candidate import Setting, thaw
 from autocompress.errors import RequestUnmet, UserError
-from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, HardwareProfile
+from autocompress.hardware.profile import KEYS, PEAK_KEYS, PHASES, USUAL, HardwareProfile
+from autocompress.journal import run_folder
 from autocompress.limits import CONFIDENCE, Limits
 from autocompress.pareto import (
     SCHEMA,
@@ -26,6 +27,7 @@ from autocompress.pareto import (
 )
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
+from autocompress.searching import short_name
 from autocompress.techniques import SETTINGS
 
 if TYPE_CHECKING:
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 
 def search(options: argparse.Namespace) -> None:
     """``autocompress search``."""
+    _take_usual(options)
     hardware = _hardware(options)
     budget, budgets = _budgets(options)
     space = SearchSpace.load(options.space)
@@ -50,16 +53,19 @@ def search(options: argparse.Namespace) -> None:
             sampler=options.sampler,
             objectives=_objectives(options),
             keep=options.keep,
-        )
+        ),
+        options,
     )
 
 
 def evaluate(options: argparse.Namespace) -> None:
     """``autocompress evaluate``: a search of one trial in a space of one point."""
-    hardware, recipe = _hardware(options), Recipe.load(options.recipe, options.changes)
+    recipe = Recipe.load(options.recipe, options.changes)
+    _take_usual(options)
     from autocompress import console
 
-    result = _searched(_request(options, hardware, recipe.space, trials=1))
+    request = _request(options, _hardware(options), recipe.space, trials=1)
+    result = _searched(request, options)
     if len(result.trials) == 1:
         raise RequestUnmet(f"recipe {recipe.name} leaves this model as it is; nothing was made")
     for line in (
@@ -69,6 +75,25 @@ def evaluate(options: argparse.Namespace) -> None:
     ):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
+
+
+def _take_usual(options: argparse.Namespace) -> None:
+    """What is usual, where an option is not given; and say so."""
+    usual: dict[str, Any] = {}
+    if options.task is None or getattr(options, "space", "") is None:
+        from autocompress.engine.defaults import of_model
+
+        usual["task"], usual["space"] = of_model(options.model)
+    usual["hardware"] = [USUAL]
+    usual["out"] = run_folder(short_name(options.model), options.resume)
+    taken = {name: value for name, value in usual.items() if getattr(options, name, "") is None}
+    vars(options).update(taken)
+    if taken and not options.quiet:
+        from autocompress import console
+
+        taken |= {"hardware": USUAL} if "hardware" in taken else {}
+        said = " ".join(f"--{name} {_quoted(value)}" for name, value in taken.items())
+        console.err.print(console.folded(f"not given, and taken: {said}", console.err))
 
 
 def _objectives(options: argparse.Namespace) -> tuple[str, ...] | None:
@@ -180,9 +205,7 @@ def _limits_of_files(options: argparse.Namespace) -> dict[str, float | None]:
 def demo(options: argparse.Namespace) -> None:
     """``autocompress demo``."""
     time_limit = _time_limit(options)
-    runs = [Path(f"runs/demo-{n}") for n in range(1, 10_000)]
-    free = next(i for i, path in enumerate(runs) if not path.exists())
-    out = options.out or runs[max(0, free - 1) if options.resume else free]
+    out = options.out or run_folder("demo", options.resume)
     from autocompress import demo
     from autocompress.engine.request import Request
     from autocompress.files import cache_folder, own_temporary_folder
@@ -204,7 +227,8 @@ def demo(options: argparse.Namespace) -> None:
             time_limit_s=time_limit,
             seed=options.seed,
             resume=options.resume,
-        )
+        ),
+        options,
     )
     if front.hint is not None:
         _choose_and_copy(front, front.hint, out)
@@ -231,12 +255,17 @@ def _time_limit(options: argparse.Namespace) -> float | None:
     )
 
 
-def _searched(request: Request) -> SearchResult:
-    from autocompress import console
+def _searched(request: Request, options: argparse.Namespace) -> SearchResult:
     from autocompress.engine.session import search_for
+    from autocompress.progress import Progressing
 
     try:
-        with console.Progressing(request.time_limit_s, request.metric) as listener:
+        with Progressing(
+            request.time_limit_s,
+            request.metric,
+            shown=not options.quiet,
+            verbose=options.verbose,
+        ) as listener:
             return search_for(request, listener)
     except KeyboardInterrupt:
         if not (request.out / "run.json").is_file():
@@ -246,12 +275,12 @@ def _searched(request: Request) -> SearchResult:
         ) from None
 
 
-def _run(request: Request) -> Front:
+def _run(request: Request, options: argparse.Namespace) -> Front:
     from autocompress import console
 
-    result = _searched(request)
+    result = _searched(request, options)
     for front in result.fronts.values():
-        console.out.print(console.front_table(front))
+        console.out.print(console.front_text(front))
     for line in console.foresight_lines(result.run):
         console.out.print(line)
     console.out.print(f"report: {result.run / 'report.html'}")
@@ -274,6 +303,28 @@ def _pick_command(run: Path, limits: Limits) -> str:
     return f"autocompress pick {_quoted(run)} {options}"
 
 
+def init(options: argparse.Namespace) -> None:
+    """``autocompress init``."""
+    from autocompress import console, drafting
+    from autocompress.engine.defaults import of_model
+
+    _, space = of_model(options.model)
+    own_space, profile = drafting.write(options.out, options.model, space, USUAL)
+    console.out.print(f"wrote {own_space} and {profile}: change them, then")
+    console.out.print(
+        f"autocompress search --model {_quoted(options.model)} --data FILE "
+        f"--space {_quoted(own_space)} --hardware {_quoted(profile)}"
+    )
+
+
+def completion(options: argparse.Namespace) -> None:
+    """``autocompress completion``."""
+    from autocompress.arguments import parser
+    from autocompress.completing import script
+
+    say(script(parser()))
+
+
 def front(options: argparse.Namespace) -> None:
     """``autocompress front``."""
     from autocompress import console
@@ -293,7 +344,7 @@ def front(options: argparse.Namespace) -> None:
         )
         return
     for device_front in chosen:
-        console.out.print(console.front_table(device_front))
+        console.out.print(console.front_text(device_front))
 
 
 def _limits(options: argparse.Namespace, front: Front) -> dict[str, float | None]:
@@ -466,6 +517,25 @@ def doctor(options: argparse.Namespace) -> None:
         raise RequestUnmet(
             "this device cannot be timed well as it is now; see the lines marked above"
         )
+
+
+_READ: dict[resources.Kind, Callable[[str], Any]] = {
+    "search_spaces": SearchSpace.load,
+    "search_spaces/recipes": Recipe.load,
+    "hw_profiles": HardwareProfile.load,
+}
+
+
+def list_shipped(options: argparse.Namespace) -> None:
+    """``autocompress space list`` and its like."""
+    for name in resources.names(options.kind):
+        values = resources.read_toml(resources.locate(options.kind, name))
+        say(f"{name:24} {values['description']}")
+
+
+def show_shipped(options: argparse.Namespace) -> None:
+    """``autocompress space show`` and its like."""
+    say(json.dumps(_READ[options.kind](options.name).as_dict(), indent=2))
 
 
 def validate_space(options: argparse.Namespace) -> None:

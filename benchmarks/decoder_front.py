@@ -34,13 +34,14 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import resources
-from autocompress.console import Progressing, front_table, out
+from autocompress.console import front_text, out
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, Front, Member
+from autocompress.progress import Progressing
 from autocompress.recipes import Recipe
 from autocompress.search_space import SearchSpace
+from autocompress.searching import search
 
 HARDWARE = "cpu-1-thread"
 RECIPES = {"fp32": (), "int8-weights": ("quantization.block_size=128",)}
@@ -72,7 +73,7 @@ def searched(
             listener=listener,
             **more,
         )
-    out.print(front_table(outcome.front))
+    out.print(front_text(outcome.front))
     return outcome
 
 

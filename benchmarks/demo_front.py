@@ -28,11 +28,12 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import demo
-from autocompress.console import Progressing, front_table, out
-from autocompress.engine.session import search
+from autocompress.console import front_text, out
 from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, Front, Member, hypervolume
+from autocompress.progress import Progressing
+from autocompress.searching import search
 
 DROPS = (0.5, 1.0, 1.5, 2.0, 3.0)
 
@@ -69,7 +70,7 @@ def run(seed: int, minutes: float, space: str, folder: Path) -> dict[str, Any]:
             seed=seed,
             listener=listener,
         )
-    out.print(front_table(outcome.front))
+    out.print(front_text(outcome.front))
     members = outcome.front.members
     return {
         "seed": seed,

@@ -30,7 +30,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from autocompress import demo
-from autocompress.engine.session import search
+from autocompress.searching import search
 from tests.conftest import SizeDevice, read_reviews, write_reviews, write_tiny_model
 from tests.faults import CASES, WITHOUT_GPU, Attended, Ground, answer, killed
 from tests.searching import CPU

@@ -34,12 +34,13 @@ from typing import Any
 import numpy as np
 
 from autocompress import demo
-from autocompress.console import Progressing, front_table, out
-from autocompress.engine.session import search
+from autocompress.console import front_text, out
 from autocompress.files import cache_folder, folder_aside
 from autocompress.hardware.agent import describe
 from autocompress.interfaces import TaskInputs
 from autocompress.pareto import METRICS, Front
+from autocompress.progress import Progressing
+from autocompress.searching import search
 from autocompress.tasks import text_classification
 from autocompress.training.recovery import Recovery
 from autocompress.training.teacher import finetuned, load_config, load_teacher, load_tokenizer
@@ -202,7 +203,7 @@ def main() -> None:
                 listener=listener,
             )
         seconds = time.monotonic() - watch.started
-    out.print(front_table(outcome.front))
+    out.print(front_text(outcome.front))
     peak_memory = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     first = watch.first_training_s
     result = {

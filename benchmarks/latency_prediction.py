@@ -32,8 +32,6 @@ from pathlib import Path
 import numpy as np
 
 from autocompress import demo
-from autocompress.console import Progressing
-from autocompress.engine.session import search
 from autocompress.engine.tables import read_table
 from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
@@ -42,7 +40,9 @@ from autocompress.latency.predictor import Shape, shape_of
 from autocompress.limits import Limits
 from autocompress.pareto import METRICS
 from autocompress.plan import Plan
+from autocompress.progress import Progressing
 from autocompress.search_space import SearchSpace
+from autocompress.searching import search
 from autocompress.structure import Structure
 from autocompress.techniques import SETTINGS
 

@@ -61,14 +61,14 @@ from replay import Outcome, dealt, replayed, without_ladder
 
 from autocompress import demo
 from autocompress.candidate import Value
-from autocompress.console import Progressing
 from autocompress.engine.samplers import sampler
-from autocompress.engine.session import search
 from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
 from autocompress.interfaces import Sampler
 from autocompress.pareto import METRICS
+from autocompress.progress import Progressing
 from autocompress.search_space import Choices, Parameter, SearchSpace
+from autocompress.searching import search
 
 CURVES = Path(__file__).parent / "curves" / "demo.jsonl.xz"
 WIDTHS = (1.0, 0.75, 0.5, 0.25)

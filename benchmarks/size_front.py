@@ -28,10 +28,11 @@ from pathlib import Path
 from typing import Any
 
 from autocompress import SearchResult, demo, search
-from autocompress.console import Progressing, front_table, out
+from autocompress.console import front_text, out
 from autocompress.files import cache_folder
 from autocompress.hardware.agent import describe
 from autocompress.pareto import METRICS, OBJECTIVES, Front, Member
+from autocompress.progress import Progressing
 
 DROPS = (0.5, 1.0, 2.0)
 
@@ -96,7 +97,7 @@ def main() -> None:
                 seed=options.seed,
                 listener=listener,
             )
-    out.print(front_table(found.front))
+    out.print(front_text(found.front))
     result = {"space": options.space, "minutes": options.minutes}
     result |= told(found, time.monotonic() - started) | {"device": describe()}
     print(json.dumps(result, indent=2))

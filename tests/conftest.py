@@ -30,7 +30,6 @@ from transformers import (
 from autocompress import demo, shipping
 from autocompress.artifact import onnx_file, scheme_of
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.families import family_of
 from autocompress.graphs.export import to_onnx
 from autocompress.graphs.runtime import predict
@@ -38,6 +37,7 @@ from autocompress.hardware.agent import kept
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Batch
 from autocompress.scores import Latency, Timing
+from autocompress.searching import search
 from tests.additive_device import Connected
 from tests.searching import space
 

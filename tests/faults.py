@@ -30,12 +30,12 @@ from safetensors.torch import load_file, save_file
 from autocompress import resources
 from autocompress.cli import main
 from autocompress.engine import session
-from autocompress.engine.session import search
 from autocompress.hardware.host import LocalHost
 from autocompress.hardware.onnx_device import described
 from autocompress.journal import Run, Trial
 from autocompress.pareto import load_front
 from autocompress.scores import Timing
+from autocompress.searching import search
 from tests.conftest import SizeDevice
 from tests.searching import CPU, space, timeless
 
@@ -663,7 +663,7 @@ SEARCHES: dict[str, tuple[Change, str]] = {
         _set("--sampler", "oracle"),
         "unknown sampler 'oracle'; known are tpe, gp, nsga2, random, local",
     ),
-    "unknown option": (_set("--colour", "red"), "unrecognized arguments: --colour red"),
+    "unknown option": (_set("--colour", "red"), "unrecognized arguments: --colour"),
     "output holds another run": (_other_run, "holds another run: give --resume to go on with it"),
     "output is not empty": (_full_folder, "is not empty and holds no run"),
     "output without a name": (_set("--out", ""), "argument --out: it is empty"),

@@ -269,7 +269,7 @@ def test_only_some_of_its_settings() -> None:
     [
         (
             {"layers.kep": 0.5},
-            "here: unknown setting 'layers.kep'; known are layers.keep, layers.rule, ",
+            "here: unknown setting 'layers.kep' (did you mean 'layers.keep'?)",
         ),
         ({"heads.keep": 1.5}, "here: heads.keep is 1.5, allowed is a number from 0 to 1"),
         ({"heads.keep": True}, "here: heads.keep is True, allowed is"),

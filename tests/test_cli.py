@@ -26,13 +26,13 @@ from autocompress.candidate import thaw
 from autocompress.cli import main
 from autocompress.engine import session
 from autocompress.engine.request import Request
-from autocompress.engine.session import search
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.files import sha256
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.journal import Run
 from autocompress.limits import Limits
 from autocompress.pareto import load_front, load_fronts
+from autocompress.searching import search
 from autocompress.techniques import SETTINGS
 from tests.conftest import SizeDevice
 from tests.searching import space

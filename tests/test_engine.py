@@ -26,7 +26,6 @@ from autocompress.engine.attempt import Attempt
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
 from autocompress.engine.scoring import Scorer
-from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed
 from autocompress.files import sha256
 from autocompress.graphs.runtime import predict
@@ -34,6 +33,7 @@ from autocompress.journal import Run, Trial
 from autocompress.limits import Limits
 from autocompress.pareto import load_front, load_fronts, non_dominated
 from autocompress.scores import Timing
+from autocompress.searching import search
 from autocompress.shipping import Graph
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice

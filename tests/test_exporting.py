@@ -26,10 +26,10 @@ from autocompress import load_model
 from autocompress.artifact import bytes_in_torch, facts
 from autocompress.cli import main
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.errors import RequestUnmet, UserError
 from autocompress.graphs.runtime import predict
 from autocompress.pareto import Front, Member, load_front
+from autocompress.searching import search
 from autocompress.training.teacher import load_config
 from tests.conftest import SizeDevice
 from tests.searching import Scripted, space

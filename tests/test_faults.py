@@ -15,12 +15,12 @@ import torch
 
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.errors import AutocompressError, UserError
 from autocompress.files import keep_folder, keep_json, kept_folder, kept_json
 from autocompress.journal import Run
 from autocompress.limits import Limits
 from autocompress.scores import Timing
+from autocompress.searching import search
 from tests.conftest import SizeDevice
 from tests.faults import (
     CASES,

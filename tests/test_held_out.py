@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 
 from autocompress.engine.loop import Loop
 from autocompress.engine.scoring import Scorer
-from autocompress.engine.session import search
 from autocompress.engine.verification import verified
 from autocompress.files import keep_folder
 from autocompress.hardware.profile import HardwareProfile
@@ -22,6 +21,7 @@ from autocompress.journal import Trial
 from autocompress.limits import Limits
 from autocompress.reading import Reading
 from autocompress.scores import Timing
+from autocompress.searching import search
 from autocompress.tasks.text_classification import Split, TextClassification
 from tests.conftest import SizeDevice
 from tests.guarding import Guard, Guarded, Touched

@@ -29,7 +29,6 @@ from autocompress.cli import main
 from autocompress.engine.loop import SearchResult
 from autocompress.engine.making import recovery_of
 from autocompress.engine.scoring import Scorer
-from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.families import FAMILIES
 from autocompress.graphs.export import to_onnx
@@ -37,6 +36,7 @@ from autocompress.graphs.runtime import predict
 from autocompress.interfaces import Batch
 from autocompress.limits import Limits
 from autocompress.pareto import load_front, non_dominated
+from autocompress.searching import search
 from autocompress.structure import Layer, Structure
 from autocompress.tasks.language_modeling import LanguageModeling, load
 from autocompress.techniques import SETTINGS

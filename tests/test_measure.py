@@ -16,9 +16,9 @@ from autocompress import HardwareProfile, SearchResult, UserError, load_front
 from autocompress import measure as measure_module
 from autocompress.artifact import facts
 from autocompress.cli import main
-from autocompress.engine.session import search
 from autocompress.hardware.agent import FEWEST_PROCESSES, FEWEST_ROUNDS
 from autocompress.measure import measure_latency
+from autocompress.searching import search
 from autocompress.tasks.data import Columns, load_examples
 from tests.additive_device import AdditiveDevice
 from tests.conftest import SizeDevice

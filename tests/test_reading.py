@@ -45,7 +45,7 @@ def test_lines() -> None:
         "columns": "text 'sentence1', text pair 'sentence2', label 'label'",
         "examples": "train 6, validation 4, test 5 (cut from the data), unlabelled 7",
         "examples dropped": "3 train empty",
-        "classes": "no 4, 1, 4; yes 2, 3, 1 (train, validation, test)",
+        "classes": "no: 4, 1, 4; yes: 2, 3, 1 (in train, validation, test)",
         "tokens of a text": (
             "median 12.5, longest 40; cpu times 32; own times them as long as they are"
         ),
@@ -56,8 +56,8 @@ def test_the_most_frequent_of_many_classes_are_listed() -> None:
     counts = {f"class{i}": i for i in range(25)}
     splits = ("train", "validation", "test")
     line = replace(READING, classes=dict.fromkeys(splits, counts)).lines({})["classes"]
-    assert line.startswith("class5 5, 5, 5; ") and "class4 " not in line
-    assert line.endswith("class24 24, 24, 24; and 5 more (train, validation, test)")
+    assert line.startswith("class5: 5, 5, 5; ") and "class4:" not in line
+    assert line.endswith("class24: 24, 24, 24; and 5 more (in train, validation, test)")
 
 
 def test_a_run_of_an_earlier_version_says_less() -> None:

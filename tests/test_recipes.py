@@ -170,7 +170,10 @@ def test_changes_take_the_place_of_what_the_recipe_says() -> None:
     ("change", "message"),
     [
         ("recovery.steps", "--set recovery.steps: give key=value, such as recovery.steps=500"),
-        ("recovery.step=5", "--set: unknown setting 'recovery.step'; known are layers.keep, "),
+        (
+            "recovery.step=5",
+            "--set: unknown setting 'recovery.step' (did you mean 'recovery.steps'?)",
+        ),
         (
             "recovery.steps=many",
             "--set: recovery.steps is 'many', allowed is a whole number from 0 to 1000000",
@@ -321,8 +324,8 @@ def test_an_unknown_recipe_is_told_the_known_ones(
 ) -> None:
     assert main(command(tiny_model, data_file, tmp_path / "run", "distilgtp2")) == 2
     assert capsys.readouterr().err == (
-        "autocompress: unknown recipe 'distilgtp2': give a path to a .toml file or one of "
-        f"{', '.join(NAMES)}\n"
+        "autocompress: unknown recipe 'distilgtp2' (did you mean 'distilgpt2'?): give a path to a "
+        f".toml file or one of {', '.join(NAMES)}\n"
     )
     assert not (tmp_path / "run").exists()
 

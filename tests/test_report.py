@@ -6,10 +6,12 @@ import json
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from autocompress import console
 from autocompress.cli import main
@@ -574,6 +576,9 @@ def test_both_regimes_are_printed_and_drawn(tmp_path: Path) -> None:
         "3.00",
         "2.67x",
     ]
+    printed = StringIO()
+    Console(file=printed, width=80).print(console.front_text(both))
+    assert max(map(len, printed.getvalue().splitlines())) <= 80
     assert "3.00x (cold 3 ms, 2.67x), accuracy" in console.member_line(both, both.members[1])
     assert console.timing_text(both.members[1].timing).splitlines()[1].startswith("cold 3 ms")
 

@@ -17,7 +17,6 @@ from autocompress.candidate import Value
 from autocompress.engine import session, waiting
 from autocompress.engine.listener import Silent
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.errors import DeviceLost, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
@@ -25,6 +24,7 @@ from autocompress.journal import Run
 from autocompress.limits import Limits
 from autocompress.pareto import load_front
 from autocompress.scores import Timing
+from autocompress.searching import search
 from autocompress.training.recovery import Recovery
 from autocompress.training.steps import trunk_steps
 from tests.conftest import SizeDevice

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 
 from autocompress.artifact import facts, scheme_of
 from autocompress.engine.loop import SearchResult
-from autocompress.engine.session import search
 from autocompress.errors import CandidateFailed, RequestUnmet, SearchFailed, UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Device
 from autocompress.limits import Limits
 from autocompress.pareto import load_fronts, non_dominated
 from autocompress.scores import Timing
+from autocompress.searching import search
 from autocompress.tasks.data import Columns, load_examples
 from tests.conftest import SizeDevice
 from tests.searching import CPU, StopAfter, scheme, space, timeless

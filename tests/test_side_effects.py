@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import random
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -154,3 +156,14 @@ def test_exporting_leaves_nothing_behind(unchanged: Check, tmp_path: Path) -> No
     inputs = {name: np.ones((2, 8), np.int64) for name in tiny_models.inputs()}
     unchanged(lambda: to_onnx(model, tmp_path / "model.onnx", Batch(inputs)))
     assert (model.config.to_dict(), model.config._attn_implementation) == before
+
+
+def test_importing_leaves_the_logging_of_the_process_alone() -> None:
+    """A module of onnxruntime would set up its root."""
+    code = (
+        "import logging\nfrom autocompress.graphs import runtime\n"
+        "runtime._quantizers_in_blocks()\n"
+        "print(logging.getLogger().handlers, logging.getLogger().level)"
+    )
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert told.stdout == f"[] {logging.WARNING}\n"

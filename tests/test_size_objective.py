@@ -51,7 +51,7 @@ def sized(
 
 def shown(front: Front) -> str:
     printed = StringIO()
-    Console(width=200, file=printed).print(console.front_table(front))
+    Console(width=200, file=printed).print(console.front_text(front))
     return printed.getvalue()
 
 

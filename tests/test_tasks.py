@@ -13,11 +13,11 @@ import pytest
 
 from autocompress.engine import session
 from autocompress.engine.request import Request
-from autocompress.engine.session import search
 from autocompress.errors import UserError
 from autocompress.hardware.profile import HardwareProfile
 from autocompress.interfaces import Option, Task, TaskInputs, TaskKind
 from autocompress.pareto import METRICS
+from autocompress.searching import search
 from autocompress.tasks import OPTIONS, TASKS, text_classification
 from autocompress.tasks.data import Columns
 from tests.conftest import SizeDevice
@@ -128,6 +128,7 @@ def test_options_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
         unlabeled=Path("more.txt"),
         stride=None,
         seed=3,
+        task="text-classification",  # else the model is asked, and there is none
     )
     assert search_request.options == {
         "text-column": "body",
@@ -136,7 +137,7 @@ def test_options_in_python(monkeypatch: pytest.MonkeyPatch) -> None:
     }
     assert search_request.seed == 3
     with pytest.raises(UserError, match="--speed is unknown; the options of text-classification"):
-        search("model", "data.csv", CPU, space(), "run", speed=3)
+        search("model", "data.csv", CPU, space(), "run", task="text-classification", speed=3)
 
 
 def test_a_resumed_run_must_have_the_same_options(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from autocompress.hardware.profile import PHASES, HardwareProfile
 from autocompress.interfaces import Head, Sampler, TaskKind, Technique
 from autocompress.journal import KEEP
 from autocompress.limits import Limits
+from autocompress.names import did_you_mean, unknown
 from autocompress.pareto import LATENCY_AND_QUALITY, METRICS, Metric, checked_objectives
 from autocompress.search_space import SearchSpace
 from autocompress.tasks import TASKS
@@ -93,7 +94,7 @@ class Request:
         for budget in (self.budget, *self.budgets.values()):
             budget.check(self.metric)
         if isinstance(self.sampler, str) and self.sampler not in SAMPLERS:
-            raise UserError(f"unknown sampler {self.sampler!r}; known are {', '.join(SAMPLERS)}")
+            raise UserError(unknown("sampler", self.sampler, SAMPLERS))
         if self.objectives is not None:
             checked_objectives(self.objectives, "objectives")
         names = [profile.name for profile in self.hardware]
@@ -121,7 +122,7 @@ class Request:
     def _check_task(self) -> None:
         if isinstance(self.task, str):
             if self.task not in TASKS:
-                raise UserError(f"unknown task {self.task!r}; known are {', '.join(TASKS)}")
+                raise UserError(unknown("task", self.task, TASKS))
             return
         missing = [part.name for part in fields(TaskKind) if not hasattr(self.task, part.name)]
         if missing:
@@ -155,8 +156,9 @@ class Request:
                 wanted = "text" if own[name].takes is str else "a whole number"
                 raise UserError(f"--{name} is {value!r}: it must be {wanted}")
             if own[name].choices and value not in own[name].choices:
+                near = did_you_mean(value, own[name].choices)
                 raise UserError(
-                    f"--{name} is {value!r}: it must be one of {', '.join(own[name].choices)}"
+                    f"--{name} is {value!r}{near}: it must be one of {', '.join(own[name].choices)}"
                 )
 
     @property

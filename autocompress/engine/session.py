@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -33,12 +33,9 @@ from autocompress.files import no_room
 from autocompress.hardware.devices import connect, lengths_of
 from autocompress.hardware.patience import until
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Device, Task, TaskInputs, TaskKind, Technique
+from autocompress.interfaces import Device, Task, TaskInputs
 from autocompress.journal import SCHEMA, Run
-from autocompress.limits import Limits
 from autocompress.search_space import Choices, SearchSpace
-from autocompress.tasks.data import Columns
-from autocompress.techniques import TECHNIQUES, vocabulary
 from autocompress.training.compute import Compute
 from autocompress.training.teacher import (
     digest_of,
@@ -196,70 +193,6 @@ def _tables(
     return Tables(folder, maker, measured, converter, scorer)
 
 
-def search(
-    model: str | Path,
-    data: str | Path,
-    hardware: str | HardwareProfile | Sequence[str | HardwareProfile],
-    space: str | SearchSpace,
-    out: str | Path,
-    *,
-    task: str | TaskKind = "text-classification",
-    columns: Columns | None = None,
-    budget: Limits | None = None,
-    listener: Listener | None = None,
-    connect: Connect = connect,
-    **options: Any,
-) -> SearchResult:
-    """Search for the compressed models worth having; the command ``autocompress search`` in Python.
-
-    Args:
-        hardware: a profile, the name of a shipped one, or a TOML path; or several of them, each of
-            which gets a front.
-        space: likewise, one; it may name the settings of ``techniques``.
-        task: by name, or one of your own.
-        columns: of the data; usual names are found.
-        options: any other field of ``Request``, such as ``trials``, ``time_limit_s``, ``finetune``,
-            ``seed``, ``resume``, ``sampler``, ``techniques``, the last two also objects of your
-            own; and the options of the task, such as ``unlabeled`` or ``block_length``.
-
-    Returns:
-        The verified fronts, whose ``pick`` chooses by budget, and the run folder.
-
-    Raises:
-        See ``search_for``.
-    """
-    listed = [hardware] if isinstance(hardware, str | HardwareProfile) else hardware
-    known = {field.name for field in fields(Request)} - {"options"}
-    of_task = {name: options.pop(name) for name in [*options] if name not in known}
-    if columns is not None:
-        of_task |= {f"{role}_column": name for role, name in vars(columns).items()}
-    request = Request(
-        str(model),
-        task,
-        str(data),
-        tuple(
-            profile if isinstance(profile, HardwareProfile) else HardwareProfile.load(profile)
-            for profile in listed
-        ),
-        _space(space, options.get("techniques", TECHNIQUES)),
-        Path(out),
-        {
-            name.replace("_", "-"): str(value) if isinstance(value, Path) else value
-            for name, value in of_task.items()
-            if value is not None
-        },
-        budget=budget or Limits(),
-        **options,
-    )
-    return search_for(request, listener, connect)
-
-
-def _space(space: str | SearchSpace, techniques: Sequence[Technique]) -> SearchSpace:
-    return (
-        space if isinstance(space, SearchSpace) else SearchSpace.load(space, vocabulary(techniques))
-    )
-
-
 def _load_data(request: Request) -> tuple[Task, Any]:
     config = load_config(request.model)
     tokenizer = load_tokenizer(request.model, config.vocab_size)
@@ -308,7 +241,7 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
     space = request.space
     searched = {parameter.name for parameter in space.parameters}
     if not task.unlabeled and UNLABELED_SHARE in searched:
-        listener.stage(f"without --unlabeled {UNLABELED_SHARE} is not searched")
+        listener.said(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
     if task.cleaned is None and _may_be(space, CLEANED, True):
         if not _may_be(space, CLEANED, False):
@@ -316,7 +249,7 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
                 f"search space {space.name}: {CLEANED} is true, but there is no cleaned text to "
                 f"learn from"
             )
-        listener.stage(f"{CLEANED} is not searched: there is no cleaned text to learn from")
+        listener.said(f"{CLEANED} is not searched: there is no cleaned text to learn from")
         space = space.without(CLEANED)
     limits = [request.budget_on(profile.name) for profile in request.hardware]
     if "size" in request.all_objectives or any(one.of_size for one in limits):
@@ -327,7 +260,7 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
     narrowed, dropped = space.limited("quantization.scheme", offered)
     if dropped:
         names = " and ".join(profile.name for profile in request.hardware)
-        listener.stage(
+        listener.said(
             f"{', '.join(map(str, dropped))} not searched: no gain on {names} by its profile"
         )
     return replace(request, space=narrowed)
@@ -336,7 +269,7 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
 def _warn_of_load(fingerprints: Mapping[str, Mapping[str, Any]], listener: Listener) -> None:
     for name, fingerprint in fingerprints.items():
         if (fingerprint.get("busy_cores") or 0) > BUSY_SHARE * fingerprint.get("cores", 1):
-            listener.stage(
+            listener.said(
                 f"{name}: other processes keep {fingerprint['busy_cores']:.1f} of "
                 f"{fingerprint['cores']} cores busy; training will be slow and "
                 "latencies less certain"

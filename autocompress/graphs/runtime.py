@@ -30,10 +30,6 @@ from onnxruntime.quantization import (
     QuantType,
     quantize_static,
 )
-from onnxruntime.quantization.matmul_nbits_quantizer import (
-    DefaultWeightOnlyQuantConfig,
-    MatMulNBitsQuantizer,
-)
 from onnxruntime.quantization.onnx_model import ONNXModel
 from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.quant_utils import add_infer_metadata
@@ -372,15 +368,27 @@ def quantize_matmul_weights(
         spared: layers to leave as they are.
     """
     with _quantizing(source, target):
-        model = _without_gemm(source)
-        config = DefaultWeightOnlyQuantConfig(
+        model, in_blocks = _without_gemm(source), _quantizers_in_blocks()
+        config = in_blocks.DefaultWeightOnlyQuantConfig(
             block_size=block_size, is_symmetric=True, accuracy_level=4, bits=bits
         )
-        quantizer = MatMulNBitsQuantizer(
+        quantizer = in_blocks.MatMulNBitsQuantizer(
             model, nodes_to_exclude=_nodes_of(model, spared), algo_config=config
         )
         quantizer.process()
         onnx.save(quantizer.model.model, target)
+
+
+def _quantizers_in_blocks() -> Any:
+    """A module of onnxruntime that sets up the process's logging when it is imported; this is
+    undone."""
+    log = logging.getLogger()
+    handlers, level = [*log.handlers], log.level
+    from onnxruntime.quantization import matmul_nbits_quantizer
+
+    log.handlers[:] = handlers
+    log.setLevel(level)
+    return matmul_nbits_quantizer
 
 
 def quantize_int8_by_token(source: Path, target: Path, spared: Collection[int] = ()) -> None:

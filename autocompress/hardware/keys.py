@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_origin, get_type_hints
 
 from autocompress.candidate import Domain, Plain, Setting, Value
 from autocompress.errors import UserError
+from autocompress.names import did_you_mean
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def check_names(
             meant = [key.name for key in keys.values() if key.attribute == name]
             known = ", ".join((*keys, *beside))
             hint = f"did you mean {meant[0]}?" if meant else f"known are {known}"
-            raise UserError(f"{where}: unknown key {name!r}; {hint}")
+            near = "" if meant else did_you_mean(name, keys)
+            raise UserError(f"{where}: unknown key {name!r}{near}; {hint}")
     for key in keys.values():
         if key.required and key.name not in values:
             raise UserError(f"{where}: missing key {key.name!r}")

@@ -33,6 +33,8 @@ RUNTIMES: dict[str, tuple[str, ...]] = {
 """Runtime -> the number formats that it is known to speed up on some device, and fp32; of a GPU
 fp32 last, because the first is what torch computes in for want of another, see
 ``precision_of``."""
+USUAL = "cpu-1-thread-task"
+"""The shipped profile where none is named: this machine, at the lengths of the user's own texts."""
 CLASSES = ("cpu", "gpu", "edge")
 STATISTICS = ("median", "mean", "p10")
 IDENTITY = ("system", "cpu", "cores", "features", "gpu")

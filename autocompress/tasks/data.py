@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from autocompress.errors import UserError
 from autocompress.interfaces import Option
+from autocompress.names import did_you_mean
 
 FORMATS = {".csv": "csv", ".tsv": "csv", ".json": "json", ".jsonl": "json", ".parquet": "parquet"}
 DOCUMENT_FORMATS = FORMATS | {".txt": "text"}
@@ -36,7 +37,7 @@ Example = tuple[str, str | None, Any]
 _Ids = TypeVar("_Ids", bound=NDArray[np.integer[Any]])
 Encode = Callable[[Sequence[Text]], Sequence[NDArray[np.integer[Any]]]]
 """What models see of texts: two of which it is the same are the same text."""
-TEXT_COLUMN = Option("text-column", "C", "column of the texts; a usual name is found")
+TEXT_COLUMN = Option("text-column", "C", "column of the texts; default: a usual name")
 
 
 @dataclass(frozen=True)
@@ -420,7 +421,10 @@ def _column(table: Any, role: str, wanted: str | None, source: str) -> str:
     if name is None:
         raise UserError(f"{source}: give --{role}-column, one of {', '.join(present)}")
     if name not in present:
-        raise UserError(f"{source} has no column {name!r}; its columns are {', '.join(present)}")
+        raise UserError(
+            f"{source} has no column {name!r}{did_you_mean(name, present)}; its columns are "
+            f"{', '.join(present)}"
+        )
     if present.count(name) > 1:
         raise UserError(f"{source} has {present.count(name)} columns {name!r}")
     return name

@@ -49,12 +49,11 @@ OPTIONS = (
     Option(
         "block-length",
         "N",
-        f"tokens of a block of training text; {LENGTH} where not given, or as many as the model "
-        f"takes",
+        f"tokens of a block of training text; default: {LENGTH}, or as many as the model takes",
         int,
     ),
-    Option("context", "N", "tokens of a window of scored text; likewise", int),
-    Option("stride", "N", "tokens that each window scores; half of --context where not given", int),
+    Option("context", "N", "tokens of a window of scored text; default: likewise", int),
+    Option("stride", "N", "tokens that each window scores; default: half of --context", int),
 )
 
 

@@ -45,16 +45,21 @@ OPTIONS = (
     Option(
         "text-pair-column",
         "C",
-        f"column of the second text of a pair; a usual name is found, or {NO_PAIR}",
+        f"column of the second text of a pair, or {NO_PAIR}; default: a usual name",
     ),
-    Option("label-column", "C", "column of the labels; a usual name is found"),
+    Option("label-column", "C", "column of the labels; default: a usual name"),
     Option(
         "metric",
         "|".join(OF_CLASSES),
-        "what models are scored by (default: accuracy); f1 is of the second class",
+        "what models are scored by; f1 is of the second class; default: accuracy",
         choices=OF_CLASSES,
     ),
-    Option("unlabeled", "FILE", "text for the teacher to label, a line each", is_file=True),
+    Option(
+        "unlabeled",
+        "FILE",
+        "text for the teacher to label, a line each; default: none",
+        is_file=True,
+    ),
 )
 
 
