@@ -16,9 +16,10 @@ from autocompress.training.compute import Compute
 from autocompress.training.steps import seeded
 
 _BATCHES = 4
-_EXAMPLES = 16
-"""Of a batch that curvature is measured on."""
-_ITERATIONS, _TOLERANCE = 20, 1e-2
+_CURVED = 3
+"""Batches that curvature is measured on, so many examples of each."""
+_EXAMPLES = 4
+_ITERATIONS, _TOLERANCE = 8, 5e-2
 
 
 def one_at_a_time(
@@ -66,7 +67,7 @@ def by_curvature(
     model.to(compute.device).eval()
     found: dict[str, list[float]] = {name: [] for name in names}
     weights = [model.get_parameter(name) for name in names]
-    for batch, labels in batches[:_BATCHES]:
+    for batch, labels in batches[:_CURVED]:
         some = Batch({name: array[:_EXAMPLES] for name, array in batch.inputs.items()})
         with _twice_differentiable(model):
             answers = compute.logits(model, compute.tensors(some))
