@@ -163,6 +163,7 @@ def test_in_a_step_weights_are_their_codes_and_gradients_go_to_themselves(
         answers.append(logits.detach())
     assert torch.equal(*answers)
     for (key, mine), theirs in zip(student.named_parameters(), by_codes.parameters(), strict=True):
+        assert theirs.grad is not None
         assert torch.equal(mine.grad.to_dense(), theirs.grad)
         assert torch.equal(mine, workshop.model.get_parameter(key))
 

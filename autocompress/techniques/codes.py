@@ -473,7 +473,8 @@ def _unique(tensor: Tensor) -> Tensor:
     """Its distinct values, ascending."""
     import torch
 
-    return torch.unique(tensor)
+    values: Tensor = torch.unique(tensor)
+    return values
 
 
 def _code(model: nn.Module, part: Coded) -> None:
