@@ -58,6 +58,10 @@ if TYPE_CHECKING:
 Row = NDArray[np.int64]
 """One tokenized example, shape (inputs, length): token ids, then token types where the model has
 them."""
+Labelled = tuple["Batch", NDArray[np.int64]]
+"""Model inputs, and labels as ``TrainingSplit`` has them."""
+Feeling = Callable[["torch.nn.Module", Sequence[Labelled], "Loss", "Compute"], Any]
+"""See ``Knowledge.felt``."""
 Take = Callable[["torch.Tensor"], "torch.Tensor"]
 """Takes what is wanted from the output of a module, each (batch, length, width)."""
 
@@ -74,12 +78,15 @@ class Knowledge:
         measured: gives what a function of the uncut model and its family finds, such as singular
             values; each function is called once in a search.
         word_counts: gives how often the training text has each token, by its id.
+        felt: gives what a function of the uncut model, some of its training text with labels, the
+            task's loss and where they run finds, such as curvature; each is called once likewise.
     """
 
     importance: Mapping[str, Importance]
     latency: Callable[[Structure], float] | None = None
     measured: Callable[[Callable[[torch.nn.Module, Family], Any]], Any] | None = None
     word_counts: Callable[[], NDArray[np.int64]] | None = None
+    felt: Callable[[Feeling], Any] | None = None
 
 
 class Technique(ABC):
@@ -631,6 +638,7 @@ class Lesson:
         inputs: of both models, by their names, int64 of shape (batch, length).
         step: steps done.
         training: whether a step is being made, and not an answer to be scored.
+        parts: of the student's plan.
     """
 
     candidate: Candidate
@@ -643,6 +651,7 @@ class Lesson:
     inputs: Mapping[str, torch.Tensor] = field(default_factory=dict)
     step: int = 0
     training: bool = False
+    parts: Sequence[Part] = ()
 
 
 class Objective(ABC):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +15,27 @@ from torch import nn
 
 from autocompress.artifact import load_model
 from autocompress.candidate import Candidate
-from autocompress.errors import CandidateFailed
+from autocompress.engine.making import recovery_of
+from autocompress.errors import CandidateFailed, UserError
 from autocompress.families import FAMILIES
 from autocompress.interfaces import Batch, Knowledge
 from autocompress.plan import Plan
 from autocompress.quantizers import QUANTIZERS
+from autocompress.quantizers.codes import Quantizer
+from autocompress.recipes import Recipe
 from autocompress.student import first
 from autocompress.techniques import SETTINGS, resolve
-from autocompress.techniques.codes import Coded, array_of, matrices
+from autocompress.techniques.codes import (
+    Coded,
+    CodedTraining,
+    Fit,
+    array_of,
+    matrices,
+)
+from autocompress.testing.models import BATCH as TEXT
+from autocompress.testing.models import BERT, GPT2, Workshop, same
+from autocompress.training.compute import CPU
+from autocompress.training.recovery import Recovery
 from autocompress.training.teacher import load_classifier
 from tests.exporting import export_model
 
@@ -107,3 +122,120 @@ def test_the_folder_holds_codes_and_loads_as_the_student(
 
 def test_plain_students_are_stored_as_ever(model: nn.Module) -> None:
     assert Plan("bert", FAMILY.structure(model)).codes(model) is None
+
+
+def trained(workshop: Workshop, **codes: Any) -> Recovery:
+    """A recovery of 8 steps beside codes of 3 bits."""
+    chosen = {"format": "linear", "bits": 3, "trained": True} | codes
+    settings = {f"codes.{name}": value for name, value in chosen.items()}
+    recovering = {"recovery.steps": 8, "recovery.learning_rate": 1e-2}
+    whole = SETTINGS.candidate(settings | recovering)
+    plan = resolve(workshop.plans["uncut"], whole, workshop.knowledge)
+    student = first(workshop.model, workshop.family, plan, "copied")
+    structure, teacher = plan.structure, workshop.teacher
+    return recovery_of(student, structure, whole, teacher, (3, 5), parts=plan.parts)
+
+
+def lesson_of(recovery: Recovery) -> tuple[CodedTraining, Any]:
+    """In the first step, and the student."""
+    [modifier] = recovery.modifiers
+    assert isinstance(modifier, CodedTraining)
+    recovery.lesson.training = True
+    modifier.before_step()
+    return modifier, recovery.student
+
+
+@pytest.mark.parametrize("config", [BERT, GPT2], ids=["bert", "gpt2, tied"])
+@pytest.mark.parametrize("name", QUANTIZERS)
+def test_in_a_step_weights_are_their_codes_and_gradients_go_to_themselves(
+    name: str, config: Any, tmp_path: Path
+) -> None:
+    """A table that a head reads, too, is coded as a whole."""
+    workshop = Workshop(config, tmp_path)
+    training, student = lesson_of(trained(workshop, format=name))
+    by_codes = copy.deepcopy(workshop.model)
+    for path, module in matrices(by_codes).items():
+        module.weight.data = decoded(training.quantizers[path], module)
+    answers = []
+    for model in (student, by_codes):
+        logits: Any = model(**CPU.tensors(TEXT)).logits
+        logits.square().mean().backward()
+        answers.append(logits.detach())
+    assert torch.equal(*answers)
+    for (key, mine), theirs in zip(student.named_parameters(), by_codes.parameters(), strict=True):
+        assert theirs.grad is not None
+        assert torch.equal(mine.grad.to_dense(), theirs.grad)
+        assert torch.equal(mine, workshop.model.get_parameter(key))
+
+
+def decoded(quantizer: Quantizer, module: Any) -> torch.Tensor:
+    values = torch.from_numpy(quantizer.codes(array_of(module)).decode())
+    return (values.T if hasattr(module, "nf") else values).contiguous()
+
+
+@pytest.mark.parametrize("name", ["linear", "product"])
+def test_noise_is_the_share_of_codes_that_are_taken(name: str) -> None:
+    """Over 1,000 draws, of those codes that are not their weights; all others are as they were."""
+    quantizer, share = QUANTIZERS[name](3), 0.3
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    codes = quantizer.codes(weight.numpy())
+    fit, random = Fit.of(codes, weight.device), torch.Generator().manual_seed(0)
+    whole = fit.nearest(weight, 1.0, random)
+    assert torch.equal(whole, torch.from_numpy(codes.decode()))
+    blocks, taken = weight.numel() // quantizer.block, 0
+    coded_blocks = int((whole != weight).view(blocks, -1).any(1).sum())
+    assert coded_blocks > 0.8 * blocks
+    for _ in range(1000):
+        some = fit.nearest(weight, share, random)
+        changed = (some != weight).view(blocks, -1)
+        assert torch.equal(changed.any(1), changed.all(1))
+        assert torch.equal(some, whole.where(some != weight, weight))
+        taken += int(changed.any(1).sum())
+    draws = 1000 * coded_blocks
+    assert abs(taken / draws - share) < 3 * (share * (1 - share) / draws) ** 0.5
+
+
+def test_noise_of_1_is_training_by_codes_and_of_0_is_none(tmp_path: Path) -> None:
+    workshop = Workshop(BERT, tmp_path)
+    states = []
+    for codes in ({}, {"noise": 1.0}, {"noise": 0.0}, {"trained": False}):
+        recovery = trained(workshop, **codes)
+        recovery.advance(4)
+        states.append({name: p.detach().clone() for name, p in recovery.student.named_parameters()})
+        recovery.finish()
+    full, one, none, plain = states
+    assert same(full, one) and same(none, plain) and not same(full, none)
+
+
+def test_tables_are_fitted_anew(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what was fitted is kept for going on from a step between."""
+    monkeypatch.setattr("autocompress.techniques.codes.FITTED", 3)
+    recovery = trained(Workshop(BERT, tmp_path))
+    [modifier] = recovery.modifiers
+    assert isinstance(modifier, CodedTraining)
+    scales = []
+    for step in range(1, 8):
+        recovery.advance(step)
+        scales.append(modifier.fits["classifier"].table.clone())
+        assert modifier.state()["table.classifier"].equal(scales[-1])
+    changes = [not torch.equal(a, b) for a, b in itertools.pairwise(scales)]
+    assert changes == [False, False, True, False, False, True]
+
+
+def test_sealed_weights_are_decoded_and_their_codes_are_found(tmp_path: Path) -> None:
+    recovery = trained(Workshop(BERT, tmp_path), format="centroids")
+    recovery.advance(8)
+    assert recovery.finish() == []
+    [part] = recovery.lesson.parts
+    for codes, module in zip(
+        part.codes(recovery.student) or (), matrices(recovery.student).values(), strict=True
+    ):
+        assert np.array_equal(codes.decode(), array_of(module))
+        assert len(codes.table) <= 8 and len(codes.positions) < 0.05 * codes.indices.size
+
+
+@pytest.mark.parametrize("setting", ["codes.trained=true", "codes.noise=0.5"])
+def test_training_by_codes_without_training_is_told(setting: str) -> None:
+    name = setting.partition("=")[0]
+    with pytest.raises(UserError, match=f"^--set: {name} means nothing beside the other settings$"):
+        Recipe.load("gobo", [setting])

@@ -65,6 +65,16 @@ class TestTechniques(TechniqueSuite):
             {"codes.format": "centroids", "codes.bits": 2, "codes.outliers": -2.0},
             {"codes.format": "adaptive-float", "codes.bits": 5},
             {"codes.format": "product"},
+            {"codes.format": "linear", "codes.group": "row", "codes.trained": True},
+            {"codes.format": "centroids", "codes.bits": 2, "codes.trained": True},
+            {"codes.format": "product", "codes.trained": True, "codes.noise": 0.3},
+            {"codes.format": "linear", "codes.allocation": "sensitivity"},
+            {
+                "codes.format": "adaptive-float",
+                "codes.allocation": "hessian",
+                "codes.mean_bits": 5.0,
+                "codes.trained": True,
+            },
         ],
     }
     same_size = ("sparsity", "embedding-codes", "codes")

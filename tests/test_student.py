@@ -404,6 +404,10 @@ STOPPED: dict[str, tuple[str, dict[str, Any]]] = {
     "all, under int8": ("bert", EVERY | {"quantization.trained": True}),
     "a tied head": (TIED, EVERY | {"quantization.trained": True}),
     "sparse embeddings beside a head": (UNTIED, EVERY | {"quantization.trained": True}),
+    "coded weights": (
+        TIED,
+        EVERY | {"codes.format": "centroids", "codes.trained": True, "codes.noise": 0.5},
+    ),
     "parts": ("bert", EVERY | PARTS["all"]),
     "labels alone": ("bert", {"recovery.hard_label_weight": 1.0}),
     "labels alone for half of it": ("bert", {"recovery.label_phase": 0.5}),

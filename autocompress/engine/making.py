@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,6 +24,7 @@ from autocompress.files import keep_only
 from autocompress.interfaces import (
     Batch,
     Family,
+    Feeling,
     Lesson,
     Matching,
     Objective,
@@ -33,7 +34,7 @@ from autocompress.interfaces import (
     TrainingSplit,
 )
 from autocompress.knowledge import fisher, gradient, magnitude
-from autocompress.plan import Plan
+from autocompress.plan import Part, Plan
 from autocompress.structure import Importance, Structure
 from autocompress.student import Student, config_of, filled, student_id
 from autocompress.techniques import TECHNIQUES, training_of
@@ -82,6 +83,14 @@ class Measured(dict[str, Importance]):
                 self._by_measure[measure] = measure(self.model, self.family)
         measurement: _Measurement = self._by_measure[measure]
         return measurement
+
+    def felt(self, measure: Feeling) -> Any:
+        """See ``Knowledge.felt``."""
+        if measure not in self._by_measure:
+            with reserved():
+                found = measure(self.model, self._batches(), self.task.loss, self.compute)
+            self._by_measure[measure] = found
+        return self._by_measure[measure]
 
     def _batches(self) -> list[tuple[Batch, NDArray[np.int64]]]:
         rows, labels, size = self.task.train.rows, self.task.train.labels, self.task.batch_size
@@ -219,7 +228,14 @@ class Maker:
         seeds = (self.seed, int(student.id, 16))
         structure = student.plan.structure
         recovery = recovery_of(
-            model, structure, candidate, self.teacher, seeds, self.techniques, self.objectives
+            model,
+            structure,
+            candidate,
+            self.teacher,
+            seeds,
+            self.techniques,
+            self.objectives,
+            student.plan.parts,
         )
         if 0 < student.steps <= recovery.shared:
             recovery.restore(student.state())
@@ -291,6 +307,7 @@ def recovery_of(
     seeds: tuple[int, int],
     techniques: Sequence[Technique] = TECHNIQUES,
     known_objectives: Mapping[str, Callable[[Lesson], Objective]] | None = None,
+    parts: Sequence[Part] = (),
 ) -> Recovery:
     """The training of one student by its candidate's settings.
 
@@ -298,8 +315,9 @@ def recovery_of(
         model: the student, on the teacher's device; modifiers are installed in it.
         seeds: of the search, which batches are drawn by; and of the student, which its objectives
             draw by.
+        parts: of its plan.
     """
-    lesson = _lesson(model, structure, candidate, teacher, seeds[1])
+    lesson = replace(_lesson(model, structure, candidate, teacher, seeds[1]), parts=parts)
     modifiers = [modifier for t in techniques if (modifier := t.modifier(lesson)) is not None]
     chosen, known = candidate.get("recovery.objectives", ()), known_objectives or objectives()
     assert isinstance(chosen, tuple)

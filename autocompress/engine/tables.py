@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ def planned(
     latency: Callable[[Structure], float] | None = None,
 ) -> Plan:
     """The candidate's plan; raises as ``techniques.resolve``."""
-    knowledge = Knowledge(measured, latency, measured.once, lambda: word_counts(measured.task))
+    counts = partial(word_counts, measured.task)
+    knowledge = Knowledge(measured, latency, measured.once, counts, measured.felt)
     return resolve(maker.full, candidate, knowledge, maker.techniques)
 
 

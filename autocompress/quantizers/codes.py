@@ -104,6 +104,8 @@ class Quantizer(ABC):
     cut: float = -4.0
 
     name: ClassVar[str]
+    block: ClassVar[int] = 1
+    """Weights that one code stands for."""
     grouped: ClassVar[bool] = False
     splits: ClassVar[bool] = False
 

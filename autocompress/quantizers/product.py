@@ -23,6 +23,7 @@ class Product(Quantizer):
     """2^bits blocks that fit the matrix."""
 
     name: ClassVar[str] = "product"
+    block: ClassVar[int] = BLOCK
 
     def codes(self, weight: Matrix) -> Codes:
         blocks = self.groups(weight)

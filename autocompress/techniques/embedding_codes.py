@@ -34,9 +34,8 @@ class CodedEmbedding(Coded):
     technique: ClassVar[str] = "embedding-codes"
     codebooks: int = 0
 
-    @property
-    def quantizer(self) -> Quantizer:
-        return Codebooks(self.bits, books=self.codebooks) if self.codebooks else super().quantizer
+    def quantizer(self, bits: int) -> Quantizer:
+        return Codebooks(bits, books=self.codebooks) if self.codebooks else super().quantizer(bits)
 
     def words(self) -> str:
         if self.codebooks:

@@ -195,7 +195,13 @@ class Workshop:
             "magnitude": magnitude.measure(self.model, self.family),
         }
         counts = np.bincount(np.concatenate([row[0] for row in transfer.rows]))
-        return Knowledge(importance, latency, lambda f: f(self.model, self.family), lambda: counts)
+        return Knowledge(
+            importance,
+            latency,
+            lambda f: f(self.model, self.family),
+            lambda: counts,
+            lambda f: f(self.model, some, loss, CPU),
+        )
 
 
 def with_all(settings: Settings, chosen: Mapping[str, Value]) -> Candidate:

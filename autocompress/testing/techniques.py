@@ -297,7 +297,9 @@ class Bench:
         """Beside no technique but this one, or these."""
         along = (self.technique,) if techniques is None else techniques
         teacher, structure = self.workshop.teacher, plan.structure
-        return recovery_of(student, structure, self.candidate, teacher, _SEEDS, along)
+        return recovery_of(
+            student, structure, self.candidate, teacher, _SEEDS, along, parts=plan.parts
+        )
 
 
 def _trains(technique: Technique) -> bool:
