@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autocompress import __version__, resources, verbs
+from autocompress.engine.backends import BACKENDS
 from autocompress.errors import AutocompressError, UserError
 from autocompress.files import refused_by_the_disk
 from autocompress.hardware.profile import PHASES, RUNTIMES, HardwareProfile
@@ -137,6 +138,24 @@ def _parser() -> argparse.ArgumentParser:
     search.add_argument("--time-limit", metavar="10m", help="for everything, verification included")
     search.add_argument(
         "--sampler", default="tpe", help="tpe (default), gp, nsga2, random or local"
+    )
+    search.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="students that are made at the same time, each by a process with cores of its own",
+    )
+    search.add_argument(
+        "--backend",
+        metavar="|".join(BACKENDS),
+        help="where students are made; default: serial for one worker, processes for several",
+    )
+    search.add_argument(
+        "--ray-address", metavar="A", help="of a cluster of Ray; default: one on this machine"
+    )
+    search.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="that Ray gives each one"
     )
     search.set_defaults(command=verbs.search)
 

@@ -10,7 +10,8 @@ import os
 import platform
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import IO
 
 from autocompress.errors import UserError
 from autocompress.files import cache_folder, own_temporary_folder
@@ -20,12 +21,14 @@ PATIENCE_S = 1.0
 
 
 @contextmanager
-def reserved(location: str = "local") -> Iterator[None]:
+def reserved(location: str = "local", *, alone: bool = True) -> Iterator[None]:
     """Waits until no other autocompress process of this user on this machine holds the device, and
     keeps the others waiting; a wait of more than a second is logged once, as a warning.
 
     Args:
         location: as in a hardware profile.
+        alone: if not, it is held together with others that hold it so, such as workers of one
+            search; whoever wants it alone comes before those that come later.
 
     Raises:
         UserError: there is no folder of the user's own for the lock.
@@ -33,18 +36,27 @@ def reserved(location: str = "local") -> Iterator[None]:
     what = "this machine" if location == "local" else location
     # homes are shared among machines
     digest = hashlib.sha256(f"{platform.node()} {location}".encode()).hexdigest()[:16]
-    with open(_opened(f"{digest}.lock"), "rb") as file:
+    with ExitStack() as held:
+        gate = held.enter_context(open(_opened(f"{digest}.gate"), "rb"))
+        file = held.enter_context(open(_opened(f"{digest}.lock"), "rb"))
+        told = threading.Timer(PATIENCE_S, _say, [what])
+        told.daemon = True
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            told = threading.Timer(PATIENCE_S, _say, [what])
-            told.daemon = True
-            told.start()
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX)
-            finally:
-                told.cancel()
+            _locked(gate, fcntl.LOCK_EX, told)
+            _locked(file, fcntl.LOCK_EX if alone else fcntl.LOCK_SH, told)
+        finally:
+            told.cancel()
+        fcntl.flock(gate, fcntl.LOCK_UN)
         yield
+
+
+def _locked(file: IO[bytes], how: int, told: threading.Timer) -> None:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        if told.ident is None:
+            told.start()
+        fcntl.flock(file, how)
 
 
 def _say(what: str) -> None:

@@ -72,23 +72,27 @@ def folder_aside(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def keep_only(folder: Path, names: Collection[str | None], ours: str) -> None:
+def keep_only(
+    folder: Path, names: Collection[str | None], ours: str, at_work: Collection[str] = ()
+) -> None:
     """Delete the folders in a folder that are called as ours are, but these, and what a kill left
     of writing one; whatever else lies there stays. Links are neither followed nor deleted.
 
     Args:
         ours: pattern of the names of our folders.
+        at_work: names of more folders that stay, with what is being written of them.
 
     Raises:
         UserError: the folder is a link.
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: nothing is deleted behind it, put a folder there")
-    called = re.compile(rf"(?:{ours})|\.(?:{ours})\.\d+(?:\.old)?\.part")
+    called = re.compile(rf"({ours})|\.({ours})\.\d+(?:\.old)?\.part")
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.name in names or path.is_symlink() or not path.is_dir():
             continue
-        if called.fullmatch(path.name):
+        match = called.fullmatch(path.name)
+        if match and (match[1] or match[2]) not in at_work:
             shutil.rmtree(path)
 
 

@@ -49,6 +49,10 @@ def search(options: argparse.Namespace) -> None:
             time_limit_s=_time_limit(options),
             sampler=options.sampler,
             objectives=_objectives(options),
+            workers=options.workers,
+            backend=options.backend,
+            ray_address=options.ray_address,
+            gpus_per_worker=options.gpus_per_worker,
         )
     )
 
