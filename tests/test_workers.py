@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -16,21 +17,23 @@ from typing import Any
 import pytest
 
 from autocompress import HardwareProfile
-from autocompress.engine import loop
+from autocompress.engine.attempt import Attempt
 from autocompress.engine.backends.crew import Crew, WorkerLost
-from autocompress.engine.loop import SearchResult
+from autocompress.engine.loop import Loop, SearchResult
 from autocompress.engine.request import Request
 from autocompress.engine.session import search
 from autocompress.engine.workshop import Made, Order
-from autocompress.errors import UserError
+from autocompress.errors import CandidateFailed, UserError
 from autocompress.files import sha256
 from autocompress.hardware.agent import usable_cores
 from autocompress.journal import Run
+from autocompress.pareto import non_dominated
 from autocompress.search_space import SearchSpace
 from autocompress.student import WEIGHTS
 from autocompress.techniques import TECHNIQUES, vocabulary
 from tests.conftest import SizeDevice
 from tests.poison import Poison
+from tests.pretended import pretended
 from tests.searching import CPU, Scripted, space, timeless
 
 RAY = importlib.util.find_spec("ray") is not None
@@ -112,8 +115,11 @@ def test_a_poisoned_student_costs_itself_alone(
 ) -> None:
     """It raises, is not finite, ends its worker or hangs; one whose worker is killed is made by
     another."""
-    monkeypatch.setattr(loop, "LEAST_PATIENCE_S", 20.0)
-    monkeypatch.setattr(loop, "PATIENCE_UNKNOWN_S", 20.0)
+
+    def patience_s(_: Loop, attempt: Attempt) -> float:
+        return 3.0 if attempt.candidate.get("poison.deed") == "hang" else float("inf")
+
+    monkeypatch.setattr(Loop, "_patience_s", patience_s)
     deeds = ["none", "raise", "nan", "exit", "killed-once", "memory", "hang"]
     values = poisoned(*deeds)
     asked = [
@@ -143,8 +149,45 @@ def test_a_poisoned_student_costs_itself_alone(
     assert "not finite" in reasons["nan"]
     assert reasons["memory"] == "out of memory"
     assert reasons["exit"].startswith("it ended 2 workers, the last one")
-    assert reasons["hang"].startswith("not done after ")
+    assert reasons["hang"] == "not done after 3 s, its worker was ended"
     assert all("\n" not in reason for reason in reasons.values())
+
+
+def test_two_hundred_trials_with_faults_end_with_the_front_of_the_survivors(
+    tiny_model: Path, data_file: Path, tmp_path: Path
+) -> None:
+    """Three students in ten fail in some way."""
+    faults = [ValueError("broken"), MemoryError(), CandidateFailed("the loss is not finite")]
+    failed = set[int]()
+
+    def made(order: Order) -> Made:
+        draw = random.Random(order.number)
+        if draw.random() < 0.3:
+            failed.add(order.number)
+            raise draw.choice(faults)
+        return Made(sealed=True, steps=3, training_s=0.1, seconds=0.2)
+
+    values = {
+        "heads": {"keep": {"low": 0.1, "high": 1.0}, "importance": ["magnitude"]},
+        "ffn": {"keep": {"low": 0.1, "high": 1.0}, "importance": ["magnitude"]},
+        "recovery": {"steps": [3], "learning_rate": {"low": 1e-5, "high": 1e-3, "log": True}},
+    }
+    options: dict[str, Any] = {"trials": 200, "connect": SizeDevice, "sampler": "random"}
+    with pretended(made):
+        result = search(tiny_model, data_file, CPU, space(values), tmp_path / "run", **options)
+    tried = result.trials[1:]
+    assert len(tried) == 200 and 40 < len(failed) < 80
+    assert {trial.number for trial in tried if trial.state == "failed"} == failed
+    reasons = {trial.reason for trial in tried if trial.state == "failed"}
+    assert reasons == {"ValueError: broken", "out of memory", "the loss is not finite"}
+    survivors = [trial for trial in result.trials if trial.state == "complete"]
+    points = [
+        (1 / score.timing.speedup, score.quality.drop_validation)
+        for trial in survivors
+        if (score := trial.scores[CPU]).quality
+    ]
+    front = {survivors[i].id for i in non_dominated(points)}
+    assert {member.id for member in result.front.members} == front
 
 
 SEARCH = """

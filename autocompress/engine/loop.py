@@ -46,9 +46,9 @@ from autocompress.units import clock
 
 _PATIENCE = 10
 """Times what a student should take, before it counts as hanging."""
-LEAST_PATIENCE_S = 600.0
+_LEAST_PATIENCE_S = 600.0
 """Seconds beside that, in which a worker is set up, too."""
-PATIENCE_UNKNOWN_S = 3600.0
+_PATIENCE_UNKNOWN_S = 3600.0
 """While nothing says what one takes."""
 
 
@@ -333,7 +333,7 @@ class Loop:
     def _patience_s(self, attempt: Attempt) -> float:
         """After which a student counts as hanging."""
         known_s = self.pace.seconds(attempt.plan, attempt.steps)
-        return LEAST_PATIENCE_S + (_PATIENCE * known_s or PATIENCE_UNKNOWN_S)
+        return _LEAST_PATIENCE_S + (_PATIENCE * known_s or _PATIENCE_UNKNOWN_S)
 
     def _carry_on(self, proposal: Proposal, attempt: Attempt, made: Made) -> None:
         """Score what was made, unless its time was up before there was anything to score."""
