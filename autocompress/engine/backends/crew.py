@@ -72,9 +72,11 @@ class Crew(ABC, Generic[_Worker]):
         while True:
             for worker in self.heard_of(list(self._busy), _LOOK_S):
                 order, _ = self._busy.pop(worker)
+                self._idle.append(worker)
                 try:
-                    made = self.result(worker)
+                    return order, self.result(worker)
                 except WorkerLost as lost:
+                    self._idle.remove(worker)
                     self.dismiss(worker)
                     self._lost[order.number] += 1
                     if self._lost[order.number] < _MOST_LOST:
@@ -82,8 +84,6 @@ class Crew(ABC, Generic[_Worker]):
                         continue
                     reason = f"it ended {_MOST_LOST} workers, {lost}"
                     return order, Made(sealed=False, failed=reason)
-                self._idle.append(worker)
-                return order, made
             for worker, (order, until) in self._busy.items():
                 if time.monotonic() > until:
                     del self._busy[worker]
