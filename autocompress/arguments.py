@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from autocompress import __version__, resources
+from autocompress.engine.backends import BACKENDS
 from autocompress.errors import UserError
 from autocompress.hardware.profile import PHASES, RUNTIMES, USUAL
 from autocompress.journal import KEEP
@@ -152,6 +153,24 @@ def _add_search(commands: Any) -> None:
         "--sampler", default="tpe", metavar="NAME", help="tpe, gp, nsga2, random or local"
     )
     search.add_argument(
+        "--workers",
+        type=int,
+        default=1,
+        metavar="N",
+        help="students that are made at the same time, each by a process with cores of its own",
+    )
+    search.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        help="where students are made; default: serial for one worker, processes for several",
+    )
+    search.add_argument(
+        "--ray-address", metavar="A", help="of a cluster of Ray; default: one on this machine"
+    )
+    search.add_argument(
+        "--gpus-per-worker", type=float, default=0.0, metavar="X", help="that Ray gives each one"
+    )
+    search.add_argument(
         "--keep",
         choices=KEEP,
         default=KEEP[0],
@@ -250,7 +269,9 @@ def _add_reading(commands: Any) -> None:
         help="also those of torch, in a folder aside, for autocompress.load_model",
     )
     export.add_argument(
-        "--push-to-hub", metavar="REPO", help="also to the Hugging Face hub, as NAME or OWNER/NAME"
+        "--push-to-hub",
+        metavar="REPO",
+        help="also to the Hugging Face hub, as NAME or OWNER/NAME; default: not at all",
     )
 
 

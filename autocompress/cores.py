@@ -9,7 +9,8 @@ import os
 import platform
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from typing import IO
 
 from autocompress.errors import UserError
 from autocompress.files import cache_folder, lock, own_temporary_folder
@@ -19,12 +20,14 @@ PATIENCE_S = 1.0
 
 
 @contextmanager
-def reserved(location: str = "local") -> Iterator[None]:
+def reserved(location: str = "local", *, alone: bool = True) -> Iterator[None]:
     """Waits until no other autocompress process of this user on this machine holds the device, and
     keeps the others waiting; a wait of more than a second is logged once, as a warning.
 
     Args:
         location: as in a hardware profile.
+        alone: if not, it is held together with others that hold it so, such as workers of one
+            search; whoever wants it alone comes before those that come later.
 
     Raises:
         UserError: there is no folder of the user's own for the lock.
@@ -32,16 +35,25 @@ def reserved(location: str = "local") -> Iterator[None]:
     what = "this machine" if location == "local" else location
     # homes are shared among machines
     digest = hashlib.sha256(f"{platform.node()} {location}".encode()).hexdigest()[:16]
-    with open(_opened(f"{digest}.lock"), "rb") as file:
-        if not lock(file, wait=False):
-            told = threading.Timer(PATIENCE_S, _say, [what])
-            told.daemon = True
-            told.start()
-            try:
-                lock(file)
-            finally:
-                told.cancel()
+    with ExitStack() as held:
+        gate = held.enter_context(open(_opened(f"{digest}.gate"), "rb"))
+        file = held.enter_context(open(_opened(f"{digest}.lock"), "rb"))
+        told = threading.Timer(PATIENCE_S, _say, [what])
+        told.daemon = True
+        try:
+            _locked(gate, told, alone=True)
+            _locked(file, told, alone=alone)
+        finally:
+            told.cancel()
+        gate.close()
         yield
+
+
+def _locked(file: IO[bytes], told: threading.Timer, *, alone: bool) -> None:
+    if not lock(file, wait=False, alone=alone):
+        if told.ident is None:
+            told.start()
+        lock(file, alone=alone)
 
 
 def _say(what: str) -> None:

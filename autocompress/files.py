@@ -72,23 +72,27 @@ def folder_aside(path: Path) -> Iterator[Path]:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def keep_only(folder: Path, names: Collection[str | None], ours: str) -> None:
+def keep_only(
+    folder: Path, names: Collection[str | None], ours: str, at_work: Collection[str] = ()
+) -> None:
     """Delete the folders in a folder that are called as ours are, but these, and what a kill left
     of writing one; whatever else lies there stays. Links are neither followed nor deleted.
 
     Args:
         ours: pattern of the names of our folders.
+        at_work: names of more folders that stay, with what is being written of them.
 
     Raises:
         UserError: the folder is a link.
     """
     if folder.is_symlink():
         raise UserError(f"{folder} is a link: nothing is deleted behind it, put a folder there")
-    called = re.compile(rf"(?:{ours})|\.(?:{ours})\.\d+(?:\.old)?\.part")
+    called = re.compile(rf"({ours})|\.({ours})\.\d+(?:\.old)?\.part")
     for path in list(folder.iterdir()) if folder.is_dir() else ():
         if path.name in names or path.is_symlink() or not path.is_dir():
             continue
-        if called.fullmatch(path.name):
+        match = called.fullmatch(path.name)
+        if match and (match[1] or match[2]) not in at_work:
             shutil.rmtree(path)
 
 
@@ -111,11 +115,12 @@ def no_room(error: OSError) -> bool:
     return error.errno in _NO_ROOM
 
 
-def lock(file: IO[Any], wait: bool = True) -> bool:
+def lock(file: IO[Any], *, wait: bool = True, alone: bool = True) -> bool:
     """Keeps an open file for this process, until it is closed.
 
     Args:
         wait: until whoever has it is done.
+        alone: if not, together with others that keep it so.
 
     Returns:
         Whether it is had; not to wait, and another process has it.
@@ -131,7 +136,8 @@ def lock(file: IO[Any], wait: bool = True) -> bool:
             "Linux or macOS (in Windows under WSL); front, pick, export and report work here too"
         ) from error
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
+        fcntl.flock(file, kind | (0 if wait else fcntl.LOCK_NB))
     except BlockingIOError:
         return False
     return True

@@ -53,6 +53,10 @@ def search(options: argparse.Namespace) -> None:
             sampler=options.sampler,
             objectives=_objectives(options),
             keep=options.keep,
+            workers=options.workers,
+            backend=options.backend,
+            ray_address=options.ray_address,
+            gpus_per_worker=options.gpus_per_worker,
         ),
         options,
     )

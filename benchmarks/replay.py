@@ -259,8 +259,6 @@ class Replay:
 
     def search(self) -> Outcome:
         """From the first proposal to the end of the time."""
-        if first := self.proposer.uncut_formats():
-            self._carry_through(first)
         self.allowance.begin()
         while proposal := self.proposer.next():
             self._carry_through(proposal)
@@ -285,7 +283,6 @@ class Replay:
         if training_s + beside_s > self.allowance.left:
             lost_s = _LOST_STEPS * curve.step_s if trains else math.inf
             self.clock.now += min(lost_s, self.allowance.left)
-            self.proposer.left_open(proposal)
             return
         self.clock.now += training_s + beside_s
         if trains:

@@ -1,13 +1,13 @@
 """One student through the three steps of a trial: made, converted to its number formats, scored.
 
-The search calls each step and decides in between.
+The search calls each step and decides in between; making is an order to whoever makes students.
 """
 
 from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +15,10 @@ from pathlib import Path
 from autocompress.candidate import Candidate
 from autocompress.engine.converting import Converter
 from autocompress.engine.ladder import History
-from autocompress.engine.making import Maker, Making
+from autocompress.engine.making import Maker
 from autocompress.engine.scoring import Scorer, Timings
-from autocompress.errors import CandidateFailed, UserError
+from autocompress.engine.workshop import Made, Order, reason_of
+from autocompress.errors import CandidateFailed
 from autocompress.journal import Trial
 from autocompress.plan import Plan
 from autocompress.scores import Score
@@ -58,9 +59,9 @@ class Attempt:
         self.trials = list(trials)
         self.formats = dict(zip((trial.number for trial in trials), formats, strict=True))
         self.steps = int(candidate.number("recovery.steps", 0))
-        self.trained_steps, self.training_s = 0, 0.0
+        self.made = Made(sealed=False)
         self._counted = trials[0].number
-        self._started = time.monotonic()
+        self._own_s = self._making_s = 0.0
 
     @property
     def open(self) -> list[Trial]:
@@ -69,35 +70,38 @@ class Attempt:
 
     @contextmanager
     def failing(self) -> Iterator[None]:
-        """What goes wrong inside fails the open trials, and no more."""
+        """What goes wrong inside fails the open trials, and no more; its time is theirs."""
+        started = time.monotonic()
         try:
             yield
-        except (CandidateFailed, UserError) as error:
-            self._end_all("failed", str(error))
-        except MemoryError:
-            self._end_all("failed", "out of memory")
-        except RuntimeError as error:
-            if "memory" not in str(error):
+        except Exception as error:
+            reason = reason_of(error)
+            if reason is None:
                 raise
-            self._end_all("failed", f"out of memory: {str(error).splitlines()[0]}")
+            self._end_all("failed", reason)
+        finally:
+            self._own_s += time.monotonic() - started
 
     def begin(self) -> None:
-        """Build the student; where it is to be trained and a limit may refuse it, time it first, so
-        that one that misses a limit of latency costs seconds.
+        """Where the student is to be trained and a limit may refuse it, time it first, so that one
+        that misses a limit of latency costs seconds.
 
         Raises:
             CandidateFailed: it cannot be built, or cannot run.
             OSError: the disk is full.
         """
         self.converter.room(self.scorer.baseline)
-        self.making: Making = self.maker.begin(self.plan, self.candidate)
-        if self.making.recovery is None or self.history or not self.scorer.refuses_early:
+        if not self.steps or self.history or not self.scorer.refuses_early:
             return
-        with self.converter.graph_of(self.making.student) as graph:
+        making = self.maker.begin(self.plan, self.candidate)
+        if making.recovery is None:
+            return
+        student = making.student
+        with self.converter.graph_of(student) as graph:
             failed: CandidateFailed | None = None
             for trial in self.open:
                 try:
-                    folder = self._ship(graph, self.making.student, trial)
+                    folder = self._ship(graph, student, trial)
                 except CandidateFailed as error:
                     failed = error  # once trained, it may do
                     continue
@@ -113,24 +117,25 @@ class Attempt:
                     raise failed
         self._counted = min((trial.number for trial in self.open), default=self._counted)
 
-    def train(self, goes_on: Callable[[float], bool]) -> bool:
-        """Train to the end; see ``Maker.train``."""
-        before, begun = self.making.done, time.monotonic()
-        try:
-            return self.maker.train(self.making, self.steps, goes_on)
-        finally:
-            self.trained_steps = self.making.done - before
-            self.training_s = time.monotonic() - begun
-
-    def seal(self) -> Student:
-        """Nothing is trained any more."""
+    def order(self, left_s: float, limit_s: float = float("inf")) -> Order:
+        """To make the student; see ``Order``."""
         several = len(self.open) + len(self.siblings) > 1
-        asked = several and self.making.recovery is not None
-        return self.maker.seal(self.making, self._answers() if asked else None)
+        number = self.trials[0].number
+        return Order(number, self.plan, self.candidate, several, left_s, limit_s)
 
-    def _answers(self) -> str:
-        """Of the model in training to validation examples."""
-        return self.scorer.in_training(self.making.model, self.maker.teacher.compute)
+    def student(self, made: Made, workers: int) -> Student | None:
+        """What was ordered; None where its time was up.
+
+        Args:
+            workers: that made students meanwhile: of its time, it takes a share of the search's.
+
+        Raises:
+            CandidateFailed: it could not be made.
+        """
+        self.made, self._making_s = made, made.seconds / workers
+        if made.failed is not None:
+            raise CandidateFailed(made.failed)
+        return self.maker.sealed(self.plan, self.candidate) if made.sealed else None
 
     def convert_and_score(self, student: Student) -> None:
         """Every open trial gets its artifact, its timings and its scores.
@@ -256,9 +261,14 @@ class Attempt:
         self.trials = [trial if own.number == trial.number else own for own in self.trials]
         return trial
 
+    @property
+    def beside_s(self) -> float:
+        """Seconds so far, training apart."""
+        return self._own_s + self.made.seconds - self.made.training_s
+
     def ended(self) -> list[Trial]:
         """All trials; the time of the student counts to the first that was not refused early."""
-        spent = time.monotonic() - self._started
+        spent = self._own_s + self._making_s
         return [
             replace(trial, seconds=spent if trial.number == self._counted else 0.0)
             for trial in self.trials

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autocompress.candidate import Candidate
 from autocompress.engine.attempt import Attempt
+from autocompress.engine.backends import Backend
 from autocompress.engine.clock import MUCH_SLOWER, Allowance, Clock, Pace
 from autocompress.engine.foresight import Foresight
 from autocompress.engine.ladder import (
@@ -28,6 +29,7 @@ from autocompress.engine.verification import (
     verified,
     write_fronts,
 )
+from autocompress.engine.workshop import Made
 from autocompress.errors import (
     CandidateFailed,
     DeviceLost,
@@ -41,6 +43,13 @@ from autocompress.pareto import Front, Metric
 from autocompress.plan import Plan
 from autocompress.report import write_report
 from autocompress.units import clock
+
+_PATIENCE = 10
+"""Times what a student should take, before it counts as hanging."""
+_LEAST_PATIENCE_S = 600.0
+"""Seconds beside that, in which a worker is set up, too."""
+_PATIENCE_UNKNOWN_S = 3600.0
+"""While nothing says what one takes."""
 
 
 @dataclass(frozen=True)
@@ -85,17 +94,25 @@ class Loop:
             self.scorer.remember(trial.id, {n: score.timing for n, score in trial.scores.items()})
         self._written = set(self._ended)
         self._slowness_is_told = False
+        self._ordered: dict[int, tuple[Proposal, Attempt]] = {}
+        self._begun: list[Proposal] = []
+        self._held: list[Proposal] = []
 
     @property
     def metric(self) -> Metric:
         return self.scorer.task.metric
 
-    def search(self) -> SearchResult:
-        """Raises as ``session.search_for``."""
-        before = len(self._ended)
+    def search(self, backend: Backend) -> SearchResult:
+        """Raises as ``session.search_for``.
+
+        Args:
+            backend: makes the students.
+        """
+        before, self.backend = len(self._ended), backend
         self.clock.before = sum(trial.seconds for trial in self._ended.values())
         try:
-            self._search()
+            with contextlib.closing(backend):
+                self._search()
             self._refuse_too_short()
             self._refuse_all_failed()
             stage = f"verifying the front, which takes about {clock(self._verification_s())}"
@@ -111,7 +128,7 @@ class Loop:
             raise
         fronts = outcome.fronts
         for trial, reason in outcome.failed.items():
-            self.listener.stage(f"{trial} left out: {reason}")
+            self.listener.said(f"{trial} left out: {reason}")
         write_fronts(self.run, fronts)
         self.run.note(
             prediction=self.foresight.summary(self.trials),
@@ -130,14 +147,17 @@ class Loop:
         fronts = [provisional(self.trials, name, self.scorer) for name in self.scorer.devices]
         write_fronts(self.run, fronts)
 
-    def _keep(self, ids: Sequence[str], trunks: Collection[str] = ()) -> None:
+    def _keep(
+        self, ids: Sequence[str], trunks: Collection[str] = (), at_work: Collection[str] = ()
+    ) -> None:
         """Delete the models, and the students, of all other trials but the baseline's, and all
-        trunks but these; where all are to be kept, of those that did not complete."""
+        trunks but these; what is at work stays. Where all are to be kept, of those that did not
+        complete."""
         if self.request.keep == "all":
             ids = [trial.id for trial in self.trials if trial.state == "complete"]
         kept = {"t000", *ids}
         keep_models(self.scorer.models, kept)
-        self.maker.keep({*trunks, *(t.student for t in self.trials if t.id in kept)})
+        self.maker.keep({*trunks, *(t.student for t in self.trials if t.id in kept)}, at_work)
 
     def _search(self) -> None:
         history = self.run.history()
@@ -151,21 +171,21 @@ class Loop:
         )
         self.proposer = Proposer(self.request, self.foresight, self.allowance, self.trials)
         left_open = self._replayed([event for event in history if not _of_baseline(event)])
-        if not any(isinstance(event, Asked) and event.by == "formats" for event in history):
-            left_open += self._asked(self.proposer.uncut_formats())
-        for proposal in left_open:
-            self._carry_through(proposal)
+        self._carry_out(iter(left_open))
         self.allowance.begin()
-        while asked := self._asked(self.proposer.next()):
-            for proposal in asked:
-                self._carry_through(proposal)
+        self._carry_out(self._wanted())
 
-    def _asked(self, proposal: Proposal | None) -> list[Proposal]:
-        """With a line in the journal; none of none."""
+    def _wanted(self) -> Iterator[Proposal | None]:
+        """What is worth most at the time; None where nothing is, for now."""
+        while True:
+            yield self._asked(self.proposer.next())
+
+    def _asked(self, proposal: Proposal | None) -> Proposal | None:
+        """With a line in the journal."""
         if proposal is None:
-            return []
+            return None
         self.run.asked(proposal.by, proposal.trials)
-        return [self._foretold(proposal)]
+        return self._foretold(proposal)
 
     def _baseline(self, *, asked: bool) -> Trial:
         """The uncut model in fp32, timed and scored; what all else is compared with.
@@ -205,7 +225,7 @@ class Loop:
         alone = self.scorer.commonest(self.scorer.task.validation)
         if alone is not None:
             share = f"{self.metric.name} {self.metric.text(alone)} on validation"
-            self.listener.stage(f"the commonest class alone has {share}")
+            self.listener.said(f"the commonest class alone has {share}")
         return trial
 
     def _replayed(self, history: Sequence[Asked | Trial]) -> list[Proposal]:
@@ -243,24 +263,51 @@ class Loop:
             ]
         return proposal
 
-    def _carry_through(self, proposal: Proposal) -> None:
-        """Try it, and record what comes of it, unless its time is up before anything does."""
-        trials = self._tried(proposal)
-        if trials is None:
-            self.proposer.left_open(proposal)
-            return
-        proposal.trials = trials
-        self._end(proposal)
+    def _carry_out(self, proposals: Iterator[Proposal | None]) -> None:
+        """Try them, as many at a time as there are workers; what comes of each is recorded. A
+        single worker waits until its student is scored, several are given more to do meanwhile."""
+        self._hand_out(proposals)
+        while self._ordered:
+            order, made = self.backend.done()
+            proposal, attempt = self._ordered.pop(order.number)
+            if self.backend.workers > 1:
+                self._hand_out(proposals)
+            self._carry_on(proposal, attempt, made)
+            self._hand_out(proposals)
 
-    def _tried(self, proposal: Proposal) -> list[Trial] | None:
-        """What comes of a student in its number formats; None when the time is up, and nothing
-        does."""
+    def _hand_out(self, proposals: Iterator[Proposal | None]) -> None:
+        """To free workers, but none that has a trunk in common with one that is begun."""
+        workers = self.backend.workers
+        while len(self._ordered) < workers and len(self._held) < workers:
+            free = (one for one in self._held if not self._meets_one_begun(one))
+            proposal = next(free, None)
+            if proposal is not None:
+                self._held.remove(proposal)
+            else:
+                proposal = next(proposals, None)
+            if proposal is None:
+                return
+            if self._meets_one_begun(proposal):
+                self._held.append(proposal)
+            else:
+                self._begin(proposal)
+
+    def _meets_one_begun(self, proposal: Proposal) -> bool:
+        return self._trunk(proposal) in map(self._trunk, self._begun)
+
+    def _trunk(self, proposal: Proposal) -> str | None:
+        plan, candidate = proposal.plan, proposal.candidate
+        return None if plan is None else self.maker.trunk_of(plan, candidate)
+
+    def _begin(self, proposal: Proposal) -> None:
+        """Order its student, where one is needed and there is the time."""
         trials, plan = proposal.trials, proposal.plan
         left = [trial for trial in trials if trial.state == "asked"]
         if plan is None or not left:
-            return trials
+            self._end(proposal)
+            return
         if self.allowance.left <= 0:
-            return None
+            return
         climber = proposal.climber
         attempt = Attempt(
             self.maker,
@@ -275,21 +322,46 @@ class Loop:
             climber.history if climber and proposal.by == "ladder" else (),
         )
         with attempt.failing():
-            in_time = self._carried_out(attempt)
-            self._learn_pace(attempt)
-            if not in_time:
-                return None
+            attempt.begin()
+        if not attempt.open:
+            self._end_with(proposal, attempt)
+            return
+        self._write([trial for trial in attempt.trials if trial.state != "asked"])
+        self._begun.append(proposal)
+        self._ordered[left[0].number] = proposal, attempt
+        left_s = self.allowance.left - self.pace.beside_s
+        self.backend.submit(attempt.order(left_s, self._patience_s(attempt)))
+
+    def _patience_s(self, attempt: Attempt) -> float:
+        """After which a student counts as hanging."""
+        known_s = self.pace.seconds(attempt.plan, attempt.steps)
+        return _LEAST_PATIENCE_S + (_PATIENCE * known_s or _PATIENCE_UNKNOWN_S)
+
+    def _carry_on(self, proposal: Proposal, attempt: Attempt, made: Made) -> None:
+        """Score what was made, unless its time was up before there was anything to score."""
+        with attempt.failing():
+            student = attempt.student(made, self.backend.workers)
+            if student is not None:
+                self.run.sealed(student.id)
+                attempt.convert_and_score(student)
+        self._begun.remove(proposal)
+        self._learn_pace(attempt)
+        if made.sealed or made.failed:
+            self._end_with(proposal, attempt)
+
+    def _end_with(self, proposal: Proposal, attempt: Attempt) -> None:
         ended = {trial.number: trial for trial in attempt.ended()}
-        return [ended.get(trial.number, trial) for trial in trials]
+        proposal.trials = [ended.get(trial.number, trial) for trial in proposal.trials]
+        self._end(proposal)
 
     def _learn_pace(self, attempt: Attempt) -> None:
-        if attempt.trained_steps:
-            self.pace.learn(attempt.plan, attempt.training_s / attempt.trained_steps)
+        made = attempt.made
+        if made.steps:
+            self.pace.learn(attempt.plan, made.training_s / made.steps)
             self._say_if_slower()
         ended = attempt.ended()
         if any(trial.state == "complete" for trial in ended):
-            beside_s = sum(trial.seconds for trial in ended) - attempt.training_s
-            self.pace.learn_beside(beside_s / len(ended))
+            self.pace.learn_beside(attempt.beside_s / len(ended))
 
     def _same_student(self, trial: Trial) -> list[Trial]:
         return [one for one in self.trials if one.student == trial.student]
@@ -303,26 +375,23 @@ class Loop:
                 f"there other work on this machine?"
             )
 
-    def _carried_out(self, attempt: Attempt) -> bool:
-        """Make, convert, score. False when the time is up before there is anything to score."""
-        attempt.begin()
-        if not attempt.open:
-            return True
-        self._write([trial for trial in attempt.trials if trial.state != "asked"])
-        if not attempt.train(lambda seconds: seconds + self.pace.beside_s <= self.allowance.left):
-            return False
-        sealed = attempt.seal()
-        self.run.sealed(sealed.id)
-        attempt.convert_and_score(sealed)
-        return True
-
     def _end(self, proposal: Proposal) -> None:
         """A proposal came to an end, maybe in an earlier process."""
         self._record(proposal.trials, proposal.plan)
         self.proposer.ended(proposal)
         if any(trial.number not in self._ended for trial in proposal.trials):
             standing = [trial.id for trial in all_standing(self.trials, self.scorer)]
-            self._keep(standing, self.proposer.trunks())
+            self._keep(standing, self.proposer.trunks(), self._at_work())
+
+    def _at_work(self) -> set[str]:
+        """Students that workers read and write, or will."""
+        proposals = [(one.plan, one.candidate) for one in (*self._begun, *self._held)]
+        return {
+            name
+            for plan, candidate in proposals
+            if plan is not None
+            for name in self.maker.read_for(plan, candidate)
+        }
 
     def _record(self, trials: Sequence[Trial], plan: Plan | None) -> None:
         """Trials that came to an end, some of them in an earlier process."""

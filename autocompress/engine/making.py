@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -128,7 +129,12 @@ class Maker:
         folder: where students have theirs.
         lineage: digest of the teacher's weights; the text is added.
         seed: of the search.
+
+    Attributes:
+        holding_cores: what it trains inside of.
     """
+
+    holding_cores: Callable[[], AbstractContextManager[None]] = staticmethod(reserved)
 
     def __init__(
         self,
@@ -160,6 +166,15 @@ class Maker:
             return self.id_of(plan, candidate)
         return student_id(f"{self.lineage} trunk", plan, others, self.seed)
 
+    def read_for(self, plan: Plan, candidate: Candidate) -> set[str]:
+        """Names of all students that making this one reads or writes."""
+        untrained = self._untrained(plan, self._training(plan, candidate))
+        return {self.id_of(plan, candidate), self.trunk_of(plan, candidate), untrained}
+
+    def _untrained(self, plan: Plan, training: Candidate) -> str:
+        begins = training.only([name for name in training.active if name.startswith("weights.")])
+        return student_id(self.lineage, plan, begins, self.seed)
+
     @cached_property
     def _calibration(self) -> Calibration:
         return Calibration.of(self.teacher)
@@ -188,11 +203,15 @@ class Maker:
         except SafetensorError:  # a damaged file
             return self._at_work(name, self._begun(trunk, plan, candidate), candidate)
 
+    def sealed(self, plan: Plan, candidate: Candidate) -> Student:
+        """The student, which is made; raises as ``Student.load``."""
+        return Student.load(self.folder / self.id_of(plan, candidate), self.techniques)
+
     def _at_work(self, name: str, student: Student, candidate: Candidate) -> Making:
         model = student.model(self.techniques).to(self.teacher.compute.device)
         if student.sealed or not candidate.number("recovery.steps", 0):
             return Making(student, name, model, None)
-        with reserved():
+        with self.holding_cores():
             recovery = self._recovery(student, model, candidate)
         return Making(student, name, model, recovery)
 
@@ -213,14 +232,13 @@ class Maker:
     def _first(self, plan: Plan, training: Candidate) -> nn.Module:
         """The student before any training: of the one that is to have none, where there is such."""
         teacher = self.teacher
-        begins = training.only([name for name in training.active if name.startswith("weights.")])
-        untrained = self._sealed(student_id(self.lineage, plan, begins, self.seed))
+        untrained = self._sealed(self._untrained(plan, training))
         if untrained is not None:
             return untrained.model(self.techniques)
         start = training.text("weights.start", "copied")
         model = teacher.family.cut(teacher.model, plan.structure, start)
         if training.get("weights.repair", False):
-            with reserved():
+            with self.holding_cores():
                 repair(model, plan.structure, self._calibration)
         return filled(model, teacher.family, plan, self.techniques).cpu()
 
@@ -262,7 +280,7 @@ class Maker:
             stop = min(recovery.done + _CHECKED_STEPS, steps)
             if recovery.done < recovery.shared:
                 stop = min(stop, recovery.shared)
-            with reserved():
+            with self.holding_cores():
                 recovery.advance(stop)
             now = time.monotonic()
             step_s = (now - begun) / (recovery.done - first)
@@ -294,9 +312,13 @@ class Maker:
         making.student = student.as_sealed(folder, making.model.cpu(), plan, done, answers)
         return making.student
 
-    def keep(self, ids: Collection[str | None]) -> None:
-        """Delete all students but these; raises as ``keep_only``."""
-        keep_only(self.folder, ids, "[0-9a-f]{16}")
+    def keep(self, ids: Collection[str | None], at_work: Collection[str] = ()) -> None:
+        """Delete all students but these; raises as ``keep_only``.
+
+        Args:
+            at_work: names of more of them, that some process may be writing.
+        """
+        keep_only(self.folder, ids, "[0-9a-f]{16}", at_work)
 
 
 def recovery_of(

@@ -3,8 +3,9 @@ number formats."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from autocompress.candidate import Candidate, Value
 from autocompress.engine.clock import Allowance
@@ -28,7 +29,7 @@ _MOST_REFUSED = 100
 space counts as holding none."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Proposal:
     """A student in some number formats, to be tried.
 
@@ -37,6 +38,7 @@ class Proposal:
         plan: None where the candidate cannot be planned.
         climber: whose rung it is; None of uncut formats.
         handle: of the sampler, which is told under it; None where it did not ask.
+        alike: what the sampler proposed meanwhile and gives the same model, each with its handle.
     """
 
     by: Origin
@@ -45,6 +47,7 @@ class Proposal:
     plan: Plan | None
     climber: Climber | None = None
     handle: int | None = None
+    alike: list[tuple[int, Climber]] = field(default_factory=list)
 
 
 class Proposer:
@@ -77,13 +80,18 @@ class Proposer:
         self._exhausted = False
         self._known: dict[object, Trial] = {self._model(trial): trial for trial in trials}
         self._climbing: dict[object, tuple[Climber, Trial]] = {}
-        self._left_open: list[Climber] = []
+        self._open: list[Proposal] = []
 
     def next(self) -> Proposal | None:
-        """What is worth most to be tried next; None at the end of the search."""
+        """What is worth most to be tried next, beside what was proposed before; None where nothing
+        is, until one of those has ended."""
+        return self._opened(self._next())
+
+    def _next(self) -> Proposal | None:
         if not self._all_asked and not self._exhausted and self.allowance.exploring:
-            return self._promotion() or self._new() or self._finishing()
-        return self._finishing() or self._new()
+            uncut = self._uncut_scheme(self.asked)
+            return uncut or self._promotion() or self._new() or self._finishing()
+        return self._uncut_scheme() or self._finishing() or self._new()
 
     def again(self, event: Asked) -> Proposal:
         """What was proposed in an earlier process.
@@ -97,6 +105,13 @@ class Proposer:
                 f"--resume: trial {event.trials[0].id} cannot be replayed; was the run made with "
                 "other library versions?"
             )
+        self._opened(proposal)
+        return proposal
+
+    def _opened(self, proposal: Proposal | None) -> Proposal | None:
+        """It counts as open until it has ended, in whatever process."""
+        if proposal is not None:
+            self._open.append(proposal)
         return proposal
 
     def _again(self, event: Asked) -> Proposal | None:
@@ -115,18 +130,10 @@ class Proposer:
                 return self._rung_of(climber, steps)
         return None
 
-    def uncut_formats(self) -> Proposal | None:
-        """The uncut model in one number format of each scheme, which costs no training; None where
-        there is but one."""
-        first = self.trials[0]
-        others = self._untried_formats(first.student)
-        by_scheme = {one.text("quantization.scheme", "fp32"): one for one in reversed(others)}
-        some = [one for one in others if one in by_scheme.values()]
-        return self._in_formats(first, some, None) if some else None
-
     def ended(self, proposal: Proposal) -> None:
         """What came of it, its trials being among all others; the sampler is told."""
         climber, first = proposal.climber, proposal.trials[0]
+        self._open.remove(proposal)
         for trial in proposal.trials:
             self._known[self._model(trial)] = trial
         if proposal.by == "sampler":
@@ -139,11 +146,9 @@ class Proposer:
                 self.sampler.learn(self._chosen(climber, trial), *self.outcomes.of(trial))
         if climber is not None and proposal.by != "formats":
             self._join(climber, first)
-
-    def left_open(self, proposal: Proposal) -> None:
-        """There is not the time for it; it comes first when the run goes on."""
-        if proposal.climber:
-            self._left_open.append(proposal.climber)
+        for handle, alike in proposal.alike:
+            known = self._tried_before(alike.candidate, alike) or first
+            self.sampler.tell(handle, *self.outcomes.of(known))
 
     def _model(self, trial: Trial) -> object:
         return trial.student, self._candidate(trial).only(FORMAT_NAMES)
@@ -171,7 +176,8 @@ class Proposer:
     @property
     def _all_asked(self) -> bool:
         most = self.request.most_trials
-        return most is not None and self.asked >= most
+        asked = self.asked + sum(proposal.by == "sampler" for proposal in self._open)
+        return most is not None and asked >= most
 
     def _new(self) -> Proposal | None:
         """The sampler's next candidate that was not tried before; None where there is none, or not
@@ -194,9 +200,11 @@ class Proposer:
             candidate = self.request.space.candidate(chosen)
             plan, problem = self._planned(candidate, fresh=fresh)
             climber = None if plan is None else Climber(chosen, candidate, plan)
-            known = self._tried_before(candidate, climber)
+            known, same = self._tried_before(candidate, climber), self._open_like(climber)
             if known is not None:
                 self.sampler.tell(handle, *self.outcomes.of(known))
+            elif climber is not None and same is not None:
+                same.alike.append((handle, climber))
             elif climber is not None:
                 proposal = self._rung_of(climber, rungs(candidate)[0])
                 return replace(proposal, by="sampler", handle=handle)
@@ -217,11 +225,27 @@ class Proposer:
             if rungs(candidate)[-1] > rungs(before.candidate)[-1]:
                 before.candidate = candidate
             return trial
-        lowest = self._at(candidate, rungs(candidate)[0])
-        known = self._known.get((self.maker.id_of(climber.plan, lowest), lowest.only(FORMAT_NAMES)))
+        known = self._known.get(self._lowest(climber))
         if known is not None:
             self._join(climber, known)
         return known
+
+    def _open_like(self, climber: Climber | None) -> Proposal | None:
+        """An open proposal of the same candidate, or one that gives the same model."""
+        if climber is None:
+            return None
+        identity, model = self._identity(climber), self._lowest(climber)
+        for proposal in self._open:
+            first = proposal.climber if proposal.by == "sampler" else None
+            same = first is not None and self._identity(first) == identity
+            if same or model in map(self._model, proposal.trials):
+                return proposal
+        return None
+
+    def _lowest(self, climber: Climber) -> object:
+        """Its model at its first rung."""
+        lowest = self._at(climber.candidate, rungs(climber.candidate)[0])
+        return self.maker.id_of(climber.plan, lowest), lowest.only(FORMAT_NAMES)
 
     def _identity(self, climber: Climber) -> object:
         """Of all rungs of a candidate."""
@@ -245,9 +269,28 @@ class Proposer:
         active = self._candidate(trial).active
         return {**climber.chosen, **{n: active[n] for n in FORMAT_NAMES if n in active}}
 
+    def _uncut_scheme(self, most: float = math.inf) -> Proposal | None:
+        """The uncut model in the first number format of its next scheme, which costs no training.
+
+        Args:
+            most: None after so many; the first comes before all candidates.
+        """
+        uncut = self.trials[0]
+        begun = [trial for proposal in self._open for trial in proposal.trials]
+        tried = {
+            self._candidate(trial).text("quantization.scheme", "fp32")
+            for trial in [*self.trials, *begun]
+            if trial.student == uncut.student
+        }
+        for wanted in self._untried_formats(uncut.student):
+            new = wanted.text("quantization.scheme", "fp32") not in tried
+            if new and len(tried) - 1 <= most and self.allowance.fits(self.maker.full, 0):
+                return self._in_formats(uncut, [wanted], None)
+        return None
+
     def _promotion(self) -> Proposal | None:
         """The next rung of a candidate of the better half."""
-        for climber in promotable([one for one in self.climbers if one not in self._left_open]):
+        for climber in promotable([one for one in self.climbers if one not in self._climbers_open]):
             if climber.next and self.allowance.fits(climber.plan, climber.next, climber.steps):
                 return self._rung_of(climber, climber.next)
         return None
@@ -255,7 +298,7 @@ class Proposer:
     def _finishing(self) -> Proposal | None:
         """More steps for a candidate of the front, as many as fit the time; else its student in the
         number formats that it was not tried in."""
-        best = [c for c in finalists(self.climbers, self._rivals) if c not in self._left_open]
+        best = [c for c in finalists(self.climbers, self._rivals) if c not in self._climbers_open]
         for share in (1 / max(1, len(best)), 1):
             for climber in best:
                 steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0, share)
@@ -263,12 +306,16 @@ class Proposer:
                     return self._rung_of(climber, steps)
         standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
         for climber in self.climbers:
-            if climber.latest in standing:
+            if climber.latest in standing and climber not in self._climbers_open:
                 first = self._numbered_as(climber.latest)
                 others = self._untried_formats(first.student)
                 if others and self.allowance.fits(climber.plan, 0, formats=len(others)):
                     return self._in_formats(first, others, climber)
         return None
+
+    @property
+    def _climbers_open(self) -> list[Climber]:
+        return [proposal.climber for proposal in self._open if proposal.climber]
 
     @property
     def _rivals(self) -> list[tuple[float, ...]]:

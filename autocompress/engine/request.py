@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from autocompress.engine.backends import BACKENDS
 from autocompress.engine.samplers import SAMPLERS
 from autocompress.errors import UserError
 from autocompress.files import fingerprint
@@ -59,6 +60,11 @@ class Request:
         objectives: what is minimised, of ``pareto.OBJECTIVES``; by default what the space says,
             else latency and quality.
         keep: whose models' files stay, one of ``journal.KEEP``.
+        workers: that make students at the same time; one is the search itself.
+        backend: ``serial``, ``processes`` on this machine, or ``ray``; by default the first for one
+            worker, and the second for several.
+        ray_address: of a cluster of Ray; by default one that is begun on this machine.
+        gpus_per_worker: that Ray gives each one, also a part of one.
 
     Raises:
         UserError: unknown task, sampler or objective, an option that the task does not have or a
@@ -87,10 +93,15 @@ class Request:
     resume: bool = False
     objectives: tuple[str, ...] | None = None
     keep: str = KEEP[0]
+    workers: int = 1
+    backend: str | None = None
+    ray_address: str | None = None
+    gpus_per_worker: float = 0.0
 
     def __post_init__(self) -> None:
         self._check_task()
         self._check_options()
+        self._check_workers()
         for budget in (self.budget, *self.budgets.values()):
             budget.check(self.metric)
         if isinstance(self.sampler, str) and self.sampler not in SAMPLERS:
@@ -140,6 +151,22 @@ class Request:
                 f"task {self.task.name}: its metric is {self.task.metric!r}, known are "
                 f"{', '.join(METRICS)}"
             )
+
+    def _check_workers(self) -> None:
+        if self.workers < 1:
+            raise UserError(f"--workers is {self.workers}: it must be at least 1")
+        if self.backend not in (None, *BACKENDS):
+            raise UserError(f"unknown backend {self.backend!r}; known are {', '.join(BACKENDS)}")
+        if self.backend == "serial" and self.workers > 1:
+            raise UserError(f"--backend serial has one worker, --workers is {self.workers}")
+        if self.gpus_per_worker < 0:
+            raise UserError(f"--gpus-per-worker is {self.gpus_per_worker:g}: it must be 0 or more")
+        for option, given in (
+            ("--ray-address", self.ray_address is not None),
+            ("--gpus-per-worker", self.gpus_per_worker > 0),
+        ):
+            if given and self.backend != "ray":
+                raise UserError(f"{option} is for --backend ray")
 
     def _check_options(self) -> None:
         own = {option.name: option for option in self.kind.options}

@@ -127,16 +127,11 @@ class Scorer:
                 answers = device.predict(
                     model, self.task.questions(part, device.profile.batch_size)
                 )
-                known[kind] = self._evidence(answers, part)
+                known[kind] = _evidence(self.task, answers, part)
         return {
             name: known[device.answers_like, device.profile.batch_size]
             for name, device in self.devices.items()
         }
-
-    def _evidence(self, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
-        if not np.isfinite(answers).all():
-            raise CandidateFailed(NOT_FINITE)
-        return self.task.evidence(answers, part)
 
     def scores(
         self, model: Path, timings: Timings, baseline: Mapping[str, Score] | None
@@ -200,14 +195,6 @@ class Scorer:
         split."""
         return self.task.pack(self.recorded(score)[list(self.task.rung_examples)])
 
-    def in_training(self, student: nn.Module, compute: Compute) -> str:
-        """Packed evidence on the task's rung examples, of a model in training; raises as
-        ``evidence``."""
-        part = self.task.validation.take(self.task.rung_examples)
-        questions = self.task.questions(part, self.task.batch_size)
-        answers = [torch_answer(student, question, compute) for question in questions]
-        return self.task.pack(self._evidence(np.concatenate(answers), part))
-
     def drop_in_training(self, one: str, other: str) -> tuple[float, float]:
         """By how much packed evidence on the task's rung examples is worse than another one, with
         the paired standard error.
@@ -256,6 +243,24 @@ class Scorer:
             if (miss := self.too_much(name, timing, weight_bytes))
         ]
         return "; ".join(misses) if len(misses) == len(timings) else None
+
+
+def _evidence(task: Task, answers: NDArray[np.floating[Any]], part: HeldOut) -> Evidence:
+    if not np.isfinite(answers).all():
+        raise CandidateFailed(NOT_FINITE)
+    return task.evidence(answers, part)
+
+
+def packed_in_training(task: Task, student: nn.Module, compute: Compute) -> str:
+    """Packed evidence on the task's rung examples, of a model in training.
+
+    Raises:
+        CandidateFailed: its answers are not finite.
+    """
+    part = task.validation.take(task.rung_examples)
+    questions = task.questions(part, task.batch_size)
+    answers = [torch_answer(student, question, compute) for question in questions]
+    return task.pack(_evidence(task, np.concatenate(answers), part))
 
 
 def torch_answer(

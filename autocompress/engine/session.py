@@ -15,14 +15,15 @@ import torch
 from torch import nn
 
 from autocompress import environment
-from autocompress.candidate import Value
 from autocompress.distillation.settings import CLEANED, UNLABELED_SHARE
 from autocompress.engine import doubts
+from autocompress.engine.backends import backend
 from autocompress.engine.clock import Clock
 from autocompress.engine.converting import Converter
 from autocompress.engine.listener import Listener, Silent
 from autocompress.engine.loop import Loop, SearchResult
 from autocompress.engine.making import Maker, Measured, teacher_of
+from autocompress.engine.materials import may_be, read_data, read_teacher, timed_lengths
 from autocompress.engine.request import Request
 from autocompress.engine.scoring import Scorer
 from autocompress.engine.tables import Tables
@@ -30,22 +31,17 @@ from autocompress.engine.waiting import WaitedFor
 from autocompress.errors import UserError
 from autocompress.families import family_of
 from autocompress.files import no_room
-from autocompress.hardware.devices import connect, lengths_of
+from autocompress.hardware.devices import connect
 from autocompress.hardware.patience import until
 from autocompress.hardware.profile import HardwareProfile
-from autocompress.interfaces import Device, Task, TaskInputs
+from autocompress.interfaces import Device, Task
 from autocompress.journal import SCHEMA, Run
-from autocompress.search_space import Choices, SearchSpace
 from autocompress.training.compute import Compute
 from autocompress.training.teacher import (
     digest_of,
     finetuned,
     finetuning_steps,
     is_kept,
-    load_config,
-    load_teacher,
-    load_tokenizer,
-    positions_of,
     quiet,
     steps_within,
 )
@@ -83,16 +79,14 @@ def search_for(
     if not request.resume:
         Run.check_free(request.out)
     listener.stage("reading model and data")
-    task, tokenizer = _load_data(request)
+    task, tokenizer = read_data(request)
     request = _fitted(request, task, listener)
-    model: Any = load_teacher(request.model, task, fresh=request.finetune)
-    if task.pad_id is not None:
-        model.config.pad_token_id = task.pad_id
+    model = read_teacher(request.model, task, fresh=request.finetune)
     with contextlib.ExitStack() as stack:
         devices: dict[str, Device] = {}
         stack.enter_context(until(lambda: clock.left(0)))
         for profile in request.hardware:
-            device = WaitedFor(connect(profile, _lengths(profile, task)), listener.stage)
+            device = WaitedFor(connect(profile, timed_lengths(profile, task)), listener.stage)
             devices[profile.name] = device
             stack.callback(device.close)
         fingerprints = {name: dict(device.fingerprint) for name, device in devices.items()}
@@ -125,7 +119,8 @@ def search_for(
             baseline = run.folder / "models" / "t000"
             scorer = Scorer(task, devices, budgets, baseline, request.all_objectives)
             tables = _tables(run.folder, request, model, scorer, compute)
-            return Loop(request, run, tables, listener, clock).search()
+            makes = backend(request, tables.maker, task)
+            return Loop(request, run, tables, listener, clock).search(makes)
         except OSError as error:
             if not no_room(error):
                 raise
@@ -193,49 +188,6 @@ def _tables(
     return Tables(folder, maker, measured, converter, scorer)
 
 
-def _load_data(request: Request) -> tuple[Task, Any]:
-    config = load_config(request.model)
-    tokenizer = load_tokenizer(request.model, config.vocab_size)
-    positions = positions_of(config)
-    generates = request.kind.head.generates
-    for profile in request.hardware:
-        if generates and profile.runtime == "torch-cuda":
-            raise UserError(
-                f"hardware profile {profile.name}: torch-cuda times no language models, "
-                f"onnxruntime-cuda does"
-            )
-    task = request.kind.load(
-        TaskInputs(
-            request.model,
-            config,
-            tokenizer,
-            positions,
-            family_of(config.model_type).causal,
-            request.data,
-            request.validation,
-            request.test,
-            request.options,
-            fresh=request.finetune,
-            cleaned=_may_be(request.space, CLEANED, True),
-        )
-    )
-    for profile in request.hardware:
-        profile.check_lengths(_lengths(profile, task), positions, generates=generates)
-    return task, tokenizer
-
-
-def _lengths(profile: HardwareProfile, task: Task) -> tuple[int, ...]:
-    return lengths_of(profile, [row.shape[1] for row in task.validation.rows])
-
-
-def _may_be(space: SearchSpace, name: str, value: Value) -> bool:
-    """Whether any candidate of a space has this choice in a setting."""
-    return any(
-        p.name == name and isinstance(p.values, Choices) and value in p.values.values
-        for p in space.parameters
-    )
-
-
 def _fitted(request: Request, task: Task, listener: Listener) -> Request:
     """The request less what its data and devices have no use for."""
     space = request.space
@@ -243,8 +195,8 @@ def _fitted(request: Request, task: Task, listener: Listener) -> Request:
     if not task.unlabeled and UNLABELED_SHARE in searched:
         listener.said(f"without --unlabeled {UNLABELED_SHARE} is not searched")
         space = space.without(UNLABELED_SHARE)
-    if task.cleaned is None and _may_be(space, CLEANED, True):
-        if not _may_be(space, CLEANED, False):
+    if task.cleaned is None and may_be(space, CLEANED, True):
+        if not may_be(space, CLEANED, False):
             raise UserError(
                 f"search space {space.name}: {CLEANED} is true, but there is no cleaned text to "
                 f"learn from"
