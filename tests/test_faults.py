@@ -113,13 +113,16 @@ def test_a_damaged_member_is_left_out_of_the_front(
 
 
 class Told(Silent):
-    """Remembers its stages."""
+    """Remembers its stages and what it was told."""
 
     def __init__(self) -> None:
         self.stages: list[str] = []
 
     def stage(self, name: str, done: int = 0, of: int = 0) -> None:
         self.stages.append(name)
+
+    def said(self, line: str) -> None:
+        self.stages.append(line)
 
 
 DAMAGES: Mapping[str, Edit] = {

@@ -498,11 +498,11 @@ def test_the_same_device_twice_or_a_limit_of_another_is_refused(
 def test_number_formats_without_gain_on_any_device_are_not_searched(
     hardware: dict[str, Any], tried: list[str], tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    stages: list[str] = []
+    told: list[str] = []
 
     class Hearing(StopAfter):
-        def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-            stages.append(name)
+        def said(self, line: str) -> None:
+            told.append(line)
 
     values = {"quantization": {"scheme": ["fp32", "fp16", "int8-static"]}}
     profile = replace(HardwareProfile.load(CPU), **hardware)
@@ -517,7 +517,7 @@ def test_number_formats_without_gain_on_any_device_are_not_searched(
     )
     assert sorted({scheme(trial) for trial in outcome.trials}) == tried
     [gone] = {"fp16", "int8-static"} - set(tried)
-    assert f"{gone} not searched: no gain on cpu-1-thread by its profile" in stages
+    assert f"{gone} not searched: no gain on cpu-1-thread by its profile" in told
 
 
 def test_at_the_tasks_own_lengths(tiny_model: Path, data_file: Path, tmp_path: Path) -> None:
@@ -558,11 +558,11 @@ def test_a_device_that_does_not_say_how_busy_it_is(
 def test_other_processes_on_a_device_are_named(
     tiny_model: Path, data_file: Path, tmp_path: Path
 ) -> None:
-    stages: list[str] = []
+    told: list[str] = []
 
     class Hearing(StopAfter):
-        def stage(self, name: str, done: int = 0, of: int = 0) -> None:
-            stages.append(name)
+        def said(self, line: str) -> None:
+            told.append(line)
 
     def busy(profile: HardwareProfile, lengths: Sequence[int]) -> Device:
         device = SizeDevice(profile, lengths)
