@@ -318,8 +318,7 @@ def _table(front: Front, index: int) -> str:
         f"{front.scale.lost}, {front.scale.unit}",
         "± s.e.",
         *(f"{of} ms, speedup" for of, _ in _more(front.baseline.timing)),
-        "MB",
-        *(["MB without embedding", "compression", "load ms"] if _sized(front) else []),
+        *(["MB (without embedding)", "compression", "load ms"] if _sized(front) else ["MB"]),
         "peak MB",
         "format",
         "what it is",
@@ -356,6 +355,10 @@ def _row(member: Member, front: Front, attributes: str) -> str:
     measured = member.latency_ms.basis == "measured"
     about = member.latency_ms.about
     load = "-" if member.load_ms is None else f"{member.load_ms:.0f}"
+    size = f"{member.weight_bytes / 1e6:.1f}"
+    if _sized(front):
+        size += f" ({member.rest})"
+    sizes = size, f"{front.compression(member):.2f}x", load
     cells = (
         member.id,
         f"{about}{member.latency_ms.value:.2f}",
@@ -368,8 +371,7 @@ def _row(member: Member, front: Front, attributes: str) -> str:
             f"{about}{other.latency_ms.value:.2f}, {about}{other.speedup:.2f}x"
             for _, other in _more(timing)
         ),
-        f"{member.weight_bytes / 1e6:.1f}",
-        *([member.rest, f"{front.compression(member):.2f}x", load] if _sized(front) else []),
+        *(sizes if _sized(front) else sizes[:1]),
         "-" if timing.memory_bytes is None else f"{about}{timing.memory_bytes / 1e6:.0f}",
         timing.precision,
         describe_sizes(member.sizes) + member.mark,

@@ -259,6 +259,8 @@ class Replay:
 
     def search(self) -> Outcome:
         """From the first proposal to the end of the time."""
+        if first := self.proposer.uncut_formats():
+            self._carry_through(first)
         self.allowance.begin()
         while proposal := self.proposer.next():
             self._carry_through(proposal)

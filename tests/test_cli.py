@@ -787,6 +787,7 @@ def test_spaces_and_profiles_are_listed_and_shown(capsys: pytest.CaptureFixture[
         "decoder-truncation",
         "demo",
         "encoder",
+        "encoder-small",
         "quantization-only",
         "structure-only",
     ]

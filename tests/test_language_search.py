@@ -525,6 +525,7 @@ def test_a_gpt2_is_fine_tuned_to_classify(
     byte_tokenizer.save_pretrained(tmp_path / "model")
     values = {"layers": {"keep": [0.5]}, "heads": {"keep": [0.5]}, "recovery": {"steps": [2]}}
     arguments: dict[str, Any] = {"finetune": True, "trials": 1, "connect": SizeDevice}
+    arguments["task"] = "text-classification"
     outcome = search(
         tmp_path / "model", data_file, CPU, space(values), tmp_path / "run", **arguments
     )

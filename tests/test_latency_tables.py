@@ -42,7 +42,7 @@ SIZES = {
 class KnownImportance(dict[str, Importance]):
     """In place of what is measured of a model."""
 
-    once = None
+    once = task = felt = None
 
 
 def tables(maker: object) -> Tables:

@@ -582,4 +582,4 @@ def test_other_processes_on_a_device_are_named(
     said = (
         "other processes keep 1.1 of 4 cores busy; training will be slow and latencies less certain"
     )
-    assert [stage for stage in stages if "busy" in stage] == [f"old: {said}"]
+    assert [line for line in told if "busy" in line] == [f"old: {said}"]

@@ -99,7 +99,7 @@ def test_members_say_what_their_files_hold_and_take_to_load(sized: SearchResult)
         own = member.embedding_bytes or 0
         assert own in (words, words / 2, words / 4)
         assert 0 < own < member.weight_bytes and (member.load_ms or 0) > 0
-    assert "MB without embedding" in shown(sized.front)
+        assert f" {(member.weight_bytes - own) / 1e6:.1f} " in shown(sized.front)
 
 
 def test_the_smallest_within_limits(sized: SearchResult, capsys: Any) -> None:

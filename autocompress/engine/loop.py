@@ -171,6 +171,9 @@ class Loop:
         )
         self.proposer = Proposer(self.request, self.foresight, self.allowance, self.trials)
         left_open = self._replayed([event for event in history if not _of_baseline(event)])
+        if not any(isinstance(event, Asked) and event.by == "formats" for event in history):
+            uncut = self._asked(self.proposer.uncut_formats())
+            left_open += [uncut] if uncut else []
         self._carry_out(iter(left_open))
         self.allowance.begin()
         self._carry_out(self._wanted())

@@ -3,7 +3,6 @@ number formats."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -89,9 +88,8 @@ class Proposer:
 
     def _next(self) -> Proposal | None:
         if not self._all_asked and not self._exhausted and self.allowance.exploring:
-            uncut = self._uncut_scheme(self.asked)
-            return uncut or self._promotion() or self._new() or self._finishing()
-        return self._uncut_scheme() or self._finishing() or self._new()
+            return self._promotion() or self._new() or self._finishing()
+        return self._finishing() or self._new()
 
     def again(self, event: Asked) -> Proposal:
         """What was proposed in an earlier process.
@@ -129,6 +127,15 @@ class Proposer:
             if self._at(climber.candidate, steps) == candidates[0]:
                 return self._rung_of(climber, steps)
         return None
+
+    def uncut_formats(self) -> Proposal | None:
+        """The uncut model in one number format of each scheme, which costs no training; None where
+        there is but one."""
+        first = self.trials[0]
+        others = self._untried_formats(first.student)
+        by_scheme = {one.text("quantization.scheme", "fp32"): one for one in reversed(others)}
+        some = [one for one in others if one in by_scheme.values()]
+        return self._opened(self._in_formats(first, some, None)) if some else None
 
     def ended(self, proposal: Proposal) -> None:
         """What came of it, its trials being among all others; the sampler is told."""
@@ -268,25 +275,6 @@ class Proposer:
         """A trial as the sampler would have asked for it."""
         active = self._candidate(trial).active
         return {**climber.chosen, **{n: active[n] for n in FORMAT_NAMES if n in active}}
-
-    def _uncut_scheme(self, most: float = math.inf) -> Proposal | None:
-        """The uncut model in the first number format of its next scheme, which costs no training.
-
-        Args:
-            most: None after so many; the first comes before all candidates.
-        """
-        uncut = self.trials[0]
-        begun = [trial for proposal in self._open for trial in proposal.trials]
-        tried = {
-            self._candidate(trial).text("quantization.scheme", "fp32")
-            for trial in [*self.trials, *begun]
-            if trial.student == uncut.student
-        }
-        for wanted in self._untried_formats(uncut.student):
-            new = wanted.text("quantization.scheme", "fp32") not in tried
-            if new and len(tried) - 1 <= most and self.allowance.fits(self.maker.full, 0):
-                return self._in_formats(uncut, [wanted], None)
-        return None
 
     def _promotion(self) -> Proposal | None:
         """The next rung of a candidate of the better half."""

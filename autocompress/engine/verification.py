@@ -332,7 +332,7 @@ def _front(
     verified: bool,
 ) -> Front:
     device = scorer.devices[name]
-    if verified:
+    if verified and "size" in scorer.objectives:
         baseline, *members = (_filed(member, scorer) for member in (baseline, *members))
     on_test = [(1 / member.speedup, member.quality.drop_reported) for member in members]
     generation = device.profile.generation(device.lengths) if baseline.timing.phase else {}
