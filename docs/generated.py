@@ -12,7 +12,6 @@ import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from itertools import groupby
 from pathlib import Path
 
 from autocompress import resources
@@ -45,20 +44,16 @@ def _below(
 
 
 def _command(words: str, command: argparse.ArgumentParser) -> str:
-    formatter = command._get_formatter()
-    lines = [f"## {command.prog}", "", f"{_sentence(words)}"]
-    if command.description:
-        lines += ["", command.description]
-    bullets = []
-    for action in command._actions:
-        if action.dest == "help":
-            continue
-        given = " or ".join(action.option_strings)
-        value = action.metavar or "|".join(action.choices or ()) or action.dest.upper()
-        name = " ".join([*([given] if given else []), *([] if action.nargs == 0 else [str(value)])])
-        said = formatter._expand_help(action) if action.help else ""
-        bullets.append(f"- `{name}`" + (f": {said}" if said else ""))
-    return "\n".join([*lines, *([""] if bullets else []), *bullets])
+    options = [_option(action, command) for action in command._actions if action.dest != "help"]
+    told = [f"## {command.prog}", _sentence(words), command.description, "\n".join(options)]
+    return "\n\n".join(filter(None, told))
+
+
+def _option(action: argparse.Action, command: argparse.ArgumentParser) -> str:
+    value = action.metavar or "|".join(action.choices or ()) or action.dest.upper()
+    name = " ".join([*action.option_strings, *([] if action.nargs == 0 else [str(value)])])
+    said = command._get_formatter()._expand_help(action) if action.help else ""
+    return f"- `{name}`" + (f": {said}" if said else "")
 
 
 def _sentence(words: str) -> str:
@@ -67,9 +62,12 @@ def _sentence(words: str) -> str:
 
 def settings() -> str:
     """What a search space may vary, by section."""
-    by_section = groupby(SETTINGS, key=lambda setting: setting.name.partition(".")[0])
+    by_section: dict[str, list[Setting]] = {}
+    for setting in SETTINGS:
+        by_section.setdefault(setting.name.partition(".")[0], []).append(setting)
     return "\n\n".join(
-        "\n".join([f"## {section}", "", *map(_setting, members)]) for section, members in by_section
+        "\n".join([f"### {section}", "", *map(_setting, members)])
+        for section, members in by_section.items()
     )
 
 
