@@ -8,7 +8,7 @@ import importlib
 import re
 import shlex
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeGuard
 
@@ -223,7 +223,7 @@ def said() -> str:
     texts = set()
     for file in sorted((ROOT / "autocompress").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
-            pieces = node.values if isinstance(node, ast.JoinedStr) else [node]
+            pieces: Sequence[ast.AST] = node.values if isinstance(node, ast.JoinedStr) else [node]
             texts.add("".join(str(piece.value) for piece in pieces if is_text(piece)))
     return "\n".join(text.replace("\n", " ") for text in texts)
 
@@ -243,8 +243,8 @@ def test_messages_are_those_of_the_code() -> None:
 
 
 def test_the_readme_is_short() -> None:
-    lines = TEXTS["README.md"].splitlines()
-    assert len(lines) < 150 and "make demo" in "".join(lines[:15])
+    readme = TEXTS["README.md"].splitlines()
+    assert len(readme) < 150 and "make demo" in "".join(readme[:15])
 
 
 def test_the_citation_is_of_this_version() -> None:
