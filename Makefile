@@ -1,7 +1,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test check picture clean
+.PHONY: demo test check docs picture clean
 
 demo: .venv/ready
 	$(BIN)/autocompress demo
@@ -13,6 +13,11 @@ check: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
+
+docs: .venv/ready # as a site, in site/
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	$(BIN)/python docs/generated.py
+	$(BIN)/mkdocs build --strict
 
 RUN ?= runs/demo-1
 picture: # of the report of a run
@@ -27,4 +32,4 @@ picture: # of the report of a run
 	touch $@
 
 clean:
-	rm -rf .venv build dist
+	rm -rf .venv build dist site

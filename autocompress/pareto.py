@@ -109,7 +109,7 @@ def _clip(value: float) -> float:
 
 @dataclass(frozen=True)
 class Member:
-    """One model of a front; see README, "Reading the front".
+    """One model of a front; see ``docs/reference/run.md``.
 
     Args:
         embedding_bytes: of ``weight_bytes`` those of the word embedding, where it is known.

@@ -25,8 +25,8 @@ class Recipe:
         paper: authors, year and title.
         section: where the paper describes it.
         settings: by name; all others have their defaults.
-        differs: what stands in for what the paper does, beside what README says of all recipes;
-            nothing where it is the paper's.
+        differs: what stands in for what the paper does, beside what ``docs/recipes.md`` says of
+            all; nothing where it is the paper's.
     """
 
     name: str

@@ -569,6 +569,20 @@ MUTATIONS = (
         "one process works on a run",
         "journal.py",
     ),
+    spoil(
+        "arguments.py",
+        '"--allow-tie", action',
+        '"--allow-ties", action',
+        "pages name the options that there are",
+        "documentation.py",
+    ),
+    spoil(
+        "tasks/data.py",
+        "close or double the quotation ",
+        "close or drop the quotation ",
+        "pages tell messages as they are",
+        "documentation.py",
+    ),
 )
 
 

@@ -45,11 +45,12 @@ def test_a_recipe_is_one_point_of_the_space(name: str) -> None:
 
 
 @each_recipe
-def test_the_readme_says_what_stands_in_for_what(name: str) -> None:
-    readme = (Path(__file__).parents[1] / "README.md").read_text(encoding="utf-8")
-    _, _, after = readme.partition("| recipe | stands in | for |")
-    table, _, _ = after.partition("\n\n")
-    assert (f"\n| `{name}` | " in table) == bool(Recipe.load(name).differs)
+def test_the_page_of_recipes_says_what_stands_in_for_what(name: str) -> None:
+    page = (Path(__file__).parents[1] / "docs/recipes.md").read_text(encoding="utf-8")
+    told = page.partition(f"\n### {name}\n")[2].partition("\n### ")[0]
+    recipe = Recipe.load(name)
+    assert recipe.paper in told
+    assert (f"What stands in for what: {recipe.differs}." in told) == bool(recipe.differs)
 
 
 def test_heads_are_pruned_as_in_the_paper() -> None:
