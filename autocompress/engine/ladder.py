@@ -21,7 +21,8 @@ from autocompress.pareto import non_dominated
 from autocompress.plan import Plan
 
 FIRST_RUNG = 32
-"""Recovery steps after which candidates are first compared: enough to rank them, see README."""
+"""Recovery steps after which candidates are first compared: enough to rank them, see
+``docs/how-it-searches.md``."""
 _FACTOR = 4
 _PROMOTED = 1 / 2
 """Of those that came by a rung."""
