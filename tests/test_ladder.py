@@ -113,6 +113,12 @@ def test_the_front_climbs_to_the_end_the_least_trained_first() -> None:
     assert finalists([], [(0.4, 0.0)]) == []
 
 
+def test_steps_that_are_no_rung_were_fitted_to_the_time() -> None:
+    reached = dict.fromkeys((32, 100), (0.5, 5.0))
+    assert climber(reached).fitted and not climber({32: (0.5, 5.0)}).fitted
+    assert not climber({600: (0.5, 5.0)}).fitted and climber({600: (0.5, 5.0)}, 700).fitted
+
+
 def test_whoever_may_still_climb_is_kept() -> None:
     """One more than the better half: another candidate may let it in."""
     climbers = at(32, (0.5, 5.0), (0.6, 6.0), (0.7, 7.0), (0.8, 8.0))

@@ -44,7 +44,7 @@ def test_a_path(tmp_path: Path) -> None:
         (
             "search_spaces",
             "dmeo",
-            "unknown search space 'dmeo' (did you mean 'demo'?): give a path to a .toml file or one ",
+            "unknown search space 'dmeo' (did you mean 'demo'?): give a path to a .toml file or ",
         ),
         (
             "search_spaces/recipes",

@@ -74,6 +74,11 @@ class Climber:
         return next((rung for rung in rungs(self.candidate) if rung > self.steps), None)
 
     @property
+    def fitted(self) -> bool:
+        """Whether it has come beyond a rung, as far as its share of the time went."""
+        return self.steps not in rungs(self.candidate)
+
+    @property
     def history(self) -> History:
         """Its drops."""
         return tuple((steps, losses[-1]) for steps, losses in sorted(self.reached.items()))

@@ -287,11 +287,14 @@ class Proposer:
         """More steps for a candidate of the front, as many as fit the time; else its student in the
         number formats that it was not tried in."""
         best = [c for c in finalists(self.climbers, self._rivals) if c not in self._climbers_open]
-        for share in (1 / max(1, len(best)), 1):
-            for climber in best:
-                steps = self.allowance.steps(climber.plan, climber.steps, climber.next or 0, share)
-                if steps is not None:
-                    return self._rung_of(climber, steps)
+        waiting = [climber for climber in best if not climber.fitted]
+        for some in (waiting, best):  # each has its share once, before any has more
+            for share in (1 / max(1, len(some)), 1):
+                for climber in some:
+                    more = climber.next or 0
+                    steps = self.allowance.steps(climber.plan, climber.steps, more, share)
+                    if steps is not None:
+                        return self._rung_of(climber, steps)
         standing = {trial.number for trial in all_standing(self.trials, self.scorer)}
         for climber in self.climbers:
             if climber.latest in standing and climber not in self._climbers_open:
