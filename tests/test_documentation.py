@@ -148,7 +148,7 @@ def test_every_part_stands_on_a_page(part: str) -> None:
     assert any(f"<!-- generated: {part} -->" in text for text in TEXTS.values())
 
 
-@pytest.mark.parametrize(("page", "block"), fenced("toml"))
+@pytest.mark.parametrize(("page", "block"), list(fenced("toml")))
 def test_a_file_that_is_shown_is_valid(page: str, block: str, tmp_path: Path) -> None:
     values = tomllib.loads(block)
     if "paper" in values:
@@ -162,7 +162,7 @@ def test_a_file_that_is_shown_is_valid(page: str, block: str, tmp_path: Path) ->
         SearchSpace.from_mapping("mine", values)
 
 
-@pytest.mark.parametrize(("page", "block"), fenced("python"))
+@pytest.mark.parametrize(("page", "block"), list(fenced("python")))
 def test_code_imports_what_there_is(page: str, block: str) -> None:
     for node in ast.walk(ast.parse(block)):
         if isinstance(node, ast.ImportFrom) and str(node.module).startswith("autocompress"):

@@ -557,7 +557,7 @@ def test_a_model_that_fails_in_the_end_is_left_out(
     }
     said: list[str] = []
     listener = Silent()
-    listener.said = said.append  # type: ignore[method-assign]
+    listener.said = lambda line: said.append(line)  # type: ignore[method-assign]
     outcome = search(
         tiny_model,
         data_file,
