@@ -10,19 +10,18 @@ import platform
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from typing import IO
 
 from autocompress.errors import UserError
 from autocompress.files import cache_folder, lock, own_temporary_folder
 
-PATIENCE_S = 1.0
-"""Of waiting in silence."""
+PATIENCE_S = 10.0
+"""Of waiting in silence: longer than a search waits for its own workers."""
 
 
 @contextmanager
 def reserved(location: str = "local", *, alone: bool = True) -> Iterator[None]:
     """Waits until no other autocompress process of this user on this machine holds the device, and
-    keeps the others waiting; a wait of more than a second is logged once, as a warning.
+    keeps the others waiting; a long wait for a device alone is logged once, as a warning.
 
     Args:
         location: as in a hardware profile.
@@ -40,20 +39,15 @@ def reserved(location: str = "local", *, alone: bool = True) -> Iterator[None]:
         file = held.enter_context(open(_opened(f"{digest}.lock"), "rb"))
         told = threading.Timer(PATIENCE_S, _say, [what])
         told.daemon = True
+        if alone:
+            told.start()
         try:
-            _locked(gate, told, alone=True)
-            _locked(file, told, alone=alone)
+            lock(gate)
+            lock(file, alone=alone)
         finally:
             told.cancel()
         gate.close()
         yield
-
-
-def _locked(file: IO[bytes], told: threading.Timer, *, alone: bool) -> None:
-    if not lock(file, wait=False, alone=alone):
-        if told.ident is None:
-            told.start()
-        lock(file, alone=alone)
 
 
 def _say(what: str) -> None:
