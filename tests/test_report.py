@@ -587,12 +587,12 @@ def test_no_path_of_the_machine_is_in_the_page(tmp_path: Path) -> None:
     inputs = DESCRIPTION["inputs"] | {"model": "/home/anna/models/bert"}
     data = DESCRIPTION["data"] | {
         "source": "C:\\Users\\anna\\d.csv",
-        "doubts": ["validation is cut from ~/work/d.csv: see https://example.org/a/b"],
+        "doubts": ["validation is cut from ~/texts/d.csv: see https://example.org/a/b"],
     }
     run = start(tmp_path / "run", DESCRIPTION | {"inputs": inputs, "data": data}, [FRONT])
     run.ended(Trial(5, {}, "failed", reason="no space left: '/home/anna/runs/run/students/x.pt'"))
     page = page_of(run)
-    assert "anna" not in page and "work/" not in page and str(tmp_path) not in page
+    assert "anna" not in page and "texts/" not in page and str(tmp_path) not in page
     assert "<h1>bert on cpu</h1>" in page and "<dt>data</dt><dd>d.csv</dd>" in page
     assert "cut from d.csv: see https://example.org/a/b" in page
     assert "failed: no space left: &#x27;x.pt&#x27;" in page
