@@ -471,8 +471,8 @@ MUTATIONS = (
     ),
     spoil(
         "engine/proposing.py",
-        "if known is not None:\n                self.sampler.tell(handle, *self.outcomes.of(known))",
-        "if known is not None:\n                pass",
+        "not None:\n                self.sampler.tell(handle, *self.outcomes.of(known))",
+        "not None:\n                pass",
         "the sampler hears of proposals that were tried before",
         "engine.py::test_the_sampler_hears_of_every_proposal",
     ),
